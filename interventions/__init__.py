@@ -1,0 +1,1 @@
+"""What features decide: edit, steer, unlearn, tune, circuits, prune."""

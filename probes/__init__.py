@@ -1,0 +1,1 @@
+"""Supervised read-outs trained on the same stream as dictionaries."""
