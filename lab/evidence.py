@@ -1,0 +1,69 @@
+"""`Evidence`: a score beside its null, with a confidence interval and what it was measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measured number. A number without its null is not a result."""
+
+    name: str
+    """What is measured, in the field's words: fvu, ce_recovered, ..."""
+    value: float
+    """The score."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap interval over `unit`."""
+    nulls: dict[str, float] = field(default_factory=dict)
+    """The same score for each control."""
+    n: int = 0
+    """How many units it was measured on."""
+    unit: str = "documents"
+    """What was resampled."""
+    held_out: str = ""
+    """What was kept out of training."""
+    better: str = "lower"
+    """Which direction is better: lower or higher."""
+
+    def beats_nulls(self) -> bool:
+        """Whether the score is better than every null."""
+        sign = 1 if self.better == "higher" else -1
+        return all(sign * self.value > sign * null for null in self.nulls.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for files."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        spread = f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]" if self.interval else ""
+        nulls = ", ".join(f"{name} {value:.4g}" for name, value in self.nulls.items())
+        return f"{self.name} {self.value:.4g}{spread}" + (f" (nulls: {nulls})" if nulls else "")
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], n_units: int, *, seed: int = 0, resamples: int = 1000
+) -> tuple[float, float] | None:
+    """95 % percentile interval of `statistic(weights)` under resampling of units with replacement.
+
+    Args:
+        statistic: maps unit weights [n_units] (how often each unit was drawn) to the score, so that ratios of
+            sums are resampled as ratios of sums.
+
+    Returns:
+        None where there are fewer than two units.
+    """
+    if n_units < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=resamples)
+    values = np.array([statistic(draw) for draw in draws.astype(np.float64)])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

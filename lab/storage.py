@@ -1,0 +1,159 @@
+"""Files that are whole or absent: written beside their name, flushed, then renamed.
+
+A state is a nested dict whose leaves are tensors or JSON values. It is stored as one safetensors file for
+the tensors and one JSON file for the rest; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .errors import InputError
+
+State = dict[str, Any]
+TENSORS, REST = "state.safetensors", "state.json"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written; names the path.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        if beside.is_dir():
+            if path.exists():
+                shutil.rmtree(path)
+        else:
+            with open(beside, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        raise _disk_error(path, error) from error
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _disk_error(path: Path, error: Exception) -> Exception:
+    # safetensors passes the system's message on, without its number
+    if getattr(error, "errno", None) in FULL or any(os.strerror(code) in str(error) for code in FULL):
+        return InputError(
+            f"no space left to write {path}: free some disk and run again with --resume; "
+            "what was there before is unchanged"
+        )
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        return InputError(f"cannot write {path}: {error.strerror}")
+    return error
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append one line; if it does not fit on the disk, the file stays as it was.
+
+    Raises:
+        InputError: the disk is full or the file cannot be written; names the path.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        if path.exists():
+            os.truncate(path, size)
+        raise _disk_error(path, error) from error
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all. NaN and infinities are refused."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    with atomic_path(path) as beside:
+        beside.write_text(text)
+
+
+def read_json(path: Path | str, what: str = "file") -> Any:
+    """Read JSON; a missing or damaged file is an `InputError` naming it."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"no such {what}: {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a {what}: not valid JSON ({error})") from None
+
+
+def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    with atomic_path(path) as beside:
+        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, beside, metadata=metadata)
+
+
+def read_tensors(path: Path | str, what: str = "safetensors file") -> dict[str, torch.Tensor]:
+    """Read safetensors; a missing or damaged file is an `InputError` naming it."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such {what}: {path}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a {what}: {error}") from None
+
+
+def flatten(state: State, prefix: str = "") -> tuple[dict[str, torch.Tensor], State]:
+    """Split a nested state into tensors under '/'-joined keys and a JSON tree with the rest."""
+    tensors: dict[str, torch.Tensor] = {}
+    rest: State = {}
+    for key, value in state.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value
+        elif isinstance(value, dict):
+            inner, rest[key] = flatten(value, name + "/")
+            tensors.update(inner)
+        else:
+            rest[key] = value
+    return tensors, rest
+
+
+def unflatten(tensors: dict[str, torch.Tensor], rest: State) -> State:
+    """The inverse of `flatten`."""
+    state = json.loads(json.dumps(rest))
+    for name, tensor in tensors.items():
+        *folders, key = name.split("/")
+        node = state
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[key] = tensor
+    return state
+
+
+def save_state(folder: Path, state: State) -> None:
+    """Write a state into `folder` (which exists). The JSON is written last."""
+    tensors, rest = flatten(state)
+    write_tensors(folder / TENSORS, tensors)
+    write_json(folder / REST, rest)
+
+
+def load_state(folder: Path) -> State:
+    """Read what `save_state` wrote."""
+    return unflatten(read_tensors(folder / TENSORS, "checkpoint"), read_json(folder / REST, "checkpoint"))

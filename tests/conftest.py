@@ -1,0 +1,23 @@
+"""Shared fixtures. No test reaches the network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).parent / "lab"))  # tiny_models, toys
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The embedded model, in fp32, loaded once."""
+    from monosem.lab.loading import load_model
+
+    return load_model("smollm2-135m", dtype="fp32", device="cpu")
