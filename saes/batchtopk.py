@@ -1,0 +1,52 @@
+"""BatchTopK: batch * k codes a batch in training, a fixed threshold at inference (Bussmann et al. 2024, 2412.06410)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..kernels.batch_topk import encode_batch_topk, encode_threshold
+from ..kernels.dispatch import choose
+from ..kernels.encode import Shadow
+from .sae import SAEConfig, SparseAutoencoder
+from .sparse_code import SparseCode
+
+DECAY = 0.99
+"""Of the running mean of each batch's smallest kept code; its start is the first batch's value."""
+
+
+class BatchTopK(SparseAutoencoder):
+    """Keeps the batch * k largest pre-activations of a training batch; at inference all above `threshold`.
+
+    `threshold` is the running mean of the smallest code kept in each training batch. It is -1 before the first
+    batch, and `encode` then keeps every positive pre-activation.
+    """
+
+    architecture = "batchtopk"
+    ragged = True
+    threshold: Tensor
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("threshold", torch.tensor(-1.0))
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
+        """Every pre-activation above the threshold: about k a row."""
+        return SparseCode(*encode_threshold(self.centred(x), self.W_enc, self.b_enc, self.threshold), self.n_latents)
+
+    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+        """batch * k codes; moves the running threshold."""
+        precision = choose(centred.device, self.precision).encode
+        ragged = encode_batch_topk(centred, self.W_enc, self.b_enc, self.config.k, precision=precision, shadow=shadow)
+        if len(ragged.values):
+            smallest = ragged.values.min()
+            moved = torch.where(self.threshold < 0, smallest, self.threshold.lerp(smallest, 1 - DECAY))
+            self.threshold.copy_(moved)
+        return SparseCode(*ragged, self.n_latents)
+
+    def fold_scale(self, scale: float) -> None:
+        """Also the threshold is in activation units; an unset one stays unset."""
+        super().fold_scale(scale)
+        self.threshold.copy_(torch.where(self.threshold < 0, self.threshold, self.threshold / scale))

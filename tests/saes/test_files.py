@@ -1,0 +1,80 @@
+import json
+
+import pytest
+import torch
+from monosem.lab.errors import InputError
+from monosem.saes import build, load
+
+
+def random(architecture: str = "topk"):
+    dictionary = build(architecture, d_in=6, n_latents=11, k=3)
+    for parameter in dictionary.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    dictionary.provenance.site = "resid_post.2"
+    return dictionary
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_round_trip_is_exact(architecture, tmp_path):
+    dictionary = random(architecture)
+    again = load(dictionary.save(tmp_path / "d"))
+    assert type(again) is type(dictionary) and again.config == dictionary.config
+    assert again.provenance == dictionary.provenance
+    for name, tensor in dictionary.tensors().items():
+        assert torch.equal(tensor, again.tensors()[name])
+    x = torch.randn(5, 6)
+    assert torch.equal(dictionary(x), again(x))
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    a, b = random().save(tmp_path / "a"), random().save(tmp_path / "b")
+    for file in sorted(p.name for p in a.iterdir()):
+        assert (a / file).read_bytes() == (b / file).read_bytes()
+
+
+def edit_description(folder, **changes):
+    path = folder / "dictionary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_damage_is_named(tmp_path):
+    def fresh(name):
+        return random().save(tmp_path / name)
+
+    with pytest.raises(InputError, match="holds no dictionary"):
+        load(tmp_path)
+    folder = fresh("schema")
+    edit_description(folder, schema=99)
+    with pytest.raises(InputError, match="schema 99, this version reads 1"):
+        load(folder)
+    folder = fresh("architecture")
+    edit_description(folder, architecture="topkk")
+    with pytest.raises(InputError, match="unknown architecture 'topkk': did you mean 'topk'"):
+        load(folder)
+    folder = fresh("mixed")
+    other = build("topk", d_in=6, n_latents=11, k=3).save(tmp_path / "other")
+    (folder / "dictionary.safetensors").write_bytes((other / "dictionary.safetensors").read_bytes())
+    with pytest.raises(InputError, match="not the file its description was written for"):
+        load(folder)
+    folder = fresh("torn")
+    (folder / "dictionary.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(InputError, match="is not a dictionary weight file"):
+        load(folder)
+    folder = fresh("json")
+    (folder / "dictionary.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        load(folder)
+
+
+def test_misspelt_names_suggest_the_right_one():
+    with pytest.raises(InputError, match="unknown architecture 'batch_topk': did you mean 'batchtopk'"):
+        build("batch_topk", d_in=4, n_latents=8, k=2)
+    with pytest.raises(InputError, match="unknown topk config field 'n_latent': did you mean 'n_latents'"):
+        build("topk", d_in=4, n_latent=8, k=2)
+    with pytest.raises(InputError, match="k must be from 1 to n_latents=8, got 9"):
+        build("topk", d_in=4, n_latents=8, k=9)
+
+
+def test_wrong_width_names_the_site():
+    with pytest.raises(InputError, match="width 5 given to a dictionary of width 6.*resid_post.2"):
+        random().encode(torch.zeros(3, 5))
