@@ -77,7 +77,7 @@ def _screened(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow) -
     values, columns = torch.zeros(batch, k), torch.zeros(batch, k, dtype=torch.int32)
     quantised = quantise(x)
     rescored = torch.zeros(batch, dtype=torch.int32)
-    chunk = min(chunk_rows(n), batch)
+    chunk = max(1, min(chunk_rows(n), batch))
     products = torch.empty(chunk, n, dtype=torch.int32)
     for start in range(0, batch, chunk):
         rows = slice(start, min(start + chunk, batch))

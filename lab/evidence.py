@@ -28,12 +28,14 @@ class Evidence:
     held_out: str = ""
     """What was kept out of training."""
     better: str = "lower"
-    """Which direction is better: lower or higher."""
+    """What is better: lower, higher, or nearest one."""
 
     def beats_nulls(self) -> bool:
         """Whether the score is better than every null."""
-        sign = 1 if self.better == "higher" else -1
-        return all(sign * self.value > sign * null for null in self.nulls.values())
+        loss = {"lower": float, "higher": lambda score: -score, "nearest one": lambda score: abs(score - 1)}[
+            self.better
+        ]
+        return all(loss(self.value) < loss(null) for null in self.nulls.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for files."""

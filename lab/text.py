@@ -63,6 +63,8 @@ class TextConfig:
     """Use only the first documents of the source, this many, counted before the split."""
     long: Literal["split", "truncate"] = "split"
     """With pack=False, documents longer than a row continue in further rows or are cut off."""
+    document_tokens: int | None = None
+    """Read only the first tokens of a document, this many, so that long documents do not crowd out the others."""
     chat: bool = False
     """Put plain text through the chat template as one user turn; conversations always go through it."""
     sort_by_length: bool = True
@@ -73,10 +75,11 @@ class TextConfig:
     """Order of the batches within a length-sorted window."""
 
     def __post_init__(self) -> None:
-        for name, least in (("context", 2), ("batch_rows", 1), ("lookahead", 1), ("limit", 1)):
+        optional = ("limit", "document_tokens")
+        for name, least in (("context", 2), ("batch_rows", 1), ("lookahead", 1), ("limit", 1), ("document_tokens", 1)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (value is None and name == "limit") and not (whole and value >= least):
+            if not (value is None and name in optional) and not (whole and value >= least):
                 raise InputError(f"{name}={value!r} is not possible: give a whole number of at least {least}")
         if not 0 < self.heldout < 1:
             raise InputError(f"heldout={self.heldout!r} is not a share: give a number between 0 and 1, such as 0.05")
@@ -185,7 +188,7 @@ class Corpus:
                 for (begins, _), tokens in zip(group, tokenized, strict=True):
                     if len(tokens):
                         empty = False
-                        yield TokenizedDocument(begins, tokens)
+                        yield TokenizedDocument(begins, tokens[: self.config.document_tokens])
             if empty:
                 raise self._empty()
             position = Position(epoch=position.epoch + 1)

@@ -37,14 +37,16 @@ class BatchTopK(SparseAutoencoder):
         return SparseCode(*encode_threshold(self.centred(x), self.W_enc, self.b_enc, self.threshold), self.n_latents)
 
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
-        """batch * k codes; moves the running threshold."""
+        """batch * k codes."""
         precision = choose(centred.device, self.precision).encode
         ragged = encode_batch_topk(centred, self.W_enc, self.b_enc, self.config.k, precision=precision, shadow=shadow)
-        if len(ragged.values):
-            smallest = ragged.values.min()
-            moved = torch.where(self.threshold < 0, smallest, self.threshold.lerp(smallest, 1 - DECAY))
-            self.threshold.copy_(moved)
         return SparseCode(*ragged, self.n_latents)
+
+    def observe(self, code: SparseCode) -> None:
+        """Move the running threshold towards the batch's smallest code."""
+        if len(code.values):
+            smallest = code.values.min()
+            self.threshold.copy_(torch.where(self.threshold < 0, smallest, self.threshold.lerp(smallest, 1 - DECAY)))
 
     def fold_scale(self, scale: float) -> None:
         """Also the threshold is in activation units; an unset one stays unset."""

@@ -14,6 +14,7 @@ import torch
 
 from ..lab.errors import InputError, unknown
 from ..lab.storage import read_json, read_tensors, write_json, write_tensors
+from .baselines import PCA, Neurons
 from .batchtopk import BatchTopK
 from .dictionary import Dictionary, DictionaryConfig, Provenance
 from .sae import SAEConfig
@@ -25,6 +26,8 @@ WEIGHTS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
 ARCHITECTURES: dict[str, tuple[type[Dictionary], type[DictionaryConfig]]] = {
     "topk": (TopK, SAEConfig),
     "batchtopk": (BatchTopK, SAEConfig),
+    "pca": (PCA, SAEConfig),
+    "neurons": (Neurons, SAEConfig),
 }
 """Every architecture that can be built by name: its class and its config."""
 

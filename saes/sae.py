@@ -56,6 +56,9 @@ class SparseAutoencoder(Dictionary):
         """Codes of one training batch (a batch-wide rule may differ from the inference rule)."""
         raise NotImplementedError
 
+    def observe(self, code: SparseCode) -> None:
+        """Learn from the codes of a training batch what inference needs; nothing for most architectures."""
+
     def fold_scale(self, scale: float) -> None:
         """Take the dictionary from activations multiplied by `scale` back to activation units, in place.
 

@@ -91,6 +91,12 @@ def test_usable_tokens_of_a_document_are_its_tokenisation(tokenizer, texts, fiel
 
 
 @pytest.mark.parametrize("pack", [True, False])
+def test_document_tokens_keeps_the_beginning_of_every_document(tokenizer, texts, pack):
+    corpus = Corpus(texts, tokenizer, context=32, batch_rows=4, pack=pack, document_tokens=9)
+    assert usable_tokens(corpus) == {i: ids(tokenizer, text)[:9] for i, text in enumerate(texts)}
+
+
+@pytest.mark.parametrize("pack", [True, False])
 def test_without_bos_every_token_is_there_and_the_first_of_each_row_is_counted(tokenizer, texts, pack):
     corpus = Corpus(texts, tokenizer, context=32, batch_rows=4, pack=pack, bos=False)
     found = tokens_by_document(corpus)
@@ -200,6 +206,7 @@ def test_limit_counts_documents_of_the_source_before_the_split(tokenizer, texts)
         {"context": 16},
         {"context": 16, "bos": False, "split": "train", "heldout": 0.3, "limit": 40},
         {"context": 24, "pack": False, "lookahead": 3},
+        {"context": 8, "document_tokens": 9},
         {"context": 24, "pack": False, "long": "truncate", "sort_by_length": False},
     ],
     ids=str,

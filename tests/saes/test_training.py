@@ -54,6 +54,15 @@ def test_a_planted_dictionary_is_found(architecture, precision):
     assert float(dictionary.encode(x).l0.float().mean()) == pytest.approx(K, rel=0.12)
 
 
+def test_batchtopk_keeps_about_k_from_the_start():
+    """The threshold belongs to the encoder that training uses, not to the one before it was scaled."""
+    x = planted(2048)[0]
+    trainer = Trainer(build("batchtopk", d_in=D, n_latents=2 * N, k=K), SITE, TrainConfig(rows=10**6))
+    for batch in batches(x):
+        trainer.step(batch)
+    assert float(trainer.folded().encode(x).l0.float().mean()) == pytest.approx(K, rel=0.3)
+
+
 def test_same_seed_same_bytes_and_another_seed_not():
     x = planted(5000)[0]
     first, again, other = (trained(x=x, seed=seed) for seed in (0, 0, 1))
@@ -65,10 +74,8 @@ def test_same_seed_same_bytes_and_another_seed_not():
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
 def test_a_restored_trainer_ends_in_the_same_bytes(architecture):
     x = planted(10_000)[0]
-    config = TrainConfig(rows=len(x), dead_after=500)
-    whole, first, second = (
-        Trainer(build(architecture, d_in=D, n_latents=N, k=K), SITE, config) for _ in range(3)
-    )
+    config = TrainConfig(rows=len(x), aid_after=500)
+    whole, first, second = (Trainer(build(architecture, d_in=D, n_latents=N, k=K), SITE, config) for _ in range(3))
     parts = list(batches(x))
     for batch in parts:
         whole.step(batch)
@@ -91,14 +98,10 @@ def test_a_restored_trainer_ends_in_the_same_bytes(architecture):
 def test_one_step_is_gradient_descent_on_the_normalised_loss():
     """The bias of the decoder moves against the autograd gradient, the encoder's share included."""
     x = planted(256)[0]
-    trainer = Trainer(
-        build("topk", d_in=D, n_latents=N, k=K), SITE, TrainConfig(rows=10_000, precision="fp32")
-    )
+    trainer = Trainer(build("topk", d_in=D, n_latents=N, k=K), SITE, TrainConfig(rows=10_000, precision="fp32"))
     trainer._start(x)
     names = ("W_enc", "b_enc", "W_dec", "b_dec")
-    W_enc, b_enc, W_dec, b_dec = (
-        getattr(trainer.dictionary, name).detach().clone().requires_grad_() for name in names
-    )
+    W_enc, b_enc, W_dec, b_dec = (getattr(trainer.dictionary, name).detach().clone().requires_grad_() for name in names)
     scaled = x * trainer.scale
     pre = (scaled - b_dec) @ W_enc.T + b_enc
     top = pre.topk(K, dim=1)
@@ -118,9 +121,7 @@ def test_one_step_is_gradient_descent_on_the_normalised_loss():
 def test_dead_latent_gradients_equal_autograd_and_reach_the_encoder(k):
     g = torch.Generator().manual_seed(0)
     x, residual = torch.randn(40, D, generator=g), torch.randn(40, D, generator=g)
-    weights = Weights(
-        torch.randn(N, D, generator=g), torch.randn(N, D, generator=g), torch.randn(N, generator=g)
-    )
+    weights = Weights(torch.randn(N, D, generator=g), torch.randn(N, D, generator=g), torch.randn(N, generator=g))
     latents = torch.tensor([2, 5, 7, 11, 30])
     extra, loss = auxk_gradients(x, residual, weights, latents, k, 1 / 32)
     leaves = [weight[latents].clone().requires_grad_() for weight in weights]
@@ -139,7 +140,7 @@ def test_the_aid_revives_dead_latents():
     x = planted(60_000, true=2 * N)[0]
 
     def dead_at_end(aux_k: int) -> float:
-        config = TrainConfig(rows=len(x), lr=5e-3, dead_after=4000, aux_k=aux_k)
+        config = TrainConfig(rows=len(x), lr=5e-3, aid_after=4000, dead_after=4000, aux_k=aux_k)
         trainer = Trainer(build("topk", d_in=D, n_latents=2 * N, k=K), SITE, config)
         parts = list(batches(x))
         trainer.step(parts[0])

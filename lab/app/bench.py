@@ -1,0 +1,28 @@
+"""`monosem bench`: this library beside its peers, in one process, on the same data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from .bench_buffer import BenchBuffer
+from .bench_harvest import BenchHarvest
+from .bench_train import BenchTrain
+from .timing import machine
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure training, harvesting or the shuffle buffer, side by side with peers."""
+
+    what: (
+        Annotated[BenchTrain, tyro.conf.subcommand("train")]
+        | Annotated[BenchHarvest, tyro.conf.subcommand("harvest")]
+        | Annotated[BenchBuffer, tyro.conf.subcommand("buffer")]
+    )
+
+    def run(self) -> dict[str, Any]:
+        """Measure; the machine and the versions are part of the result."""
+        return {**self.what.run(), "machine": machine()}

@@ -1,0 +1,71 @@
+"""The `monosem` command: parses options, runs one command, reports errors in one sentence.
+
+Every command is a frozen dataclass in its own file with a `run()` that returns a JSON-able dict. With `--json`
+that dict is the last line of stdout and everything else goes to stderr. Exit status: 0 done, 2 bad input,
+130 interrupted, 1 any other failure (with a traceback).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+
+from ..errors import InputError
+from .bench import Bench
+from .demo import Demo
+from .evaluating import Eval
+from .exploring import Features
+from .harvesting import Harvest
+from .training import Train
+
+COMMANDS = {"demo": Demo, "harvest": Harvest, "train": Train, "eval": Eval, "features": Features, "bench": Bench}
+"""Name on the command line to the dataclass that holds its options."""
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The command and its options; a mistake exits with status 2 and the nearest right spelling."""
+    kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
+    command = Union[kinds]  # type: ignore  # noqa: UP007 (built at run time)
+    return tyro.cli(command, prog="monosem", args=list(argv), config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in argv
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    command = parse([arg for arg in argv if arg != "--json"])
+    as_json = as_json or getattr(command, "always_json", False)
+    try:
+        result = command.run()
+    except InputError as error:
+        sys.stderr.write(f"monosem: {error}\n")
+        return 2
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"\nmonosem: {stop or 'interrupted'}\n")
+        return 130
+    sys.stdout.write(json.dumps(result) + "\n" if as_json else render(result) + "\n")
+    sys.stdout.flush()
+    return 0
+
+
+def render(result: dict[str, Any], indent: str = "") -> str:
+    """A dict as indented lines, numbers to four digits."""
+    lines = []
+    for key, value in result.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}:", render(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {f'{value:.4g}' if isinstance(value, float) else value}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Timing side by side: contestants take turns on the same input, medians are compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+from ..errors import InputError, unknown
+from ..runs import hardware, versions
+
+
+def interleaved(contestants: Mapping[str, Callable[[int], object]], rounds: int, warmup: int) -> dict[str, float]:
+    """Median seconds of every contestant over `rounds`, each called once a round in turn with the round's number.
+
+    Interleaving makes a noisy machine slow all of them alike. The first `warmup` rounds are not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(warmup + rounds):
+        for name, call in contestants.items():
+            start = time.perf_counter()
+            call(number)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def named(against: str, allowed: Mapping[str, Any]) -> list[str]:
+    """The comma-separated names of peers.
+
+    Raises:
+        InputError: a name that is not in `allowed`.
+    """
+    names = [name.strip() for name in against.split(",") if name.strip()]
+    for name in names:
+        if name not in allowed:
+            raise unknown("peer", name, allowed)
+    if not names:
+        raise InputError(f"--against names no peer: give some of {', '.join(allowed)}")
+    return names
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions, for the record."""
+    return {**hardware(), "versions": versions()}

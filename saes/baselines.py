@@ -1,0 +1,136 @@
+"""Dictionaries that learned nothing, or second moments only: what a trained one is compared with.
+
+    untrained   random unit directions, same size and selection rule, encoder tied and scaled by least squares
+    pca         principal components; each row keeps its k largest coefficients, of either sign
+    neurons     the coordinates of the site themselves, the k farthest from their mean
+
+All keep as many codes a row as the trained dictionary does on the same rows, and start from the mean.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from ..kernels.topk import topk
+from ..lab.errors import InputError
+from ..lab.rng import generator
+from .batchtopk import BatchTopK
+from .dictionary import Dictionary, Provenance
+from .initialise import initialise, scale_encoder
+from .sae import SAEConfig, SparseAutoencoder
+from .sparse_code import SparseCode
+from .topk import TopK
+
+ROWS_AT_ONCE = 16384
+
+
+class Basis(Dictionary):
+    """An orthonormal basis W_dec [n_latents, d_in] around b_dec [d_in]; codes are signed coefficients.
+
+    Each row keeps the k coefficients largest in magnitude, which is the best choice of k for this basis.
+    """
+
+    config: SAEConfig
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__(config)
+        if config.n_latents > config.d_in:
+            raise InputError(f"a basis of width {config.d_in} has no more latents than that, got {config.n_latents}")
+        self.W_dec = nn.Parameter(torch.zeros(config.n_latents, config.d_in), requires_grad=False)
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in), requires_grad=False)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
+        """k signed codes a row."""
+        coefficients = self.coefficients(self.rows(x) - self.b_dec)
+        _, columns = topk(coefficients.abs(), self.config.k)
+        return SparseCode.fixed(coefficients.gather(1, columns.long()), columns, self.n_latents)
+
+    def coefficients(self, centred: Float32[Tensor, "rows d"]) -> Float32[Tensor, "rows n"]:
+        """Inner products with the basis."""
+        return centred @ self.W_dec.T
+
+
+class PCA(Basis):
+    """Principal components, by falling variance."""
+
+    architecture = "pca"
+
+    @classmethod
+    def fit(cls, x: Float[Tensor, "rows d"], k: int) -> Self:
+        """All components of the rows, k kept a row (at most d)."""
+        width = x.shape[1]
+        found = cls(SAEConfig(width, width, min(k, width)))
+        mean = x.double().mean(0)
+        covariance = torch.zeros(width, width, dtype=torch.float64, device=x.device)
+        for part in x.split(ROWS_AT_ONCE):
+            centred = part.double() - mean
+            covariance += centred.T @ centred
+        found.b_dec.copy_(mean)
+        found.W_dec.copy_(torch.linalg.eigh(covariance).eigenvectors.T.flip(0))
+        return found.to(x.device)
+
+
+class Neurons(Basis):
+    """The site's own coordinates."""
+
+    architecture = "neurons"
+
+    @classmethod
+    def fit(cls, x: Float[Tensor, "rows d"], k: int) -> Self:
+        """Centred at the mean of the rows, k kept a row (at most d)."""
+        width = x.shape[1]
+        found = cls(SAEConfig(width, width, min(k, width)))
+        found.b_dec.copy_(x.double().mean(0))
+        found.W_dec.copy_(torch.eye(width))
+        return found.to(x.device)
+
+    def coefficients(self, centred: Float32[Tensor, "rows d"]) -> Float32[Tensor, "rows n"]:
+        """The rows themselves."""
+        return centred
+
+
+@torch.no_grad()
+def untrained(dictionary: Dictionary, x: Float32[Tensor, "rows d"], k: int, rng: torch.Generator) -> SparseAutoencoder:
+    """A dictionary of the same size and kind of selection that has seen only the mean and the scale of `x`.
+
+    A dictionary with different numbers of codes a row gets a BatchTopK with the threshold that leaves k a
+    row on `x`; any other a TopK.
+    """
+    kind = BatchTopK if getattr(dictionary, "ragged", False) else TopK
+    null = kind(SAEConfig(dictionary.d_in, dictionary.n_latents, min(k, dictionary.n_latents)))
+    initialise(null, x, rng, blend=0)
+    null.b_dec.copy_(x.double().mean(0))
+    scale_encoder(null, x)
+    null.observe(null.training_code(null.centred(x), None))
+    return null
+
+
+def fit_nulls(x: Float[Tensor, "rows d"], dictionary: Dictionary, seed: int = 0) -> dict[str, Dictionary]:
+    """The nulls `untrained`, `pca` and `neurons`, with as many codes a row as `dictionary` has on `x`.
+
+    Args:
+        x: rows that the scores are not measured on.
+
+    Raises:
+        InputError: fewer than two rows, or another width than the dictionary's.
+    """
+    x = dictionary.rows(x.to(dictionary.W_dec.device))
+    if len(x) < 2:
+        raise InputError(f"nulls need at least 2 rows to be fitted on, got {len(x)}: give a few thousand")
+    active = sum(int(dictionary.encode(part).l0.sum()) for part in x.split(ROWS_AT_ONCE))
+    k = max(1, round(active / len(x)))
+    nulls: dict[str, Dictionary] = {
+        "untrained": untrained(dictionary, x, k, generator(seed, "untrained null")),
+        "pca": PCA.fit(x, k),
+        "neurons": Neurons.fit(x, k),
+    }
+    origin = dictionary.provenance
+    for name, null in nulls.items():
+        training = {"null": name, "rows": len(x), "seed": seed}
+        null.provenance = Provenance(origin.site, origin.model, origin.norm_limit, training)
+    return nulls

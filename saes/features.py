@@ -1,0 +1,179 @@
+"""`Features`: what latents fire on, and what they do to the logits.
+
+features = collect(model, corpus, dictionary, tokens=500_000, latents=512)
+features.examples(123)      # the strongest, in context
+features.top_logits(123)    # tokens it promotes and suppresses
+features.save("features")   # parquet and JSON; `load` reads it without model or tokenizer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..lab.errors import InputError
+from ..lab.models import HookedModel
+from ..lab.packing import TokenBatch
+from ..lab.rng import generator
+from ..lab.sites import Site
+from ..lab.text import Corpus
+from .dictionary import Dictionary
+from .feature_blocks import OUTSIDE
+from .feature_examples import FeatureExamples
+from .feature_set import Bucket as Bucket
+from .feature_set import Example as Example
+from .feature_set import Features as Features
+from .feature_set import LogitEffects as LogitEffects
+from .feature_set import Logits as Logits
+from .token_text import token_texts
+
+N_LOGITS = 10
+LOGIT_ROWS = 256
+"""Directions multiplied by the unembedding at a time: 50 MB at a vocabulary of 49,152."""
+RESIDUAL = ("resid_pre", "attn_add", "resid_mid", "mlp_add", "resid_post")
+
+
+def collect(
+    model: HookedModel,
+    corpus: Corpus,
+    dictionary: Dictionary,
+    *,
+    tokens: int = 500_000,
+    latents: Sequence[int] | int | None = None,
+    top: int = 12,
+    per_octave: int = 3,
+    context: tuple[int, int] = (20, 8),
+    site: Site | str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Features:
+    """Run a model over a corpus once and keep what every latent fires on.
+
+    Args:
+        tokens: how many usable tokens to read; fewer if the corpus ends.
+        latents: which latents get examples and logits: a list, how many to draw evenly, or None for all.
+            Counts, maxima and histograms are kept for all.
+        top: strongest examples a latent.
+        per_octave: random examples a latent and octave of activation.
+        context: tokens shown before and after.
+        site: where to read; where the dictionary was trained if None.
+        seed: of the drawn latents and the random examples.
+        progress: show a bar.
+
+    Raises:
+        InputError: no site is known, widths disagree, a latent is outside the dictionary or a size is not
+            possible.
+    """
+    from tqdm.auto import tqdm
+
+    if tokens < 1:
+        raise InputError(f"tokens={tokens} reads nothing: give at least 1")
+    where = model.site(_site(dictionary, site))
+    examples = FeatureExamples(
+        dictionary,
+        _chosen(dictionary.n_latents, latents, seed),
+        top=top,
+        per_octave=per_octave,
+        context=context,
+        seed=seed,
+    )
+    with tqdm(total=tokens, unit="tok", unit_scale=True, desc="features", disable=not progress) as bar:
+        for batch in _first(corpus, tokens):
+            mask = None if bool(batch.attention.all()) else batch.attention
+            acts = model.capture(batch.tokens, [where], attention_mask=mask)[where]
+            examples.update(acts.flatten(2), batch)
+            bar.update(int(batch.usable.sum()))
+    source = {
+        "model": model.name,
+        "site": str(where),
+        "dictionary": repr(dictionary),
+        "corpus": repr(corpus),
+        "context": list(context),
+        "top": top,
+        "per_octave": per_octave,
+        "seed": seed,
+        "unusable": examples.unusable,
+        "too_long": examples.too_long,
+    }
+    return _finish(examples, source, _logits(model, where, dictionary, examples.latents), corpus, model)
+
+
+def _finish(
+    examples: FeatureExamples,
+    source: dict[str, Any],
+    logits: Logits | None,
+    corpus: Corpus,
+    model: HookedModel,
+) -> Features:
+    strongest, random = examples.tables()
+    ids = [
+        strongest.windows.tokens,
+        random.windows.tokens,
+        *((logits.top_tokens, logits.bottom_tokens) if logits else ()),
+    ]
+    used = np.unique(np.concatenate([column.ravel() for column in ids]))
+    return Features(
+        source=source,
+        measured=examples.measured,
+        count=examples.count,
+        maximum=examples.maximum,
+        bins=examples.histogram,
+        l0=examples.l0,
+        latents=examples.latents,
+        strongest=strongest,
+        random=random,
+        logits=logits,
+        texts=token_texts(model.tokenizer or corpus.tokenizer, used[used != OUTSIDE]),
+    )
+
+
+def _site(dictionary: Dictionary, site: Site | str | None) -> Site | str:
+    found = site or dictionary.provenance.site
+    if found is None:
+        raise InputError("the dictionary does not say where it was trained: give site=, as in site='resid_post.12'")
+    return found
+
+
+def _chosen(n_latents: int, latents: Sequence[int] | int | None, seed: int) -> np.ndarray:
+    if latents is None:
+        return np.arange(n_latents)
+    if not isinstance(latents, int):
+        return np.asarray(latents, dtype=np.int64)
+    if not 1 <= latents <= n_latents:
+        raise InputError(f"latents={latents} cannot be drawn: give 1 to {n_latents}, a list, or None for all")
+    return torch.randperm(n_latents, generator=generator(seed, "features", "latents"))[:latents].numpy()
+
+
+def _first(corpus: Corpus, tokens: int) -> Iterator[TokenBatch]:
+    """Batches of the first pass until `tokens` usable tokens; the last batch uses only as many as are missing."""
+    left = tokens
+    for batch in corpus.batches():
+        order = batch.usable.flatten().cumsum(0).reshape(batch.usable.shape)
+        yield batch._replace(usable=batch.usable & (order <= left))
+        left -= int(order[-1, -1])
+        if left <= 0:
+            return
+
+
+@torch.no_grad()
+def _logits(model: HookedModel, site: Site, dictionary: Dictionary, latents: np.ndarray) -> Logits | None:
+    if model.wiring.readout is None or not _writes_residual(model, site):
+        return None
+    parts = []
+    for rows in torch.from_numpy(latents).split(LOGIT_ROWS):
+        effects = model.logit_directions(dictionary.W_dec.detach()[rows.to(dictionary.W_dec.device)].float())
+        top = effects.topk(min(N_LOGITS, effects.shape[1]), dim=1)
+        bottom = effects.topk(min(N_LOGITS, effects.shape[1]), dim=1, largest=False)
+        parts.append([top.indices.int(), top.values, bottom.indices.int(), bottom.values])
+    return Logits(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
+
+
+def _writes_residual(model: HookedModel, site: Site) -> bool:
+    """Whether a vector at the site is a vector of the residual stream; a norm may follow a module's output."""
+    if site.kind not in ("attn_out", "mlp_out"):
+        return site.kind in RESIDUAL
+    added = Site(site.kind.replace("_out", "_add"), site.layer)
+    return model.wiring.tap(site) == model.wiring.tap(added)

@@ -1,0 +1,229 @@
+"""`Reconstruction`: how well a dictionary reconstructs activations, streamed and kept by document.
+
+An entry of a code is active where it is not zero, whatever its sign. All sums are fp64 and run over every row
+seen, so no number depends on how the rows were batched.
+
+    fvu             E||x - x_hat||^2 / (E||x||^2 - ||E x||^2); unchanged by scaling and shifting x
+    mse             E||x - x_hat||^2, summed over dimensions, a row
+    l0              active latents a row
+    cosine          mean cosine of x and x_hat (0 for a row of zeros)
+    norm_ratio      mean ||x_hat|| / ||x||; below 1 when the code leaves energy out
+    relative_bias   E||x_hat||^2 / E[x . x_hat]; c for x_hat = c x (Rajamanoharan et al. 2024, 2404.16014)
+    dead            share of latents never active over the rows seen
+    dense_1, dense_10   share of latents active on more than 1 % and 10 % of the rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..lab.errors import InputError
+from ..lab.evidence import Evidence
+from ..lab.sites import Site
+from ..lab.storage import State, write_json, write_tensors
+from ..lab.streams import Batch
+from .dictionary import Dictionary
+from .scores import SCHEMA, flat
+from .sums import DocumentSums, Formula, ratio
+
+
+class Measure(NamedTuple):
+    """A score of summed columns and which direction is better."""
+
+    formula: Formula
+    better: str = "lower"
+
+
+def total_variance(sums: Mapping[str, np.ndarray]) -> float:
+    """E||x||^2 - ||E x||^2."""
+    mean = sums["x"] / sums["rows"]
+    return float(sums["square"] / sums["rows"] - mean @ mean)
+
+
+PER_TOKEN = {
+    "fvu": Measure(lambda s: ratio(s["error"] / s["rows"], total_variance(s))),
+    "mse": Measure(lambda s: ratio(s["error"], s["rows"])),
+    "l0": Measure(lambda s: ratio(s["l0"], s["rows"])),
+    "cosine": Measure(lambda s: ratio(s["cosine"], s["rows"]), "higher"),
+    "norm_ratio": Measure(lambda s: ratio(s["norm_ratio"], s["rows"]), "nearest one"),
+    "relative_bias": Measure(lambda s: ratio(s["square_hat"], s["dot"]), "nearest one"),
+}
+"""Scores with an interval over documents."""
+
+DENSE = {"dense_1": 0.01, "dense_10": 0.1}
+
+
+class Reconstruction:
+    """Measures one dictionary on one site; a consumer, so it may ride on any stream beside what is trained.
+
+    Args:
+        dictionary: in activation units; it is not changed.
+        site: where its rows come from; by default the site it was trained on.
+        name: by default "reconstruction-" and the site.
+        rows: measure this many rows, then be done; None goes on to the end of the stream.
+
+    Raises:
+        InputError: no site is known, or `rows` is below 1.
+    """
+
+    kind = "measures"
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        site: Site | str | None = None,
+        *,
+        name: str | None = None,
+        rows: int | None = None,
+    ) -> None:
+        site = site or dictionary.provenance.site
+        if site is None:
+            raise InputError("the dictionary names no site: give site=, such as 'resid_post.12'")
+        if rows is not None and rows < 1:
+            raise InputError(f"rows must be at least 1, got {rows}")
+        self.dictionary, self.limit = dictionary, rows
+        self.sites = (Site.parse(site),)
+        self.name = name or f"reconstruction-{site}"
+        self.sums = DocumentSums()
+        self.rows = 0
+        self.firing = torch.zeros(dictionary.n_latents, dtype=torch.int64, device=dictionary.W_dec.device)
+        """In how many rows each latent was active."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics().items()) if self.rows else "no rows"
+        return f"Reconstruction({self.name!r}: {shown})"
+
+    @property
+    def done(self) -> bool:
+        """Whether the rows asked for have been measured."""
+        return self.limit is not None and self.rows >= self.limit
+
+    @property
+    def density(self) -> Float[Tensor, " n_latents"]:
+        """Share of rows on which each latent is active."""
+        return self.firing.double() / max(self.rows, 1)
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        """Mean of the rows seen.
+
+        Raises:
+            InputError: none were.
+        """
+        self._require_rows()
+        return torch.from_numpy(self.sums.total["x"] / self.rows).float()
+
+    def step(self, batch: Batch) -> None:
+        """Measure one batch of the stream, up to the rows asked for."""
+        room = len(batch.origin) if self.limit is None else self.limit - self.rows
+        self.add(batch.acts[self.sites[0]][:room], batch.origin[:room, 0])
+
+    @torch.no_grad()
+    def add(self, x: Float[Tensor, "rows d"], doc: Int[Tensor, " rows"]) -> None:
+        """Measure rows of activations, each with the id of its document. Encodes them in one call.
+
+        Raises:
+            InputError: the width is not the dictionary's.
+        """
+        if not len(x):
+            return
+        x = self.dictionary.rows(x.to(self.dictionary.W_dec.device))
+        code = self.dictionary.encode(x)
+        x_hat = self.dictionary.decode(code)
+        exact, exact_hat = x.double(), x_hat.double()
+        square, square_hat = exact.square().sum(1), exact_hat.square().sum(1)
+        dot = (exact * exact_hat).sum(1)
+        # a row of zeros has no direction and no ratio: dividing by inf counts both as 0
+        norm, norm_hat = (s.sqrt().masked_fill(s == 0, torch.inf) for s in (square, square_hat))
+        columns = {
+            "rows": torch.ones_like(square),
+            "error": exact_hat.sub_(exact).square_().sum(1),
+            "square": square,
+            "square_hat": square_hat,
+            "dot": dot,
+            "cosine": dot / norm / norm_hat,
+            "norm_ratio": square_hat.sqrt() / norm,
+            "l0": code.l0,
+            "x": exact,
+        }
+        self.sums.add(doc, columns)
+        self.firing += code.firing_counts()
+        self.rows += len(x)
+
+    def metrics(self) -> dict[str, float]:
+        """Every score over the rows so far, and their number.
+
+        Raises:
+            InputError: no rows were seen.
+        """
+        self._require_rows()
+        total = self.sums.total
+        scores = {name: measure.formula(total) for name, measure in PER_TOKEN.items()}
+        return {**scores, **self._latent_shares(), "rows": float(self.rows)}
+
+    def evidence(
+        self, nulls: Mapping[str, Reconstruction] | None = None, *, held_out: str = "", seed: int = 0
+    ) -> dict[str, Evidence]:
+        """Every score with its interval over documents, and the same score of `nulls` on the same rows.
+
+        Raises:
+            InputError: no rows were seen.
+        """
+        mine = self.metrics()
+        others = {name: null.metrics() for name, null in (nulls or {}).items()}
+        found = {}
+        for name, value in mine.items():
+            if name == "rows":
+                continue
+            measure = PER_TOKEN.get(name)
+            found[name] = Evidence(
+                name,
+                value,
+                interval=self.sums.interval(measure.formula, seed=seed) if measure else None,
+                nulls={null: scores[name] for null, scores in others.items()},
+                n=len(self.sums) if measure else self.rows,
+                unit="documents" if measure else "tokens",
+                held_out=held_out,
+                better=measure.better if measure else "lower",
+            )
+        return found
+
+    def _latent_shares(self) -> dict[str, float]:
+        density = self.density
+        shares = {name: density > least for name, least in DENSE.items()}
+        return {name: float(mask.double().mean()) for name, mask in {"dead": density == 0, **shares}.items()}
+
+    def _require_rows(self) -> None:
+        if not self.rows:
+            raise InputError(f"{self.name} has measured no rows: step it on at least one batch")
+
+    def state_dict(self) -> State:
+        """The sums, and how often each latent was active."""
+        return {"sums": self.sums.state_dict(), "firing": self.firing.clone(), "rows": self.rows}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from a `state_dict` of a dictionary with as many latents.
+
+        Raises:
+            InputError: it had another number of latents.
+        """
+        if state["firing"].shape != self.firing.shape:
+            raise InputError(
+                f"the state was taken with {len(state['firing'])} latents and this dictionary has "
+                f"{len(self.firing)}: measure it from the beginning"
+            )
+        self.sums.load_state_dict(state["sums"])
+        self.firing.copy_(state["firing"])
+        self.rows = state["rows"]
+
+    def save(self, folder: Path) -> None:
+        """Write `reconstruction.json` (scores with intervals) and `firing.safetensors` (counts a latent)."""
+        write_tensors(folder / "firing.safetensors", {"firing": self.firing})
+        write_json(folder / "reconstruction.json", {"schema": SCHEMA, "rows": self.rows, **flat(self.evidence())})

@@ -1,0 +1,235 @@
+"""What a model loses when activations are replaced: by reconstructions, by zero, or by their mean.
+
+    ce_recovered_zero   (CE_zero - CE_spliced) / (CE_zero - CE_clean); 1 is the clean model
+    ce_recovered_mean   the same against the mean ablation, which is harder to beat
+    ce_increase         CE_spliced - CE_clean, nats a token
+    kl                  KL(clean || spliced), summed over the vocabulary, mean a token, nats
+    kl_score_zero, kl_score_mean   (KL_ablated - KL_spliced) / KL_ablated
+
+The same positions are edited in every variant, ablations included. Special tokens, the first token of a row,
+padding and rows above the dictionary's norm limit pass through bit for bit, and are counted. Losses are taken
+at usable positions whose next token is usable and of the same document.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from ..lab.errors import InputError
+from ..lab.evidence import Evidence
+from ..lab.models import HookedModel
+from ..lab.packing import TokenBatch
+from ..lab.sites import Site
+from .dictionary import Dictionary
+from .metrics import Measure
+from .sums import DocumentSums, ratio
+
+Replace = Callable[[Float[Tensor, "rows d"]], Float[Tensor, "rows d"]]
+
+CLEAN, ABLATIONS = "clean", ("zero", "mean")
+LOGIT_BYTES = 256 << 20
+"""Logits of one forward pass in fp32; batches are cut into fewer rows to stay below. Up to three are held."""
+LOSS_ROWS = 64
+"""Positions whose distributions are compared at once: 12 MiB at a vocabulary of 49k, which stays in cache."""
+
+
+def splice_edit(replace: Replace, mask: Bool[Tensor, "batch tokens"]) -> Callable[[Tensor], Tensor]:
+    """An edit for `HookedModel.editing`: rows in `mask` are replaced, all others kept bit for bit.
+
+    Args:
+        replace: from rows [n, d] to rows of the same shape; heads of `z` are flattened into d.
+    """
+
+    def edit(x: Tensor) -> Tensor:
+        if not mask.any():
+            return x
+        flat = x.reshape(*mask.shape, -1)
+        spliced = flat.clone()
+        spliced[mask] = replace(flat[mask]).to(flat.device, flat.dtype)
+        return spliced.view_as(x)
+
+    return edit
+
+
+@dataclass(frozen=True)
+class SpliceLosses:
+    """Cross-entropy and KL of every variant, summed by document."""
+
+    sums: DocumentSums
+    counts: dict[str, int]
+    """Positions edited, left as special, first or padding, left for their norm; next-token predictions."""
+
+    def cross_entropy(self, variant: str) -> float:
+        """Mean a token, nats; `variant` is a dictionary's name, "clean", "zero" or "mean"."""
+        total = self.sums.total
+        return ratio(total[f"ce_{variant}"], total["predictions"])
+
+    def evidence(
+        self, name: str, nulls: Sequence[str] = (), *, held_out: str = "", seed: int = 0
+    ) -> dict[str, Evidence]:
+        """Every score of the dictionary `name`, with intervals over documents.
+
+        Args:
+            nulls: names of spliced dictionaries to stand beside it. The ablations stand there always, except
+                in the scores that are relative to them.
+        """
+        total, found = self.sums.total, {}
+        for score, measure in measures(name).items():
+            controls = [null for null in (*ABLATIONS, *nulls) if not score.endswith(f"_{null}")]
+            found[score] = Evidence(
+                score,
+                measure.formula(total),
+                interval=self.sums.interval(measure.formula, seed=seed),
+                nulls={null: measures(null)[score].formula(total) for null in controls},
+                n=len(self.sums),
+                held_out=held_out,
+                better=measure.better,
+            )
+        return found
+
+
+def measures(name: str) -> dict[str, Measure]:
+    """Every score of one variant, from summed columns."""
+    ce, kl = f"ce_{name}", f"kl_{name}"
+    found = {
+        "ce_increase": Measure(lambda s: ratio(s[ce] - s["ce_clean"], s["predictions"])),
+        "kl": Measure(lambda s: ratio(s[kl], s["predictions"])),
+    }
+    for ablation in ABLATIONS:
+        ce_ablated, kl_ablated = f"ce_{ablation}", f"kl_{ablation}"
+        found[f"ce_recovered_{ablation}"] = Measure(
+            lambda s, ablated=ce_ablated: ratio(s[ablated] - s[ce], s[ablated] - s["ce_clean"]), "higher"
+        )
+        found[f"kl_score_{ablation}"] = Measure(
+            lambda s, ablated=kl_ablated: ratio(s[ablated] - s[kl], s[ablated]), "higher"
+        )
+    return found
+
+
+def splice(
+    model: HookedModel,
+    batches: Iterable[TokenBatch],
+    site: Site | str,
+    dictionaries: Mapping[str, Dictionary],
+    mean: Float[Tensor, " d"],
+    *,
+    tokens: int,
+    norm_limit: float | None = None,
+    progress: bool = False,
+) -> SpliceLosses:
+    """Run the model clean, ablated and with each dictionary spliced in: one forward pass for each.
+
+    Args:
+        dictionaries: by name; "clean", "zero" and "mean" are taken.
+        mean: what the mean ablation writes.
+        tokens: stop once this many next-token predictions are measured.
+        norm_limit: rows with a larger norm are left as they are in every variant.
+
+    Raises:
+        InputError: a taken name, `tokens` below 1, or batches without a single prediction.
+    """
+    if taken := [name for name in dictionaries if name in (CLEAN, *ABLATIONS)]:
+        raise InputError(f"a dictionary cannot be named {taken[0]!r}: clean, zero and mean are variants of their own")
+    if tokens < 1:
+        raise InputError(f"tokens must be at least 1, got {tokens}")
+    site = model.site(site)
+    variants: dict[str, Replace] = {
+        "zero": torch.zeros_like,
+        "mean": lambda rows: mean.to(rows).expand_as(rows),
+        **dictionaries,
+    }
+    sums = DocumentSums()
+    counts = dict.fromkeys(("edited", "unedited_special", "unedited_norm", "predictions"), 0)
+    with tqdm(total=tokens, unit="tok", desc="splice", disable=not progress) as bar:
+        for part in _parts(batches, model.vocab_size or 1):
+            for name, count in _measure(model, part, site, variants, norm_limit, sums).items():
+                counts[name] += count
+            bar.update(min(counts["predictions"], tokens) - bar.n)
+            if counts["predictions"] >= tokens:
+                break
+    if not counts["predictions"]:
+        raise InputError("no usable token with a usable next token was found: give a corpus with longer documents")
+    return SpliceLosses(sums, counts)
+
+
+def _parts(batches: Iterable[TokenBatch], vocab: int) -> Iterator[TokenBatch]:
+    """The batches, cut into even blocks of rows whose logits fit `LOGIT_BYTES`."""
+    for batch in batches:
+        rows, length = batch.tokens.shape
+        pieces = math.ceil(rows / max(1, LOGIT_BYTES // (4 * vocab * length)))
+        yield from (TokenBatch(*part) for part in zip(*(field.chunk(pieces) for field in batch), strict=True))
+
+
+@torch.no_grad()
+def _measure(
+    model: HookedModel,
+    batch: TokenBatch,
+    site: Site,
+    variants: Mapping[str, Replace],
+    norm_limit: float | None,
+    sums: DocumentSums,
+) -> dict[str, int]:
+    attention = None if bool(batch.attention.all()) else batch.attention
+    seen: list[Tensor] = []
+
+    def read(x: Tensor) -> Tensor:
+        seen.append(x.reshape(*batch.tokens.shape, -1))
+        return x
+
+    def logits(edit: Callable[[Tensor], Tensor]) -> Float[Tensor, "predictions vocab"]:
+        with model.editing({site: edit}):
+            return model.logits(batch.tokens, attention_mask=attention)[predicts]
+
+    predicts = predicting(batch).to(model.device)
+    clean = log_softmax_(logits(read).float())
+    usable = batch.usable.to(seen[0].device)
+    norms = torch.linalg.vector_norm(seen[0], dim=-1, dtype=torch.float32)
+    edited = usable & (norms <= norm_limit) if norm_limit is not None else usable
+    target = batch.tokens.to(clean.device).roll(-1, 1)[predicts]
+    columns = {"predictions": torch.ones(len(target)), "ce_clean": -clean.gather(1, target[:, None])[:, 0]}
+    for name, replace in variants.items():
+        loss, divergence = losses(logits(splice_edit(replace, edited)), clean, target)
+        columns |= {f"ce_{name}": loss, f"kl_{name}": divergence}
+    sums.add(batch.doc[predicts.cpu()], columns)
+    return {
+        "edited": int(edited.sum()),
+        "unedited_special": int((~usable).sum()),
+        "unedited_norm": int((usable & ~edited).sum()),
+        "predictions": len(target),
+    }
+
+
+def predicting(batch: TokenBatch) -> Bool[Tensor, "R T"]:
+    """Usable positions whose next token is usable and of the same document."""
+    found = torch.zeros_like(batch.usable)
+    found[:, :-1] = batch.usable[:, :-1] & batch.usable[:, 1:] & (batch.doc[:, :-1] == batch.doc[:, 1:])
+    return found
+
+
+def log_softmax_(logits: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
+    """Log-probabilities, in place and a few rows at a time."""
+    for part in logits.split(LOSS_ROWS):
+        part.copy_(part.log_softmax(1))
+    return logits
+
+
+def losses(
+    logits: Float[Tensor, "n vocab"], clean: Float[Tensor, "n vocab"], target: Int64[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Cross-entropy of `target` and KL(clean || these), in nats; `clean` holds log-probabilities."""
+    found = []
+    for rows, reference, wanted in zip(*(t.split(LOSS_ROWS) for t in (logits, clean, target)), strict=True):
+        log_p = rows.float().log_softmax(1)
+        divergence = (reference.exp() * (reference - log_p)).sum(1)
+        found.append((-log_p.gather(1, wanted[:, None])[:, 0], divergence))
+    if not found:
+        return logits.new_zeros(0), logits.new_zeros(0)
+    entropy, divergence = zip(*found, strict=True)
+    return torch.cat(entropy), torch.cat(divergence)
