@@ -88,14 +88,14 @@ def latent_step(
     tokens, entries = np.empty(nnz, np.int32), np.empty(nnz, np.int32)
     indptr, indices, values = (part.numpy() for part in codes)
     cpu_step.transpose_codes(indptr, indices, n, pointers, tokens, entries)
-    scale = np.float32(float(scale))
+    factor = np.float32(float(scale))
     extra_row, extra_rows = np.full(n, -1, np.int32), _numpy((torch.empty(0, d), torch.empty(0, d)))
     bias_grads, fired = torch.zeros(n), torch.empty(n, dtype=torch.int64)
     if extra is not None:
         extra_row[extra.latents.numpy()] = np.arange(len(extra.latents), dtype=np.int32)
         extra_rows = _numpy(extra[1:3])
         bias_grads[extra.latents] = extra.b_enc[:, 0]
-    cpu_step.bias_gradients(pointers, entries, values, out.grads.numpy(), scale, bias_grads.numpy(), fired.numpy())
+    cpu_step.bias_gradients(pointers, entries, values, out.grads.numpy(), factor, bias_grads.numpy(), fired.numpy())
     updated = Updated(bias_grads @ weights.W_enc, fired)
     if shadow is None:
         shadow = Shadow(torch.empty(n, d, dtype=torch.int8), torch.empty(n), torch.empty(n))
@@ -104,7 +104,7 @@ def latent_step(
     step = cpu_step.AdamStep(*(np.float32(v) for v in (adam.lr, adam.beta1, adam.beta2, c1, c2, adam.eps)))
     run_parts(
         cpu_step.latent_rows, parts, pointers, tokens, entries, values, out.grads.numpy(), x.numpy(),
-        out.residual.numpy(), scale, extra_row, extra_rows, _numpy(weights), _numpy(first), _numpy(second),
+        out.residual.numpy(), factor, extra_row, extra_rows, _numpy(weights), _numpy(first), _numpy(second),
         step, _numpy(shadow), bias_grads.numpy(),
     )  # fmt: skip
     return updated

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .storage import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,9 @@ class Wheel:
             for entry in metadata.distribution(self.distribution).files or ():
                 path = Path(str(entry.locate()))
                 if entry.name == self.file and path.is_file():
-                    recorded = entry.hash is not None and entry.hash.mode == "sha256"
-                    return path, _hex(entry.hash.value) if recorded else file_sha256(path)
+                    if entry.hash is not None and entry.hash.mode == "sha256":
+                        return path, _hex(entry.hash.value)
+                    return path, file_sha256(path)
         return None
 
 
@@ -50,11 +51,6 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("MONOSEM_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "monosem"
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def converted(path: Path, sha256: str | None = None) -> Path:

@@ -124,8 +124,36 @@ class Harvest:
                 )
             acts[site] = rows.flatten(0, 1).flatten(1).index_select(0, keep.to(rows.device)).to(self.dtype)
         norms = {site: torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32) for site, rows in acts.items()}
-        _refuse_non_finite(acts, norms, origin)
+        for site in self.sites:
+            if not bool(norms[site].isfinite().all()):
+                self._refuse_non_finite(site, acts[site], batch, keep)
         return _Rows(acts, norms, origin, state, batch.tokens.numel())
+
+    def _refuse_non_finite(self, site: Site, rows: Tensor, batch: Any, keep: Tensor) -> None:
+        """Name the token that brings nan in: the last one of the shortest beginning of its row that has any.
+
+        Attention spreads nan over the whole row (0 * nan is nan), so the first row of activations that has some
+        may belong to an earlier document.
+        """
+        bad = rows.isfinite().all(-1).logical_not().nonzero()  # a norm may overflow where every value is finite
+        if not len(bad):
+            return
+        row, found = divmod(int(keep[int(bad[0])]), batch.tokens.shape[1])
+        finite, failing = 0, batch.tokens.shape[1]
+        while failing - finite > 1:
+            middle = (finite + failing) // 2
+            tokens, mask = (
+                part[row : row + 1, :middle].to(self.model.device) for part in (batch.tokens, batch.attention)
+            )
+            captured = self.model.capture(tokens, [site], attention_mask=None if bool(mask.all()) else mask)
+            finite, failing = (middle, failing) if captured[site].isfinite().all() else (finite, middle)
+        if int(batch.doc[row, failing - 1]) >= 0:
+            found = failing - 1
+        document, offset = int(batch.doc[row, found]), int(batch.offset[row, found])
+        raise InputError(
+            f"the model gives nan or inf at {site} for document {document}, offset {offset}: leave that "
+            "document out of the corpus, or load the model in float32 if it overflows in half precision"
+        )
 
     def _limit(self, norms: Sequence[Tensor]) -> float:
         if self.max_norm_multiple is None or not sum(map(len, norms)):
@@ -145,19 +173,6 @@ class Harvest:
             special=rows.tokens - len(rows.origin),
             too_long={site: int(mask.sum()) for site, mask in too_long.items()},
         )
-
-
-def _refuse_non_finite(acts: dict[Site, Tensor], norms: dict[Site, Tensor], origin: Tensor) -> None:
-    for site, rows in acts.items():
-        if bool(norms[site].isfinite().all()):
-            continue
-        bad = rows.isfinite().all(-1).logical_not().nonzero()  # a norm may overflow where every value is finite
-        if len(bad):
-            document, offset = origin[int(bad[0])].tolist()
-            raise InputError(
-                f"the model gives nan or inf at {site} for document {document}, offset {offset}: leave that "
-                "document out of the corpus, or load the model in float32 if it overflows in half precision"
-            )
 
 
 def _hand_over(rows: Tensor, device: torch.device) -> Tensor:

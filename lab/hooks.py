@@ -61,9 +61,8 @@ class Tap(NamedTuple):
 @contextlib.contextmanager
 def eager_attention(module: nn.Module) -> Iterator[None]:
     """Make every part of a model compute attention patterns, then put back what each part had."""
-    configs = {
-        id(c): c for c in (getattr(m, "config", None) for m in module.modules()) if hasattr(c, "_attn_implementation")
-    }
+    found: list[Any] = [getattr(part, "config", None) for part in module.modules()]
+    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
     before = [(config, config._attn_implementation) for config in configs.values()]
     try:
         for config in configs.values():

@@ -13,8 +13,9 @@ from torch import nn
 
 from . import bridge
 from .errors import InputError, nearest, unknown
-from .gguf import Wheel, converted, file_sha256
+from .gguf import Wheel, converted
 from .models import HookedModel
+from .storage import file_sha256
 
 EMBEDDED = {
     "smollm2-135m": Wheel(

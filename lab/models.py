@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from . import readout
@@ -154,7 +154,7 @@ class HookedModel:
         inputs: Int[Tensor, "batch tokens"] | Float[Tensor, "batch channels height width"],
         sites: Iterable[str | Site],
         *,
-        attention_mask: Int[Tensor, "batch tokens"] | None = None,
+        attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
     ) -> Activations:
         """Run the model up to the last of `sites` and return what was there.
 
@@ -182,7 +182,7 @@ class HookedModel:
         self,
         inputs: Int[Tensor, "batch tokens"] | Float[Tensor, "batch channels height width"],
         *,
-        attention_mask: Int[Tensor, "batch tokens"] | None = None,
+        attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
         grad: bool = False,
     ) -> Float[Tensor, "batch tokens vocab"]:
         """A whole forward pass, with the edits in force; classifiers return [batch, classes].

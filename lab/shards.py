@@ -129,6 +129,7 @@ class ShardWriter:
 
 
 def crc32(path: Path) -> int:
+    """The CRC-32 of a file's bytes."""
     value = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

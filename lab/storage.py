@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -50,7 +51,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         if beside.is_dir():
             shutil.rmtree(beside, ignore_errors=True)
         else:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(NotADirectoryError):  # where a folder should be is a file: nothing was written
+                beside.unlink(missing_ok=True)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -117,6 +119,12 @@ def read_tensors(path: Path | str, what: str = "safetensors file") -> dict[str, 
         return load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path} is not a {what}: {error}") from None
+
+
+def file_sha256(path: Path | str) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flatten(state: State, prefix: str = "") -> tuple[dict[str, torch.Tensor], State]:

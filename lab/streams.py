@@ -72,6 +72,10 @@ class StreamConfig:
                 f"max_norm_multiple={self.max_norm_multiple} would drop half the rows or more: "
                 "use a value above 1 (10 is usual), or None to keep every row"
             )
+        try:
+            torch.device(self.buffer_device)
+        except RuntimeError:
+            raise InputError(f"unknown buffer_device {self.buffer_device!r}: use cpu, cuda or cuda:N") from None
 
     def decides(self) -> dict[str, Any]:
         """The fields that change what is served."""

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .documents import Document, Source, is_heldout
+from .documents import Document, Source, content_key, is_heldout
 from .errors import InputError, unknown
 from .packing import (
     Position,
@@ -78,8 +78,8 @@ class TextConfig:
         optional = ("limit", "document_tokens")
         for name, least in (("context", 2), ("batch_rows", 1), ("lookahead", 1), ("limit", 1), ("document_tokens", 1)):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (value is None and name in optional) and not (whole and value >= least):
+            possible = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not possible and not (value is None and name in optional):
                 raise InputError(f"{name}={value!r} is not possible: give a whole number of at least {least}")
         if not 0 < self.heldout < 1:
             raise InputError(f"heldout={self.heldout!r} is not a share: give a number between 0 and 1, such as 0.05")
@@ -223,8 +223,8 @@ class Corpus:
         return self.tokenizer.render(content, document.name)
 
     def _empty(self) -> InputError:
-        read = next(self.source.read(), None)
-        if read is None or self.config.split == "all":
+        filled = (document for document in self.source.read() if content_key(document.content))
+        if self.config.split == "all" or next(filled, None) is None:
             return InputError(f"{self.source.name} has no document with a token: give a source with text")
         return InputError(
             f"{self.source.name} has no document on its {self.config.split} side: give more documents or "

@@ -28,14 +28,15 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         missing = [name for name in ("bos_token_id", "all_special_ids", "decode") if not hasattr(tokenizer, name)]
-        if not (callable(tokenizer) or hasattr(tokenizer, "encode")):
+        self._takes_lists = callable(tokenizer)
+        if not (self._takes_lists or hasattr(tokenizer, "encode")):
             missing.append("__call__ or encode")
         if missing:
             raise InputError(
                 f"{type(tokenizer).__name__} is no tokenizer for a corpus, it lacks {', '.join(missing)}: "
                 "give a Hugging Face one (PreTrainedTokenizerFast(tokenizer_object=...) wraps a bare one)"
             )
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer
 
     @property
     def bos(self) -> int | None:
@@ -72,7 +73,7 @@ class TextTokenizer:
                 truncation=False,
                 verbose=False,
             )["input_ids"]
-        elif callable(self._tokenizer):
+        elif self._takes_lists:
             rows = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         else:
             rows = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]

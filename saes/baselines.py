@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Self
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 
 from ..kernels.topk import topk
@@ -43,6 +43,21 @@ class Basis(Dictionary):
         self.W_dec = nn.Parameter(torch.zeros(config.n_latents, config.d_in), requires_grad=False)
         self.b_dec = nn.Parameter(torch.zeros(config.d_in), requires_grad=False)
 
+    @classmethod
+    def fit(cls, x: Float[Tensor, "rows d"], k: int) -> Self:
+        """The whole basis around the mean of the rows, k codes kept a row (at most d)."""
+        width = x.shape[1]
+        found = cls(SAEConfig(width, width, min(k, width)))
+        mean = x.double().mean(0)
+        found.b_dec.copy_(mean)
+        found.W_dec.copy_(cls.axes(x, mean))
+        return found.to(x.device)
+
+    @staticmethod
+    def axes(x: Float[Tensor, "rows d"], mean: Float64[Tensor, " d"]) -> Float[Tensor, "d d"]:
+        """The orthonormal rows that `fit` takes for these rows and their mean."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
         """k signed codes a row."""
@@ -60,19 +75,14 @@ class PCA(Basis):
 
     architecture = "pca"
 
-    @classmethod
-    def fit(cls, x: Float[Tensor, "rows d"], k: int) -> Self:
-        """All components of the rows, k kept a row (at most d)."""
-        width = x.shape[1]
-        found = cls(SAEConfig(width, width, min(k, width)))
-        mean = x.double().mean(0)
-        covariance = torch.zeros(width, width, dtype=torch.float64, device=x.device)
+    @staticmethod
+    def axes(x: Float[Tensor, "rows d"], mean: Float64[Tensor, " d"]) -> Float64[Tensor, "d d"]:
+        """Eigenvectors of the covariance."""
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=x.device)
         for part in x.split(ROWS_AT_ONCE):
             centred = part.double() - mean
             covariance += centred.T @ centred
-        found.b_dec.copy_(mean)
-        found.W_dec.copy_(torch.linalg.eigh(covariance).eigenvectors.T.flip(0))
-        return found.to(x.device)
+        return torch.linalg.eigh(covariance).eigenvectors.T.flip(0)
 
 
 class Neurons(Basis):
@@ -80,14 +90,10 @@ class Neurons(Basis):
 
     architecture = "neurons"
 
-    @classmethod
-    def fit(cls, x: Float[Tensor, "rows d"], k: int) -> Self:
-        """Centred at the mean of the rows, k kept a row (at most d)."""
-        width = x.shape[1]
-        found = cls(SAEConfig(width, width, min(k, width)))
-        found.b_dec.copy_(x.double().mean(0))
-        found.W_dec.copy_(torch.eye(width))
-        return found.to(x.device)
+    @staticmethod
+    def axes(x: Float[Tensor, "rows d"], mean: Float64[Tensor, " d"]) -> Float[Tensor, "d d"]:
+        """The identity."""
+        return torch.eye(len(mean))
 
     def coefficients(self, centred: Float32[Tensor, "rows d"]) -> Float32[Tensor, "rows n"]:
         """The rows themselves."""

@@ -27,7 +27,7 @@ from .baselines import fit_nulls
 from .dictionary import Dictionary
 from .metrics import Reconstruction, total_variance
 from .scores import Evaluation
-from .splice import ABLATIONS, CLEAN, splice
+from .splicing import ABLATIONS, CLEAN, splice
 
 DICTIONARY = "dictionary"
 """Name of what is evaluated, among the nulls that are spliced with it."""
@@ -85,7 +85,7 @@ def evaluate(
         if name not in EvaluationConfig.__dataclass_fields__:
             raise unknown("evaluation option", name, EvaluationConfig.__dataclass_fields__)
     config = replace(config or EvaluationConfig(), **fields)
-    site = _matching_site(model, dictionary)
+    site = matching_site(model, dictionary)
     held_out = _held_out(corpus) if held_out is None else held_out
     reading = _Reading(model, corpus, site, dictionary.provenance.norm_limit)
     if nulls is None:
@@ -122,8 +122,12 @@ def _to_splice(nulls: Mapping[str, Dictionary], config: EvaluationConfig) -> dic
     return {name: nulls[name] for name in config.spliced if name in nulls}
 
 
-def _matching_site(model: HookedModel, dictionary: Dictionary) -> Site:
-    """The site the dictionary was trained on, once model and width are known to be its own."""
+def matching_site(model: HookedModel, dictionary: Dictionary) -> Site:
+    """The site the dictionary was trained on, once model and width are known to be its own.
+
+    Raises:
+        InputError: the dictionary names no site, was trained on another model or has another width than its site.
+    """
     provenance = dictionary.provenance
     if provenance.site is None:
         raise InputError("the dictionary names no site: set its provenance.site, such as 'resid_post.12'")
@@ -139,7 +143,7 @@ def _matching_site(model: HookedModel, dictionary: Dictionary) -> Site:
     if model.width(site) != dictionary.d_in:
         raise InputError(
             f"{site} of {model.name!r} has width {model.width(site)}, the dictionary d_in={dictionary.d_in}: "
-            "evaluate it on the model and site it was trained on"
+            "use it on the model and site it was trained on"
         )
     return site
 

@@ -1,31 +1,37 @@
 """Saving and loading: a directory with `dictionary.safetensors` and `dictionary.json` (schema 1), JSON last.
 
-dictionary.json: {schema, architecture, config, provenance, sha256 of the tensor file, monosem version}.
+dictionary.json: {schema, architecture, config, provenance, sha256 of the tensor file}.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..lab.errors import InputError, unknown
-from ..lab.storage import read_json, read_tensors, write_json, write_tensors
+from ..lab.storage import file_sha256, read_json, read_tensors, write_json, write_tensors
 from .baselines import PCA, Neurons
 from .batchtopk import BatchTopK
 from .dictionary import Dictionary, DictionaryConfig, Provenance
-from .sae import SAEConfig
+from .sae import SAEConfig, SparseAutoencoder
 from .topk import TopK
 
 SCHEMA = 1
 WEIGHTS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
 
-ARCHITECTURES: dict[str, tuple[type[Dictionary], type[DictionaryConfig]]] = {
+Kind = TypeVar("Kind", bound=Dictionary)
+
+TRAINABLE: dict[str, tuple[type[SparseAutoencoder], type[DictionaryConfig]]] = {
     "topk": (TopK, SAEConfig),
     "batchtopk": (BatchTopK, SAEConfig),
+}
+"""Every architecture that a `Trainer` trains, by name: its class and its config."""
+
+ARCHITECTURES: dict[str, tuple[type[Dictionary], type[DictionaryConfig]]] = {
+    **TRAINABLE,
     "pca": (PCA, SAEConfig),
     "neurons": (Neurons, SAEConfig),
 }
@@ -33,10 +39,30 @@ ARCHITECTURES: dict[str, tuple[type[Dictionary], type[DictionaryConfig]]] = {
 
 
 def build(architecture: str, **config: Any) -> Dictionary:
-    """A dictionary with zero weights, by architecture name and config fields."""
+    """A dictionary with zero weights, by architecture name and config fields.
+
+    Raises:
+        InputError: an unknown architecture, a field its config has not, or a value the config refuses.
+    """
     if architecture not in ARCHITECTURES:
         raise unknown("architecture", architecture, ARCHITECTURES)
-    kind, config_type = ARCHITECTURES[architecture]
+    return _built(architecture, *ARCHITECTURES[architecture], config)
+
+
+def build_trainable(architecture: str, **config: Any) -> SparseAutoencoder:
+    """As `build`, for what a `Trainer` takes.
+
+    Raises:
+        InputError: as `build`, or an architecture that is fitted in closed form and not trained.
+    """
+    if architecture in ARCHITECTURES and architecture not in TRAINABLE:
+        raise InputError(f"architecture {architecture!r} cannot be trained: give {' or '.join(TRAINABLE)}")
+    if architecture not in TRAINABLE:
+        raise unknown("architecture", architecture, TRAINABLE)
+    return _built(architecture, *TRAINABLE[architecture], config)
+
+
+def _built(architecture: str, kind: type[Kind], config_type: type[DictionaryConfig], config: dict[str, Any]) -> Kind:
     allowed = [field.name for field in fields(config_type)]
     for name in config:
         if name not in allowed:
@@ -53,7 +79,7 @@ def save(dictionary: Dictionary, folder: Path | str) -> Path:
         "architecture": dictionary.architecture,
         "config": asdict(dictionary.config),
         "provenance": asdict(dictionary.provenance),
-        "sha256": _sha256(folder / WEIGHTS),
+        "sha256": file_sha256(folder / WEIGHTS),
     }
     write_json(folder / DESCRIPTION, description)
     return folder
@@ -75,7 +101,7 @@ def load(folder: Path | str) -> Dictionary:
         raise InputError(f"{folder / DESCRIPTION} has schema {schema!r}, this version reads {SCHEMA}")
     dictionary = build(description["architecture"], **description["config"])
     tensors = read_tensors(folder / WEIGHTS, "dictionary weight file")
-    if _sha256(folder / WEIGHTS) != description["sha256"]:
+    if file_sha256(folder / WEIGHTS) != description["sha256"]:
         raise InputError(
             f"{folder / WEIGHTS} is not the file its description was written for: restore both from one save"
         )
@@ -93,8 +119,3 @@ def _check_shapes(path: Path, found: dict[str, torch.Tensor], expected: dict[str
             raise InputError(f"{path}: {name} has shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}")
         if not torch.isfinite(found[name]).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -70,6 +70,11 @@ class TrainConfig:
         for name in ("warmup", "decay", "blend"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.aux_k is not None and self.aux_k < 0:
+            raise InputError(f"aux_k must be at least 0 (no aid), got {self.aux_k}")
         if self.lr is not None and not 0 < self.lr < 1:
             raise InputError(f"lr must lie between 0 and 1, got {self.lr}")
 

@@ -85,7 +85,7 @@ def test_the_wheel_holds_every_module_and_each_imports(tmp_path):
 
 def test_optional_packages_stay_out_until_they_are_needed():
     code = (
-        "import monosem.lab.train, monosem.lab.text, monosem.saes.training, monosem.saes.files, sys\n"
+        "import monosem.lab.loop, monosem.lab.text, monosem.saes.training, monosem.saes.files, sys\n"
         "heavy = {'wandb', 'plotly', 'duckdb', 'sae_lens', 'transformer_lens', 'datasets', 'transformers', 'trackio'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from ...saes.files import build
+from ...saes.files import build_trainable
 from ...saes.training import TrainConfig, Trainer
 from ..buffer import ShuffleBuffer
 from ..sites import Site
@@ -37,8 +39,10 @@ class BenchBuffer:
         g = torch.Generator().manual_seed(0)
         chunk = torch.randn(2 * self.batch, self.d_in, generator=g)
         buffers = {str(size): _full(size, self.d_in, self.batch, chunk) for size in self.rows}
-        trainer = Trainer(build("topk", d_in=self.d_in, n_latents=self.n_latents, k=32), SITE, TrainConfig())
-        turns = {name: lambda number, b=buffer: _serve(b, chunk, number) for name, buffer in buffers.items()}
+        trainer = Trainer(build_trainable("topk", d_in=self.d_in, n_latents=self.n_latents, k=32), SITE, TrainConfig())
+        turns: dict[str, Callable[[int], object]] = {
+            name: partial(_serve, buffer, chunk) for name, buffer in buffers.items()
+        }
         rows = Batch({SITE: chunk[: self.batch]}, torch.zeros(self.batch, 2, dtype=torch.int64))
         turns["step"] = lambda number: trainer.step(rows)
         seconds = interleaved(turns, self.rounds, 3)

@@ -21,7 +21,7 @@ Forward = Callable[[Tensor], object]
 
 def plain(model: HookedModel, site: Site) -> Forward:
     """The unhooked base model cut after the site's layer: the least a capture can cost."""
-    base = copy.copy(model.module.base_model)
+    base: Any = copy.copy(model.module.base_model)
     base._modules = dict(base._modules)
     layers = next((name for name in ("layers", "h") if name in base._modules), None)
     if layers is None or site.layer is None:

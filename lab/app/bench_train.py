@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...saes.files import build
+from ...saes.files import build_trainable
 from ...saes.training import TrainConfig, Trainer
 from ..errors import InputError
 from ..sites import Site
@@ -27,7 +27,7 @@ class Ours:
     """This library's trainer as a contestant."""
 
     def __init__(self, sample: Tensor, n_latents: int, k: int, steps: int, site: Site) -> None:
-        dictionary = build("topk", d_in=sample.shape[1], n_latents=n_latents, k=k)
+        dictionary = build_trainable("topk", d_in=sample.shape[1], n_latents=n_latents, k=k)
         self.trainer = Trainer(dictionary, site, TrainConfig(rows=steps * len(sample)))
 
     def step(self, x: Tensor) -> None:

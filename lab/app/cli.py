@@ -7,6 +7,8 @@ that dict is the last line of stdout and everything else goes to stderr. Exit st
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -29,10 +31,29 @@ COMMANDS = {"demo": Demo, "harvest": Harvest, "train": Train, "eval": Eval, "fea
 
 
 def parse(argv: Sequence[str]) -> Any:
-    """The command and its options; a mistake exits with status 2 and the nearest right spelling."""
+    """The command and its options; a misspelt one exits with status 2 and the nearest right spelling.
+
+    Raises:
+        InputError: an option has a value that the dataclass it is for refuses.
+    """
     kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
     command = Union[kinds]  # type: ignore  # noqa: UP007 (built at run time)
-    return tyro.cli(command, prog="monosem", args=list(argv), config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(command, prog="monosem", args=list(argv), config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore
+    except SystemExit as stop:
+        if (refused := _refusal(stop)) is not None:
+            raise refused from None
+        sys.stderr.write(told.getvalue())
+        raise
+
+
+def _refusal(error: BaseException | None) -> InputError | None:
+    """The `InputError` that led to an exception, if one did: tyro turns it into a box that names its own parts."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__context__
+    return error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in argv
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    command = parse([arg for arg in argv if arg != "--json"])
-    as_json = as_json or getattr(command, "always_json", False)
     try:
+        command = parse([arg for arg in argv if arg != "--json"])
+        as_json = as_json or getattr(command, "always_json", False)
         result = command.run()
     except InputError as error:
         sys.stderr.write(f"monosem: {error}\n")

@@ -13,6 +13,7 @@ from ...saes.features import Features, collect
 from ...saes.files import load
 from ...saes.scores import Evaluation
 from ...saes.training import TrainConfig
+from ..errors import InputError
 from ..models import HookedModel
 from ..runs import Run
 from ..storage import write_json
@@ -43,19 +44,19 @@ class Demo:
         default_factory=lambda: ModelText(text=TextConfig(batch_rows=16, document_tokens=256))
     )
     dictionary: Flat[DictionaryOptions] = field(default_factory=DictionaryOptions)
-    training: TrainConfig = field(default_factory=lambda: TrainConfig(rows=409_600))
+    training: TrainConfig = field(default_factory=lambda: TrainConfig(rows=327_680))
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(buffer=32_768, reuse=3))
-    evaluation: EvaluationConfig = field(
-        default_factory=lambda: EvaluationConfig(
-            tokens=32_768, ce_tokens=4_096, spliced=("untrained", "pca", "neurons")
-        )
-    )
+    evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(tokens=16_384, ce_tokens=2_560))
     features: int = 64
     """How many features to show."""
-    feature_tokens: int = 24_576
+    feature_tokens: int = 16_384
     """Held-out tokens searched for examples."""
 
     always_json = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.features <= self.dictionary.n_latents:
+            raise InputError(f"features must be from 1 to n_latents={self.dictionary.n_latents}, got {self.features}")
 
     def run(self) -> dict[str, Any]:
         """Everything, then the summary that is printed as JSON."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from ...saes.evaluation import matching_site
 from ...saes.features import collect
 from .evaluating import find_dictionary
 from .options import Flat, ModelText
@@ -33,6 +34,9 @@ class Features:
         """Collect and save."""
         _, dictionary = find_dictionary(self.dictionary)
         model = self.source.open_model()
+        site = matching_site(model, dictionary)
         corpus = self.source.open_corpus(model)
-        features = collect(model, corpus, dictionary, tokens=self.tokens, latents=self.latents, seed=self.seed)
-        return {"features": str(features.save(self.out)), "tokens": self.tokens, "dead": len(features.dead)}
+        features = collect(
+            model, corpus, dictionary, tokens=self.tokens, latents=self.latents, site=site, seed=self.seed
+        )
+        return {"features": str(features.save(self.out)), "tokens": features.measured, "dead": len(features.dead)}

@@ -74,7 +74,8 @@ class SaeLens:
         )  # fmt: skip
         options = config.SAETrainerConfig(
             total_training_samples=steps * len(sample), train_batch_size_samples=len(sample), device="cpu",
-            lr=lr or 3e-4, lr_end=(lr or 3e-4) / 10, lr_warm_up_steps=int(warmup * steps), logger=config.LoggingConfig(log_to_wandb=False),
+            lr=lr or 3e-4, lr_end=(lr or 3e-4) / 10, lr_warm_up_steps=int(warmup * steps),
+            logger=config.LoggingConfig(log_to_wandb=False),
         )  # fmt: skip
         self.trainer = training.SAETrainer(options, sae, iter([sample]))
         self.trainer.activation_scaler.estimate_scaling_factor(sample.shape[1], iter([sample]), 1)

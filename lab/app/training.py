@@ -11,12 +11,14 @@ from typing import Any
 import tyro
 
 from ...saes.dictionary import Provenance
-from ...saes.files import build
+from ...saes.files import build_trainable
 from ...saes.training import TrainConfig, Trainer
+from ..errors import InputError, unknown
+from ..loop import train
 from ..runs import Run
+from ..sinks import SINKS
 from ..store import ActivationStore
 from ..streams import ActivationStream, StreamConfig
-from ..train import train
 from .options import Flat, ModelText
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,13 @@ class Train:
     sinks: tuple[str, ...] = ()
     """Also send metrics to wandb, tensorboard or trackio."""
 
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise InputError(f"log_every must be at least 1, got {self.log_every}")
+        for sink in self.sinks:
+            if sink not in SINKS:
+                raise unknown("metrics sink", sink, SINKS)
+
     def run(self) -> dict[str, Any]:
         """Train and return where everything is."""
         run = self.train(self.open_stream())
@@ -82,15 +91,15 @@ class Train:
         """Run the loop; resumes where `resume` is set."""
         config = {"sites": list(self.sites), "dictionary": asdict(self.dictionary), "training": asdict(self.training)}
         stands_on = stream.fingerprint()
-        run = Run.create(self.out, config, stands_on, resume=self.resume)
-        limits = stream.norm_limit
+        limits = stream.norm_limit  # reads the first rows: what cannot be read or built leaves no run behind
         trainers = [
             Trainer(
-                build(d_in=width, **asdict(self.dictionary)), site, self.training,
+                build_trainable(d_in=width, **asdict(self.dictionary)), site, self.training,
                 provenance=Provenance(str(site), stands_on.get("model", {}), limits[site]),
             )
             for site, width in stream.widths.items()
         ]  # fmt: skip
+        run = Run.create(self.out, config, stands_on, resume=self.resume)
         log.info("step: %s (%s)", trainers[0].choice.step, trainers[0].choice.why)
         return train(
             stream, trainers, run, steps=-(-self.training.rows // self.stream.batch),

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 from monosem.lab.consumers import load_optimiser_state, optimiser_state
+from monosem.lab.loop import train
 from monosem.lab.rng import generator
 from monosem.lab.runs import Run
 from monosem.lab.sites import Site
 from monosem.lab.storage import write_tensors
 from monosem.lab.streams import ActivationStream, Batch
-from monosem.lab.train import train
 from torch import Tensor, nn
 
 KILLS = 8

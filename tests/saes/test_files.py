@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from monosem.lab.errors import InputError
-from monosem.saes import build, load
+from monosem.saes import build, build_trainable, load
 
 
 def random(architecture: str = "topk"):
@@ -76,5 +76,24 @@ def test_misspelt_names_suggest_the_right_one():
 
 
 def test_wrong_width_names_the_site():
-    with pytest.raises(InputError, match="width 5 given to a dictionary of width 6.*resid_post.2"):
+    with pytest.raises(InputError, match=r"width 5 given to a dictionary of width 6.*resid_post\.2"):
         random().encode(torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_what_can_be_trained_is_built_as_by_build(architecture):
+    shape = {"d_in": 6, "n_latents": 11, "k": 3}
+    assert repr(build_trainable(architecture, **shape)) == repr(build(architecture, **shape))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sentence"),
+    [
+        ("pca", "architecture 'pca' cannot be trained: give topk or batchtopk"),
+        ("neurons", "architecture 'neurons' cannot be trained: give topk or batchtopk"),
+        ("topkk", "unknown architecture 'topkk': did you mean 'topk'"),
+    ],
+)
+def test_what_cannot_be_trained_names_what_can(architecture, sentence):
+    with pytest.raises(InputError, match=sentence):
+        build_trainable(architecture, d_in=6, n_latents=6, k=3)

@@ -12,11 +12,11 @@ import torch
 from monosem.lab.consumers import Consumer
 from monosem.lab.errors import InputError
 from monosem.lab.evidence import Evidence
+from monosem.lab.loop import train
 from monosem.lab.runs import Run
 from monosem.lab.sites import Site
 from monosem.lab.storage import flatten, read_tensors, unflatten
 from monosem.lab.streams import Batch
-from monosem.lab.train import train
 from monosem.saes.baselines import PCA, Neurons
 from monosem.saes.dictionary import Dictionary, DictionaryConfig
 from monosem.saes.metrics import PER_TOKEN, Reconstruction

@@ -14,6 +14,7 @@ at usable positions whose next token is usable and of the same document.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -146,17 +147,16 @@ def splice(
         **dictionaries,
     }
     sums = DocumentSums()
-    counts = dict.fromkeys(("edited", "unedited_special", "unedited_norm", "predictions"), 0)
+    counts: Counter[str] = Counter(edited=0, unedited_special=0, unedited_norm=0, predictions=0)
     with tqdm(total=tokens, unit="tok", desc="splice", disable=not progress) as bar:
         for part in _parts(batches, model.vocab_size or 1):
-            for name, count in _measure(model, part, site, variants, norm_limit, sums).items():
-                counts[name] += count
+            counts.update(_measure(model, part, site, variants, norm_limit, sums))
             bar.update(min(counts["predictions"], tokens) - bar.n)
             if counts["predictions"] >= tokens:
                 break
     if not counts["predictions"]:
         raise InputError("no usable token with a usable next token was found: give a corpus with longer documents")
-    return SpliceLosses(sums, counts)
+    return SpliceLosses(sums, dict(counts))
 
 
 def _parts(batches: Iterable[TokenBatch], vocab: int) -> Iterator[TokenBatch]:

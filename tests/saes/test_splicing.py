@@ -13,13 +13,13 @@ from monosem.lab.errors import InputError
 from monosem.lab.models import HookedModel
 from monosem.lab.packing import TokenBatch
 from monosem.lab.text import Corpus
-from monosem.saes import splice as splice_module
+from monosem.saes import splicing
 from monosem.saes.baselines import Neurons, fit_nulls
 from monosem.saes.dictionary import Dictionary, Provenance
 from monosem.saes.evaluation import evaluate
 from monosem.saes.metrics import Reconstruction
 from monosem.saes.sae import SAEConfig
-from monosem.saes.splice import SpliceLosses, predicting, splice, splice_edit
+from monosem.saes.splicing import SpliceLosses, predicting, splice, splice_edit
 from monosem.saes.topk import TopK
 from tiny_models import build
 
@@ -187,8 +187,8 @@ def test_no_score_depends_on_how_batches_are_cut(model: HookedModel, monkeypatch
     dictionaries = {"mine": random_dictionary(model)}
     whole = spliced(model, dictionaries=dictionaries, tokens=10**6)
     # one row of at most 20 tokens a forward pass
-    monkeypatch.setattr(splice_module, "LOGIT_BYTES", 97 * 4 * 20)
-    monkeypatch.setattr(splice_module, "LOSS_ROWS", 3)
+    monkeypatch.setattr(splicing, "LOGIT_BYTES", 97 * 4 * 20)
+    monkeypatch.setattr(splicing, "LOSS_ROWS", 3)
     cut = spliced(model, dictionaries=dictionaries, tokens=10**6)
     assert cut.counts == whole.counts
     for name, evidence in whole.evidence("mine").items():

@@ -14,9 +14,9 @@ import pytest
 import torch
 from monosem.lab.consumers import Consumer
 from monosem.lab.errors import InputError
+from monosem.lab.loop import train
 from monosem.lab.runs import Run
 from monosem.lab.storage import flatten
-from monosem.lab.train import train
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toys

@@ -77,7 +77,7 @@ def train(
                 if not rows:
                     break
                 bar.update(rows)
-                if loop.steps % log_every == 0:
+                if loop.steps % log_every == 0 or not loop.wants_more(steps):  # before a checkpoint of the last step
                     loop.log(outputs, bar)
                 if every.due(loop.steps):
                     loop.checkpoint()
