@@ -140,15 +140,19 @@ class Harvest:
             return
         row, found = divmod(int(keep[int(bad[0])]), batch.tokens.shape[1])
         finite, failing = 0, batch.tokens.shape[1]
+        end = failing
         while failing - finite > 1:
-            middle = (finite + failing) // 2
-            tokens, mask = (
-                part[row : row + 1, :middle].to(self.model.device) for part in (batch.tokens, batch.attention)
-            )
+            tokens, mask = (part[row : row + 1, :end].to(self.model.device) for part in (batch.tokens, batch.attention))
             captured = self.model.capture(tokens, [site], attention_mask=None if bool(mask.all()) else mask)
-            finite, failing = (middle, failing) if captured[site].isfinite().all() else (finite, middle)
-        if int(batch.doc[row, failing - 1]) >= 0:
-            found = failing - 1
+            if not bool(captured[site].isfinite().all()):
+                failing = end
+            elif end == failing:  # it does not fail alone
+                break
+            else:
+                finite = end
+            end = (finite + failing) // 2
+        else:
+            found = failing - 1 if int(batch.doc[row, failing - 1]) >= 0 else found
         document, offset = int(batch.doc[row, found]), int(batch.offset[row, found])
         raise InputError(
             f"the model gives nan or inf at {site} for document {document}, offset {offset}: leave that "

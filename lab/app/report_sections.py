@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-TILES = ("fvu", "ce_recovered_zero", "l0", "dead")
+TILES = ("fvu", "ce_recovered_zero", "kl", "l0")
 """Scores that stand large at the top."""
 
 Data = Mapping[str, Any]
