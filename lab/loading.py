@@ -14,6 +14,7 @@ from torch import nn
 from . import bridge
 from .errors import InputError, nearest, unknown
 from .gguf import Wheel, converted
+from .memory import keep_freed_memory
 from .models import HookedModel
 from .storage import file_sha256
 
@@ -64,6 +65,7 @@ def load_model(
     """
     if attn not in ATTENTION:
         raise unknown("attention implementation", attn, ATTENTION)
+    keep_freed_memory()
     place = _device(device) if device is not None or not isinstance(source, nn.Module) else None
     kind = _dtype(dtype, place)
     if isinstance(source, nn.Module):

@@ -22,7 +22,7 @@ LABELS = {
     "cosine": ("Cosine", "cosine of activation and reconstruction, mean a token"),
     "norm_ratio": ("Norm ratio", "norm of the reconstruction over norm of the activation"),
     "relative_bias": ("Relative bias", "1 where the reconstruction is neither shrunk nor stretched"),
-    "dead": ("Silent latents", "share of latents that fire on none of the tokens measured: few tokens leave rare ones out"),
+    "dead": ("Silent latents", "share of latents that fire on none of the measured tokens; rare ones need many"),
     "dense_1": ("Dense above 1 %", "share of latents firing on more than 1 % of tokens"),
     "dense_10": ("Dense above 10 %", "share of latents firing on more than 10 % of tokens"),
     "ce_recovered_zero": (
