@@ -18,7 +18,7 @@ import csv
 import hashlib
 import warnings
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -89,7 +89,7 @@ class DocsSource:
         """Parse files from the `start`-th on; a file without substantial text gives no document."""
         for number in range(start, len(self._entries)):
             entry = self._entries[number]
-            text = prose(entry.file) if entry.file.suffix in PROSE else docstrings(entry.file.read_bytes())
+            text = _text(entry.file)
             if len(text) >= MIN_DOCUMENT:
                 yield Document(number, text, entry.path)
 
@@ -119,6 +119,12 @@ def _wanted(path: PurePosixPath) -> bool:
     if path.suffix not in {".py", *PROSE} or path.parts[0] == ".." or path.parts[0].endswith(".dist-info"):
         return False
     return not (LEFT_OUT.intersection(path.parts) or path.name.lower().startswith(NOISE))
+
+
+@cache
+def _text(file: Path) -> str:
+    """What a file gives, parsed once a process: train, held-out and feature passes read the same files (40 MB)."""
+    return prose(file) if file.suffix in PROSE else docstrings(file.read_bytes())
 
 
 def prose(file: Path) -> str:

@@ -41,12 +41,12 @@ class Demo:
     site: str = "resid_post.12"
     """Where to read."""
     source: Flat[ModelText] = field(
-        default_factory=lambda: ModelText(text=TextConfig(batch_rows=16, document_tokens=256))
+        default_factory=lambda: ModelText(text=TextConfig(heldout=0.2, document_tokens=256))
     )
     dictionary: Flat[DictionaryOptions] = field(default_factory=DictionaryOptions)
     training: TrainConfig = field(default_factory=lambda: TrainConfig(rows=327_680))
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(buffer=32_768, reuse=3))
-    evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(tokens=16_384, ce_tokens=2_560))
+    evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(tokens=16_384, ce_tokens=1_536))
     features: int = 64
     """How many features to show."""
     feature_tokens: int = 16_384
