@@ -22,7 +22,7 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	$(BIN)/basedpyright
 check: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -21,3 +21,8 @@ def smollm2():
     from monosem.lab.loading import load_model
 
     return load_model("smollm2-135m", dtype="fp32", device="cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The notebooks first: they take longest, and another worker does the rest meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
