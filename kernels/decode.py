@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from . import cpu_step
-from .dispatch import compiled
-from .threads import run_rows
+from .custom import operator
+from .dispatch import backend, dense_is_faster
 
 
 class Residual(NamedTuple):
@@ -25,15 +24,30 @@ def decode(
     indptr: Int[Tensor, " batch+1"],
     indices: Int[Tensor, " nnz"],
     values: Float32[Tensor, " nnz"],
-    W_dec: Float32[Tensor, "n d"],
+    W_dec: Float[Tensor, "n d"],
     b_dec: Float32[Tensor, " d"],
 ) -> Float32[Tensor, "batch d"]:
-    """x_hat = codes @ W_dec + b_dec."""
-    if not compiled(W_dec.device):
-        return decode_reference(indptr, indices, values, W_dec, b_dec)
-    out = torch.empty(len(indptr) - 1, W_dec.shape[1])
-    run_rows(cpu_step.decode_rows, len(out), *_numpy(indptr, indices, values, W_dec, b_dec, out))
-    return out
+    """x_hat = codes @ W_dec + b_dec, summed in fp32."""
+    return _decode(indptr, indices, values, W_dec, b_dec)
+
+
+@operator(
+    "decode(Tensor indptr, Tensor indices, Tensor values, Tensor W_dec, Tensor b_dec) -> Tensor",
+    fake=lambda indptr, indices, values, W_dec, b_dec: b_dec.new_empty(len(indptr) - 1, W_dec.shape[1]),
+)
+def _decode(indptr, indices, values, W_dec, b_dec):
+    if dense_is_faster(W_dec.device, len(W_dec), len(indices) / max(1, len(indptr) - 1)):
+        from .dense import decode as run
+
+        return run(indptr, indices, values, W_dec, b_dec)
+    match backend(W_dec.device):
+        case "compiled":
+            from .cpu.decode import decode as run
+        case "triton":
+            from .gpu.decode import decode as run
+        case _:
+            run = decode_reference
+    return run(indptr, indices, values, W_dec, b_dec)
 
 
 def decode_residual(
@@ -43,20 +57,39 @@ def decode_residual(
     W_dec: Tensor,
     b_dec: Tensor,
     x: Float32[Tensor, "batch d"],
+    width: int | None = None,
 ) -> Residual:
     """Decode, subtract x and take the gradient of half the squared error to the codes, in one gather.
 
     Codes at zero (cut by the relu) get no gradient.
+
+    Args:
+        W_dec: fp32, or its bf16 copy (read as fp32).
+        width: how many codes every row holds, where that is fixed: spares a second sweep on a GPU.
     """
-    if not compiled(W_dec.device):
-        return residual_reference(indptr, indices, values, W_dec, b_dec, x)
-    out = Residual(torch.empty_like(x), torch.empty(len(x)), torch.empty(len(indices)))
-    run_rows(cpu_step.residual_rows, len(x), *_numpy(indptr, indices, values, W_dec, b_dec, x, *out))
-    return out
+    return Residual(*_residual(indptr, indices, values, W_dec, b_dec, x, width))
 
 
-def _numpy(*tensors: Tensor) -> tuple:
-    return tuple(tensor.detach().numpy() for tensor in tensors)
+@operator(
+    "decode_residual(Tensor indptr, Tensor indices, Tensor values, Tensor W_dec, Tensor b_dec, Tensor x, int? width)"
+    " -> (Tensor, Tensor, Tensor)",
+    fake=lambda indptr, indices, values, W_dec, b_dec, x, width: (
+        torch.empty_like(x), b_dec.new_empty(len(x)), b_dec.new_empty(len(indices)),
+    ),
+)  # fmt: skip
+def _residual(indptr, indices, values, W_dec, b_dec, x, width):
+    if dense_is_faster(W_dec.device, len(W_dec), len(indices) / max(1, len(x))):
+        from .dense import decode_residual as run
+
+        return tuple(run(indptr, indices, values, W_dec, b_dec, x, width))
+    match backend(W_dec.device):
+        case "compiled":
+            from .cpu.decode import decode_residual as run
+        case "triton":
+            from .gpu.decode import decode_residual as run
+        case _:
+            run = residual_reference
+    return tuple(run(indptr, indices, values, W_dec, b_dec, x, width))
 
 
 def row_of_entry(indptr: Tensor, nnz: int) -> Tensor:
@@ -69,14 +102,14 @@ def decode_reference(indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Ten
     """Scatter to a dense [batch, n] matrix and multiply: the specification of `decode`."""
     dense = torch.zeros(len(indptr) - 1, len(W_dec), device=W_dec.device)
     dense.index_put_((row_of_entry(indptr, len(indices)), indices.long()), values, accumulate=True)
-    return dense @ W_dec + b_dec
+    return dense @ W_dec.float() + b_dec
 
 
 def residual_reference(
-    indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor, x: Tensor
+    indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor, x: Tensor, width: int | None = None
 ) -> Residual:
     """The specification of `decode_residual`."""
     residual = decode_reference(indptr, indices, values, W_dec, b_dec) - x
     rows = row_of_entry(indptr, len(indices))
-    grads = (W_dec[indices.long()] * residual[rows]).sum(1) * (values > 0)
+    grads = (W_dec[indices.long()].float() * residual[rows]).sum(1) * (values != 0)
     return Residual(residual, residual.square().sum(1), grads)

@@ -3,8 +3,8 @@
 Memory is one chunk of pre-activations, whatever the batch. Three precisions propose candidates:
 
     fp32   plain products
-    bf16   bf16 products of fp32 weights (hardware with fast bf16)
-    int8   int8 products screen, fp32 dot products decide: exact fp32 codes (`cpu_encode`)
+    bf16   bf16 products of fp32 weights, summed in fp32 (hardware with fast bf16)
+    int8   int8 products screen, fp32 dot products decide: exact fp32 codes (`cpu.encode`)
 """
 
 from __future__ import annotations
@@ -12,35 +12,48 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, Int8
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from . import cpu_encode
-from .threads import run_rows
+from .custom import operator
 from .topk import Codes, topk
+from .topk import reference as select
 
-CHUNK_BYTES = 32 << 20
-"""Pre-activations held at once. 32 MiB stays in a last-level cache; 16-75 MiB measured alike."""
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+"""Pre-activations held at once, in fp32. On a CPU 32 MiB stays in a last-level cache (16-75 MiB measured alike); on a
+GPU a chunk needs a thousand rows or more to keep the product bound by arithmetic."""
 
 
 class Shadow(NamedTuple):
-    """Low-precision copy of the encoder that the screen reads: rows, one scale and one norm a latent."""
+    """Low-precision copies of the weights, kept up by the update: what the products and gathers read.
 
-    rows: Int8[Tensor, "n d"]
-    scale: Float32[Tensor, " n"]
-    norm: Float32[Tensor, " n"]
+    int8 (CPU): W_enc rows with one scale and one norm a latent. bf16: W_enc and W_dec.
+    """
+
+    W_enc: Tensor
+    scale: Float32[Tensor, " n"] | None = None
+    norm: Float32[Tensor, " n"] | None = None
+    W_dec: Tensor | None = None
+
+
+def make_shadow(W_enc: Tensor, W_dec: Tensor, precision: Literal["fp32", "bf16", "int8"]) -> Shadow | None:
+    """The copies that `precision` reads; None for fp32."""
+    if precision == "int8":
+        return quantise(W_enc)
+    return Shadow(W_enc.bfloat16(), W_dec=W_dec.bfloat16()) if precision == "bf16" else None
 
 
 def quantise(rows: Float32[Tensor, "n d"]) -> Shadow:
     """Symmetric int8 rows with one scale a row."""
-    shadow = Shadow(torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows)), torch.empty(len(rows)))
-    run_rows(cpu_encode.quantise_rows, len(rows), rows.numpy(), *(part.numpy() for part in shadow))
-    return shadow
+    from .cpu.encode import quantise as run
+
+    return run(rows)
 
 
-def chunk_rows(n_latents: int) -> int:
-    """Rows per chunk of pre-activations: a multiple of 64 within `CHUNK_BYTES`."""
-    return max(64, CHUNK_BYTES // (4 * n_latents) // 64 * 64)
+def chunk_rows(n_latents: int, device: str = "cpu") -> int:
+    """Rows per chunk of pre-activations: a multiple of 64 within `CHUNK_BYTES`, and on a GPU at least 1,024."""
+    least = 64 if device == "cpu" else 1024
+    return max(least, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * n_latents) // 64 * 64)
 
 
 def encode_topk(
@@ -51,59 +64,61 @@ def encode_topk(
     *,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
     shadow: Shadow | None = None,
+    mask: Bool[Tensor, " n"] | None = None,
 ) -> Codes:
     """The k largest pre-activations of each row, ascending by column; no relu is applied.
 
     Args:
         x: rows in the dictionary's input space, already centred.
-        shadow: the int8 copy of `W_enc` where the caller keeps one; made here otherwise.
+        shadow: the copy of the weights that `precision` reads, where the caller keeps one; made here otherwise.
+        mask: latents that may be kept.
 
     Returns:
         values [batch, k] fp32 and columns [batch, k] int32.
     """
+    copies = (None, None, None) if shadow is None else shadow[:3]
+    return Codes(*_encode(x, W_enc, b_enc, k, precision, *copies, mask))
+
+
+@operator(
+    "encode_topk(Tensor x, Tensor W_enc, Tensor b_enc, int k, str precision, Tensor? s_enc, Tensor? s_scale,"
+    " Tensor? s_norm, Tensor? mask) -> (Tensor, Tensor)",
+    fake=lambda x, W_enc, b_enc, k, *_: (
+        x.new_empty(len(x), k, dtype=torch.float32),
+        x.new_empty(len(x), k, dtype=torch.int32),
+    ),
+)
+def _encode(x, W_enc, b_enc, k, precision, s_enc, s_scale, s_norm, mask):
+    """`encode_topk` with its arguments laid out flat."""
     x = x.float().contiguous()
-    if precision == "int8":
-        return _screened(x, W_enc, b_enc, k, shadow or quantise(W_enc))
+    shadow = None if s_enc is None else Shadow(s_enc, s_scale, s_norm)
+    if precision == "int8" and mask is None:
+        from .cpu.encode import encode_topk as screened
+
+        return tuple(screened(x, W_enc, b_enc, k, shadow or quantise(W_enc)))
+    weight = W_enc
     if precision == "bf16":
-        weight = W_enc.bfloat16()
-        parts = [topk((part.bfloat16() @ weight.T).float() + b_enc, k) for part in x.split(chunk_rows(len(W_enc)))]
-    else:
-        parts = [topk(torch.addmm(b_enc, part, W_enc.T), k) for part in x.split(chunk_rows(len(W_enc)))]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        x, weight = x.bfloat16(), W_enc.bfloat16() if shadow is None else shadow.W_enc
+    out = Codes(x.new_empty(len(x), k, dtype=torch.float32), x.new_empty(len(x), k, dtype=torch.int32))
+    chunk = max(1, min(len(x), chunk_rows(len(W_enc), x.device.type)))
+    held = x.new_empty(chunk, len(W_enc), dtype=torch.float32)
+    for start in range(0, len(x), chunk):
+        part = x[start : start + chunk]
+        pre = product(part, weight, held[: len(part)])
+        for whole, found in zip(out, topk(pre, k, bias=b_enc, mask=mask), strict=True):
+            whole[start : start + chunk] = found
+    return tuple(out)
 
 
-def _screened(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow) -> Codes:
-    batch, n = len(x), len(W_enc)
-    values, columns = torch.zeros(batch, k), torch.zeros(batch, k, dtype=torch.int32)
-    quantised = quantise(x)
-    rescored = torch.zeros(batch, dtype=torch.int32)
-    chunk = max(1, min(chunk_rows(n), batch))
-    products = torch.empty(chunk, n, dtype=torch.int32)
-    for start in range(0, batch, chunk):
-        rows = slice(start, min(start + chunk, batch))
-        held = products[: rows.stop - rows.start]
-        torch._int_mm(quantised.rows[rows], shadow.rows.T, out=held)
-        run_rows(
-            cpu_encode.screen_rows,
-            len(held),
-            held.numpy(),
-            x[rows].numpy(),
-            quantised.scale[rows].numpy(),
-            quantised.norm[rows].numpy(),
-            W_enc.numpy(),
-            b_enc.numpy(),
-            shadow.scale.numpy(),
-            shadow.norm.numpy(),
-            k,
-            values[rows].numpy(),
-            columns[rows].numpy(),
-            rescored[rows].numpy(),
-        )
-    return values, columns
+def product(x: Tensor, weight: Tensor, out: Float32[Tensor, "rows n"]) -> Float32[Tensor, "rows n"]:
+    """x @ weight.T summed in fp32, written to `out`."""
+    if x.dtype == torch.float32:
+        return torch.mm(x, weight.T, out=out)
+    if x.device.type == "cuda":
+        return torch.mm(x, weight.T, out_dtype=torch.float32, out=out)
+    return out.copy_(x @ weight.T)
 
 
 def reference(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> Codes:
     """The whole pre-activation matrix, then a stable sort."""
-    from .topk import reference as select
-
-    return select(x.float() @ W_enc.T + b_enc, k)
+    return select(x.float() @ W_enc.T, k, b_enc)

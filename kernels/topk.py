@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float, Float32, Int32
 from torch import Tensor
 
-from . import cpu_topk
-from .dispatch import compiled
-from .threads import run_rows
-
-Codes = tuple[Float32[Tensor, "rows k"], Int32[Tensor, "rows k"]]
+from .custom import operator
+from .dispatch import backend
 
 
-def topk(pre: Float32[Tensor, "rows n"], k: int) -> Codes:
-    """The k largest entries of each row of `pre` and their columns, ascending by column.
+class Codes(NamedTuple):
+    """k entries a row: fp32 values and int32 columns, ascending by column."""
+
+    values: Float32[Tensor, "rows k"]
+    columns: Int32[Tensor, "rows k"]
+
+
+def topk(
+    pre: Float[Tensor, "rows n"],
+    k: int,
+    *,
+    bias: Float32[Tensor, " n"] | None = None,
+    mask: Bool[Tensor, " n"] | None = None,
+) -> Codes:
+    """The k largest entries of each row of `pre` (plus `bias`, added in fp32).
+
+    Equal entries go to the lowest column. NaN counts as larger than everything, so that it is seen.
+
+    Args:
+        pre: fp32, bf16 or fp16.
+        mask: columns that may be kept (the dead, a Matryoshka prefix); the others count as -inf.
 
     Raises:
         ValueError: k is not in 1..n.
     """
     if not 1 <= k <= pre.shape[1]:
         raise ValueError(f"k must be from 1 to the {pre.shape[1]} columns, got {k}")
-    if not compiled(pre.device):
-        return reference(pre, k)
-    values = torch.zeros(pre.shape[0], k)
-    columns = torch.zeros(pre.shape[0], k, dtype=torch.int32)
-    run_rows(cpu_topk.topk_rows, pre.shape[0], pre.numpy(), k, values.numpy(), columns.numpy())
-    return values, columns
+    return Codes(*_topk(pre, k, bias, mask))
 
 
-def reference(pre: Float32[Tensor, "rows n"], k: int) -> Codes:
+@operator(
+    "topk(Tensor pre, int k, Tensor? bias, Tensor? mask) -> (Tensor, Tensor)",
+    fake=lambda pre, k, bias, mask: (
+        pre.new_empty(len(pre), k, dtype=torch.float32),
+        pre.new_empty(len(pre), k, dtype=torch.int32),
+    ),
+)
+def _topk(pre, k, bias, mask):
+    match backend(pre.device):
+        case "compiled":
+            from .cpu.topk import topk as run
+        case "triton":
+            from .gpu.topk import topk as run
+        case _:
+            run = reference
+    return tuple(run(pre, k, bias, mask))
+
+
+def reference(pre: Tensor, k: int, bias: Tensor | None = None, mask: Tensor | None = None) -> Codes:
     """Stable sort, descending: the specification of `topk`."""
+    pre = pre.float() if bias is None else pre.float() + bias
+    if mask is not None:
+        pre = pre.masked_fill(~mask, -torch.inf)
     columns = pre.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
-    return pre.gather(1, columns), columns.int()
+    return Codes(pre.gather(1, columns), columns.int())

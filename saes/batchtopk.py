@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..kernels.batch_topk import encode_batch_topk, encode_threshold
+from ..kernels.batch_topk import encode_batch_topk
 from ..kernels.dispatch import choose
 from ..kernels.encode import Shadow
+from ..kernels.threshold import encode_threshold
 from .sae import SAEConfig, SparseAutoencoder
 from .sparse_code import SparseCode
 

@@ -21,15 +21,15 @@ class SparseCode:
     indices: Int[Tensor, " nnz"]
     values: Float32[Tensor, " nnz"]
     n_latents: int
+    width: int | None = None
+    """Entries a row, where all rows hold the same number."""
 
     @classmethod
     def fixed(cls, values: Float32[Tensor, "batch k"], indices: Int[Tensor, "batch k"], n_latents: int) -> Self:
         """k entries in every row."""
         batch, k = values.shape
-        indptr = (
-            torch.arange(0, batch * k + 1, k, device=values.device) if k else torch.zeros(batch + 1, dtype=torch.int64)
-        )
-        return cls(indptr, indices.reshape(-1), values.reshape(-1), n_latents)
+        indptr = torch.arange(batch + 1, device=values.device) * k
+        return cls(indptr, indices.reshape(-1), values.reshape(-1), n_latents, k)
 
     @classmethod
     def from_dense(cls, dense: Float[Tensor, "batch n"]) -> Self:
@@ -75,4 +75,4 @@ class SparseCode:
             raise ValueError(f"a SparseCode is sliced in blocks of consecutive rows, got stride {stride}")
         entries = slice(int(self.indptr[start]), int(self.indptr[max(start, stop)]))
         indptr = self.indptr[start : max(start, stop) + 1] - self.indptr[start]
-        return SparseCode(indptr, self.indices[entries], self.values[entries], self.n_latents)
+        return SparseCode(indptr, self.indices[entries], self.values[entries], self.n_latents, self.width)

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ..kernels.decode import decode_residual
+from ..kernels.auxk import auxk_gradients
+from ..kernels.decode import Residual, decode_residual
 from ..kernels.dispatch import PRECISIONS, Precision, choose
-from ..kernels.encode import Shadow, quantise
-from ..kernels.update import Adam, Weights, latent_step
+from ..kernels.encode import Shadow, make_shadow
+from ..kernels.update import Adam, RowGradients, Updated, Weights
+from ..kernels.update import apply_gradients, latent_gradients, latent_step, new_moments
 from ..lab.errors import InputError, unknown
 from ..lab.rng import generator
 from ..lab.sites import Site
 from ..lab.streams import Batch
-from .auxk import auxk_gradients
 from .dictionary import Provenance
 from .initialise import initialise
 from .sae import SparseAutoencoder
+
+
+OPTIMIZERS = ("adam", "active_row")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class TrainConfig:
     decay: float = 0.3
     """Share of the rows, at the end, over which it falls linearly to zero."""
     beta1: float = 0.9
-    """Adam's first decay."""
+    """Adam's first decay. With 0 a latent that did not fire is left alone, which is exact, and state is halved."""
     beta2: float = 0.999
     """Adam's second decay."""
     aux_k: int | None = None
@@ -59,6 +63,11 @@ class TrainConfig:
     13 % dead."""
     precision: Precision = "auto"
     """Products that propose codes: fp32, bf16 or int8 (screened, exact); auto goes by the hardware."""
+    optimizer: Literal["adam", "active_row"] = "adam"
+    """`active_row` is a different optimiser, faster with very many latents: a latent that did not fire is left alone
+    whatever beta1, and its moments decay by the steps missed when it fires again."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient; off by default, since Adam with a warm-up does not need it. Costs a pass."""
     seed: int = 0
     """Seed of the starting weights."""
 
@@ -75,8 +84,17 @@ class TrainConfig:
                 raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if self.aux_k is not None and self.aux_k < 0:
             raise InputError(f"aux_k must be at least 0 (no aid), got {self.aux_k}")
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"clip_norm must be above 0 (or None for no clipping), got {self.clip_norm}")
         if self.lr is not None and not 0 < self.lr < 1:
             raise InputError(f"lr must lie between 0 and 1, got {self.lr}")
+
+
+def _sum_of_squares(x: Tensor) -> Tensor:
+    flat = x.flatten()
+    return flat @ flat  # no copy of x
 
 
 SUMS = ("squares", "variance", "active", "aux", "rows")
@@ -114,12 +132,14 @@ class Trainer:
         self.provenance = provenance or Provenance(site=str(site))
         dictionary.precision = self.config.precision
         self.choice = choose(dictionary.W_dec.device, self.config.precision)
+        device = dictionary.W_dec.device
         self.weights = Weights(dictionary.W_enc.data, dictionary.W_dec.data, dictionary.b_enc.data)
-        self.first, self.second = (Weights(*map(torch.zeros_like, self.weights)) for _ in range(2))
-        self.bias_moments = torch.zeros(2, dictionary.d_in)
-        self.since_fired = torch.zeros(dictionary.n_latents, dtype=torch.int64)
-        self.idle = torch.zeros(0, dtype=torch.int64)
-        self.sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        active_rows = self.config.optimizer == "active_row" or not self.config.beta1
+        self.moments = new_moments(self.weights, self.config.beta1, active_rows)
+        self.bias_moments = torch.zeros(2, dictionary.d_in, device=device)
+        self.since_fired = torch.zeros(dictionary.n_latents, dtype=torch.int64, device=device)
+        self.idle = torch.zeros(0, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self.scale = 0.0
         self.steps = self.rows = 0
         self.shadow: Shadow | None = None
@@ -144,33 +164,60 @@ class Trainer:
     @torch.no_grad()
     def step(self, batch: Batch) -> None:
         """Train on one batch of finite rows (the stream refuses others before they get here)."""
-        x = batch.acts[self.sites[0]].float()
+        acts = batch.acts[self.sites[0]].to(self.dictionary.W_dec.device, torch.float32)
         if self.steps == 0:
-            self._start(x)
-        x = x * self.scale
-        centred = x - self.dictionary.b_dec
+            self._start(acts)
+        centred = torch.mul(acts, self.scale).sub_(self.dictionary.b_dec)
         code = self.dictionary.training_code(centred, self.shadow)
         self.dictionary.observe(code)
-        out = decode_residual(code.indptr, code.indices, code.values, self.weights.W_dec, self.dictionary.b_dec, x)
+        codes = (code.indptr, code.indices, code.values)
+        out = decode_residual(*codes, self._decoder, torch.zeros_like(self.dictionary.b_dec), centred, code.width)
         if self.steps % IDLE_EVERY == 0:
             self.idle = (self.since_fired >= self.config.aid_after).nonzero()[:, 0]
         extra, aux_loss = auxk_gradients(
             centred, out.residual, self.weights, self.idle, self._aux_k, self.config.aux_coefficient
         )
-        variance = (x - x.mean(0)).square().sum()
+        variance = _sum_of_squares(centred) - len(centred) * centred.mean(0).square().sum()
         scale = 2 / variance  # of d(half the squared error), for the loss sum of squared errors / variance
         adam = Adam(self.lr, self.steps + 1, self.config.beta1, self.config.beta2)
-        updated = latent_step(
-            (code.indptr, code.indices, code.values), out, centred, scale,
-            self.weights, self.first, self.second, adam, self.shadow, extra,
-        )  # fmt: skip
-        self._step_bias(out.residual.sum(0) * scale - updated.to_input, adam)
-        self.since_fired += len(x)
-        self.since_fired[updated.fired > 0] = 0
-        self.sums += torch.stack([out.squares.sum(), variance, updated.fired.sum(), aux_loss * len(x),
-                                  torch.tensor(float(len(x)))]).double()  # fmt: skip
+        updated = self._update(codes, out, centred, scale, adam, extra)
+        self.since_fired += len(acts)
+        self.since_fired.masked_fill_(updated.fired > 0, 0)
+        parts = (
+            out.squares.sum(),
+            variance,
+            updated.fired.sum(),
+            aux_loss * len(acts),
+            aux_loss.new_full((), len(acts)),
+        )
+        self.sums += torch.stack(parts).double()
         self.steps += 1
-        self.rows += len(x)
+        self.rows += len(acts)
+
+    def _update(
+        self, codes: tuple[Tensor, Tensor, Tensor], out: Residual, centred: Tensor, scale: Tensor, adam: Adam,
+        extra: RowGradients | None,
+    ) -> Updated:  # fmt: skip
+        """Update all weights from one batch, by way of clipped gradient rows where a clip is asked for."""
+        to_bias = out.residual.sum(0) * scale
+        state = (self.weights, self.moments, adam, self.shadow)
+        if self.config.clip_norm is None:
+            updated = latent_step(codes, out, centred, scale, *state, extra)
+        else:
+            rows = latent_gradients(codes, out, centred, scale, self.dictionary.n_latents)
+            rows = rows if extra is None else rows.plus(extra)
+            factor = (self.config.clip_norm / rows.norm()).clamp_max(1)
+            to_bias *= factor
+            updated = apply_gradients(rows.times(factor), *state)
+            updated.fired.index_add_(0, codes[1].long(), (codes[2] != 0).long())
+        self._step_bias(to_bias - updated.to_input, adam)
+        return updated
+
+    @property
+    def _decoder(self) -> Tensor:
+        """Decoder rows that the step gathers: the low-precision copy where there is one."""
+        copy = self.shadow.W_dec if self.shadow is not None else None
+        return self.weights.W_dec if copy is None else copy
 
     @property
     def _aux_k(self) -> int:
@@ -185,7 +232,7 @@ class Trainer:
         self._make_shadow()
 
     def _make_shadow(self) -> None:
-        self.shadow = quantise(self.weights.W_enc) if self.choice.encode == "int8" else None
+        self.shadow = make_shadow(self.weights.W_enc, self.weights.W_dec, self.choice.encode)
 
     def _step_bias(self, grad: Float32[Tensor, " d"], adam: Adam) -> None:
         first, second = self.bias_moments
@@ -207,8 +254,9 @@ class Trainer:
         """Everything a continued run needs to end in the same bytes."""
         return {
             "dictionary": self.dictionary.tensors(),
-            "first": self.first._asdict(),
-            "second": self.second._asdict(),
+            "first": self.moments.first._asdict() if self.moments.first else {},
+            "second": self.moments.second._asdict(),
+            "touched": {} if self.moments.touched is None else {"at": self.moments.touched},
             "bias_moments": self.bias_moments,
             "since_fired": self.since_fired,
             "idle": self.idle,
@@ -223,12 +271,14 @@ class Trainer:
             raise InputError(f"the checkpoint holds a dictionary of shape {shape}, this run asks for "
                              f"{tuple(self.weights.W_dec.shape)}: use the run's own config")  # fmt: skip
         self.dictionary.load_state_dict(state["dictionary"])
-        for mine, saved in ((self.first, state["first"]), (self.second, state["second"])):
-            for name, tensor in mine._asdict().items():
+        for mine, saved in ((self.moments.first, state["first"]), (self.moments.second, state["second"])):
+            for name, tensor in (mine._asdict() if mine else {}).items():
                 tensor.copy_(saved[name])
+        if self.moments.touched is not None:
+            self.moments.touched.copy_(state["touched"]["at"])
         for name in ("bias_moments", "since_fired", "sums"):
             getattr(self, name).copy_(state[name])
-        self.idle = state["idle"]
+        self.idle = state["idle"].to(self.idle.device)
         self.scale, self.steps, self.rows = (state["counts"][key] for key in ("scale", "steps", "rows"))
         self._make_shadow()
 

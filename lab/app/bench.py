@@ -9,16 +9,20 @@ import tyro
 
 from .bench_buffer import BenchBuffer
 from .bench_harvest import BenchHarvest
+from .bench_kernels import BenchKernels
+from .bench_step import BenchStep
 from .bench_train import BenchTrain
 from .timing import machine
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure training, harvesting or the shuffle buffer, side by side with peers."""
+    """Measure kernels, the training step, training, harvesting or the shuffle buffer, side by side with peers."""
 
     what: (
-        Annotated[BenchTrain, tyro.conf.subcommand("train")]
+        Annotated[BenchKernels, tyro.conf.subcommand("kernels")]
+        | Annotated[BenchStep, tyro.conf.subcommand("step")]
+        | Annotated[BenchTrain, tyro.conf.subcommand("train")]
         | Annotated[BenchHarvest, tyro.conf.subcommand("harvest")]
         | Annotated[BenchBuffer, tyro.conf.subcommand("buffer")]
     )

@@ -10,31 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...saes.files import build_trainable
-from ...saes.training import TrainConfig, Trainer
+from ...saes.training import TrainConfig
 from ..errors import InputError
 from ..sites import Site
 from ..store import ActivationStore
-from ..streams import ActivationStream, Batch, StreamConfig
+from ..streams import ActivationStream, StreamConfig
+from .contestant import Contestant, Ours
 from .options import Flat, ModelText
-from .peers import PEERS, Contestant
+from .peers import PEERS
 from .timing import interleaved, named
 
 log = logging.getLogger(__name__)
-
-
-class Ours:
-    """This library's trainer as a contestant."""
-
-    def __init__(self, sample: Tensor, n_latents: int, k: int, steps: int, site: Site) -> None:
-        dictionary = build_trainable("topk", d_in=sample.shape[1], n_latents=n_latents, k=k)
-        self.trainer = Trainer(dictionary, site, TrainConfig(rows=steps * len(sample)))
-
-    def step(self, x: Tensor) -> None:
-        self.trainer.step(Batch({self.trainer.sites[0]: x}, torch.zeros(len(x), 2, dtype=torch.int64)))
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        return self.trainer.folded()(x)
 
 
 @dataclass(frozen=True)

@@ -6,31 +6,25 @@ the share of the run that ours uses, since their default of 1,000 steps would ou
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-
-
-class Contestant(Protocol):
-    """One trainer in the race."""
-
-    def step(self, x: Tensor) -> None:
-        """Train on rows [batch, d_in] in activation units."""
-        ...
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """x_hat of rows in activation units."""
-        ...
+from .contestant import Contestant
+from .dense import DenseCompiled
 
 
 def _module(name: str, install: str) -> Any:
     try:
-        return importlib.import_module(name)
+        with contextlib.redirect_stdout(sys.stderr):  # one of them prints when imported; stdout is for results
+            return importlib.import_module(name)
     except ImportError as error:
         raise InputError(f"this comparison needs {name}, and it cannot be imported ({error}): {install}") from None
 
@@ -46,7 +40,7 @@ class DictionaryLearning:
         self.factor = sample.square().sum(1).mean().sqrt()
         self.trainer = trainers.TopKTrainer(
             steps=max(steps, 2), activation_dim=sample.shape[1], dict_size=n_latents, k=k, layer=0, lm_name="bench",
-            lr=lr, warmup_steps=int(warmup * steps), seed=0, device="cpu",
+            lr=lr, warmup_steps=int(warmup * steps), seed=0, device=str(sample.device),
         )  # fmt: skip
         self.steps = 0
 
@@ -68,12 +62,13 @@ class SaeLens:
         training = _module("sae_lens.training.sae_trainer", "pip install sae-lens==6.54.12")
         sae = lens.TopKTrainingSAE(
             lens.TopKTrainingSAEConfig(
-                d_in=sample.shape[1], d_sae=n_latents, k=k, device="cpu",
+                d_in=sample.shape[1], d_sae=n_latents, k=k, device=str(sample.device),
                 normalize_activations="expected_average_only_in",
             )
         )  # fmt: skip
         options = config.SAETrainerConfig(
-            total_training_samples=steps * len(sample), train_batch_size_samples=len(sample), device="cpu",
+            total_training_samples=steps * len(sample), train_batch_size_samples=len(sample),
+            device=str(sample.device),
             lr=lr or 3e-4, lr_end=(lr or 3e-4) / 10, lr_warm_up_steps=int(warmup * steps),
             logger=config.LoggingConfig(log_to_wandb=False),
         )  # fmt: skip
@@ -90,5 +85,61 @@ class SaeLens:
         return self.trainer.sae.decode(self.trainer.sae.encode(scaled)) * (x.norm() / scaled.norm())
 
 
-PEERS: dict[str, Callable[..., Contestant]] = {"sae-lens": SaeLens, "dictionary-learning": DictionaryLearning}
+class Sparsify:
+    """EleutherAI's sparsify: its SparseCoder and its Trainer's default step, in the order of `Trainer.fit`.
+
+    Rows as they come (it scales nothing), its FVU loss, its schedule-free signed momentum and its learning rate, which
+    has no warm-up. On a GPU with its Triton decoder and its bf16 autocast.
+    """
+
+    INSTALL = "pip install --no-deps eai-sparsify==1.3.3 natsort schedulefree simple-parsing docstring-parser"
+
+    def __init__(self, sample: Tensor, n_latents: int, k: int, steps: int, warmup: float, lr: float | None) -> None:
+        if sample.device.type == "cpu":
+            os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+        config = _module("sparsify.config", self.INSTALL).SparseCoderConfig(num_latents=n_latents, k=k)
+        coder = _module("sparsify.sparse_coder", self.INSTALL).SparseCoder
+        descent = _module("sparsify.sign_sgd", self.INSTALL).SignSGD
+        free = _module("schedulefree", self.INSTALL).ScheduleFreeWrapper
+        torch.manual_seed(0)
+        self.coder = coder(sample.shape[1], config, sample.device, dtype=torch.float32)
+        rate = lr or 5e-3 / (n_latents / 2**14) ** 0.5
+        self.optimizer = free(descent([{"params": self.coder.parameters(), "lr": rate}]), momentum=0.95)
+        self.optimizer.train()
+        self.since_fired = torch.zeros(n_latents, dtype=torch.long, device=sample.device)
+        self.started = False
+
+    def step(self, x: Tensor) -> None:
+        """One batch: unit norm, forward, FVU, backward, projection, optimiser, firing counts."""
+        if not self.started:
+            self.coder.b_dec.data = x.mean(0)
+            self.started = True
+        self.coder.set_decoder_norm_to_unit_norm()
+        out = self.coder(x, x, total_variance=(x - x.mean(0)).pow(2).sum())
+        fired = torch.zeros_like(self.since_fired, dtype=torch.bool)
+        fired[out.latent_indices.flatten()] = True
+        float(out.fvu.detach())  # it is logged, every step by default
+        out.fvu.backward()
+        self.coder.remove_gradient_parallel_to_decoder_directions()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.since_fired += len(x)
+        self.since_fired[fired] = 0
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """With the averaged weights, as it saves them."""
+        self.optimizer.eval()
+        values, columns, _ = self.coder.encode(x)
+        out = self.coder.decode(values, columns)
+        self.optimizer.train()
+        return out
+
+
+PEERS: dict[str, Callable[..., Contestant]] = {
+    "sae-lens": SaeLens,
+    "dictionary-learning": DictionaryLearning,
+    "sparsify": Sparsify,
+    "dense-compiled": DenseCompiled,
+}
 """Name on the command line to the class that steps that library."""

@@ -13,21 +13,34 @@ from ..errors import InputError, unknown
 from ..runs import hardware, versions
 
 
-def interleaved(contestants: Mapping[str, Callable[[int], object]], rounds: int, warmup: int) -> dict[str, float]:
+def interleaved(
+    contestants: Mapping[str, Callable[[int], object]],
+    rounds: int,
+    warmup: int,
+    prepare: Callable[[int], object] | None = None,
+) -> dict[str, float]:
     """Median seconds of every contestant over `rounds`, each called once a round in turn with the round's number.
 
-    Interleaving makes a noisy machine slow all of them alike. The first `warmup` rounds are not counted.
+    Interleaving makes a noisy machine slow all of them alike. The first `warmup` rounds are not counted, nor is
+    `prepare`, which is called before each round (for fresh inputs).
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(warmup + rounds):
+        if prepare is not None:
+            prepare(number)
         for name, call in contestants.items():
+            _wait()
             start = time.perf_counter()
             call(number)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            _wait()
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return {name: median(values) for name, values in seconds.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def named(against: str, allowed: Mapping[str, Any]) -> list[str]:

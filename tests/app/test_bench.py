@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from monosem.kernels.topk import Codes
+from monosem.lab.app import tables
+from monosem.lab.app.bench_kernels import BenchKernels
+from monosem.lab.app.kernel_cases import CASES, Case, relative, values_error
+from monosem.lab.app.peers import PEERS
+from monosem.lab.app.shapes import Planted, Shape
+from monosem.lab.app.step_memory import extra_memory
 from monosem.lab.app.timing import interleaved
 from tiny_commands import Ended, Tiny
 
@@ -52,9 +62,88 @@ def test_the_buffer_mixes(monosem: Command) -> None:
     assert result["extra_share"] == pytest.approx(cost / result["step_seconds"])
 
 
+def test_every_kernel_is_checked_while_it_is_timed(monosem: Command) -> None:
+    result = monosem("bench", "kernels", "--shape", "16,96,3,40 8,64,64,5", "--rounds=2", "--json").result
+    assert set(result["shapes"]) == {"16,96,3,40", "8,64,64,5"}
+    for found in result["shapes"].values():
+        assert set(found["kernels"]) == set(CASES)
+        for name, one in found["kernels"].items():
+            ours = one["seconds"]["monosem"]
+            assert one["error"] <= 1e-3 and one["bytes_per_second"] > 0
+            assert one["ratio"]["reference"] == pytest.approx(one["seconds"]["reference"] / ours)
+            assert ("torch.topk" in one["ratio"]) == (name in ("topk", "encode_topk"))
+        assert min(found["ceilings"].values()) > 0
+
+
+def test_a_wrong_kernel_has_no_timing() -> None:
+    wrong = Case("half", lambda: torch.ones(3), lambda x: x / 2, {"reference": lambda x: x}, 1, 1, relative, 0.4)
+    with pytest.raises(ArithmeticError, match=r"half is off by 0\.5, more than 0\.4"):
+        BenchKernels(rounds=1, warmup=0)._timed(wrong)
+    assert BenchKernels(rounds=1, warmup=0)._timed(replace(wrong, tolerance=0.6))["error"] == 0.5
+
+
+def test_selections_that_differ_are_told_apart() -> None:
+    one = Codes(torch.tensor([[1.0, 2.0]]), torch.tensor([[0, 1]]))
+    assert values_error(one, Codes(torch.tensor([[2.0, 1.0]]), torch.tensor([[1, 0]]))) == 0
+    assert values_error(one, Codes(torch.tensor([[2.0, 0.5]]), torch.tensor([[1, 0]]))) > 0.1
+    assert values_error(one, Codes(torch.tensor([[2.0]]), torch.tensor([[1]]))) == float("inf")
+
+
+PLANTED = Shape(24, 128, 4, 64)
+
+
+@pytest.mark.parametrize("peer", ["sparsify", "dense-compiled", "dictionary-learning", "sae-lens"])
+def test_every_peer_learns_planted_rows(peer: str) -> None:
+    if (module := {"dense-compiled": "torch"}.get(peer, peer.replace("-", "_"))) != "torch":
+        pytest.importorskip(module)
+    supply = Planted(PLANTED, features=16)
+    held = supply.rows(256)
+    racer = PEERS[peer](supply.rows(), PLANTED.n, PLANTED.k, 60, 0.02, 0.01)
+
+    def error() -> float:
+        return float((racer.reconstruct(held) - held).square().sum() / (held - held.mean(0)).square().sum())
+
+    racer.step(supply.rows())
+    before = error()
+    for _ in range(40):
+        racer.step(supply.rows())
+    assert error() < min(0.8 * before, 0.7)
+
+
+def test_the_step_beside_a_peer_and_its_memory(monosem: Command) -> None:
+    pytest.importorskip("dictionary_learning")
+    options = ("--shape=24,128,4,64", "--against=dictionary-learning", "--steps=2", "--warmup=1")
+    result = monosem("bench", "step", *options, "--json").result["shapes"]["24,128,4,64"]
+    rates = result["tokens_per_second"]
+    assert result["ratio"]["dictionary-learning"] == pytest.approx(rates["monosem"] / rates["dictionary-learning"])
+    assert result["step_seconds"]["monosem"] == pytest.approx(64 / rates["monosem"])
+    assert result["side_by_side"] and result["extra_memory"]["bytes"] >= 0
+
+
+def test_the_memory_of_a_step_is_about_a_row_chunk() -> None:
+    found = extra_memory(Shape(32, 8192, 8, 1024))
+    assert found["row_chunks"] == pytest.approx(found["bytes"] / 2**25) and 0.8 < found["row_chunks"] < 1.5
+
+
+def test_tables_are_appended(monosem: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "BENCHMARKS.md"
+    file.write_text("# Measurements\n")
+    monkeypatch.setattr(tables, "FILE", file)
+    monosem("bench", "kernels", "--shape=16,96,3,40", "--rounds=1", "--only=topk", "--write", "--json")
+    text = file.read_text()
+    assert text.startswith("# Measurements\n\n## Kernels\n") and f"torch {torch.__version__}" in text
+    assert "`monosem bench kernels --shape '16,96,3,40' --rounds 1 --only topk`" in text
+    assert text.count("\n| 16,96,3,40 |") == 2
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
+        (("kernels", "--only=topc"), ("unknown kernel 'topc'", "did you mean 'topk'?")),
+        (("kernels", "--shape=4,8,2"), ("d,n,k,batch such as 576,9216,32,2048", "got '4,8,2'")),
+        (("step", "--shape=4,8,9,2"), ("k=9", "n=8")),
+        (("step", "--steps=0"), ("at least one timed step", "steps=0")),
+        (("step", "--against=sparsfy"), ("unknown peer 'sparsfy'", "did you mean 'sparsify'?")),
         (("train", "--against=sae-lenss"), ("unknown peer 'sae-lenss'", "did you mean 'sae-lens'?")),
         (("harvest", "--against=plane"), ("unknown peer 'plane'", "did you mean 'plain'?")),
         (("train", "--against="), ("--against names no peer", "dictionary-learning")),

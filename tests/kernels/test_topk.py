@@ -4,8 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monosem.kernels import batch_topk, encode, topk
-from monosem.kernels.dispatch import choose
+from monosem.kernels import batch_topk, encode, kth, threshold, topk
 
 SHAPES = [(1, 1, 1), (3, 7, 7), (5, 33, 1), (4, 64, 40), (17, 1000, 31), (6, 4097, 64), (2, 96, 96)]
 
@@ -40,6 +39,54 @@ def test_infinities_are_ordered_like_numbers():
         assert torch.equal(got, expected)
 
 
+HARD = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, torch.inf, -torch.inf, torch.nan, -torch.nan])
+
+
+def hard_rows(rows, n, seed, levels):
+    """Few-valued rows: ties everywhere, both zeros; with all levels infinities and NaN of both signs."""
+    return HARD[torch.randint(levels, (rows, n), generator=torch.Generator().manual_seed(seed))]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 5), st.integers(1, 300), st.sampled_from([5, 7, 9]), st.booleans(), st.booleans(),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.data(),
+)  # fmt: skip
+def test_hard_rows_with_bias_and_mask_equal_the_reference(rows, n, levels, biased, masked, dtype, data):
+    k = data.draw(st.integers(1, n))
+    pre = hard_rows(rows, n, k, levels).to(dtype)
+    bias = torch.randint(-1, 2, (n,), generator=torch.Generator().manual_seed(n)).float() if biased else None
+    mask = random(n, seed=n) > 0 if masked else None
+    got, expected = topk.topk(pre, k, bias=bias, mask=mask), topk.reference(pre, k, bias, mask)
+    assert torch.equal(got.columns, expected.columns)
+    torch.testing.assert_close(got.values, expected.values, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(got.values.signbit() & (got.values == 0), expected.values.signbit() & (expected.values == 0))
+
+
+def test_nan_is_seen_first():
+    row = torch.tensor([[1.0, -torch.nan, torch.inf, torch.nan, 3.0]])
+    assert topk.topk(row, 2).columns.tolist() == [[1, 3]]
+    assert topk.topk(row, 3).columns.tolist() == [[1, 2, 3]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 2000), st.sampled_from([5, 7, 9]), st.data())
+def test_the_m_largest_of_a_flat_tensor(size, levels, data):
+    m = data.draw(st.integers(1, size))
+    values = hard_rows(1, size, m, levels)[0]
+    got, expected = kth.kth_largest(values, m), kth.reference(values, m)
+    torch.testing.assert_close(got.value, expected.value, rtol=0, atol=0, equal_nan=True)
+    assert got.spare == expected.spare
+    chosen = kth.among_largest(values, got).nonzero()[:, 0]
+    assert torch.equal(chosen, values.sort(descending=True, stable=True).indices[:m].sort().values)
+
+
+@pytest.mark.parametrize("m", [0, 6])
+def test_impossible_m_is_refused(m):
+    with pytest.raises(ValueError, match="m must be from 1 to the 5 entries"):
+        kth.kth_largest(torch.zeros(5), m)
+
+
 @pytest.mark.parametrize("k", [0, 11])
 def test_impossible_k_is_refused(k):
     with pytest.raises(ValueError, match="k must be from 1 to the 10 columns"):
@@ -49,7 +96,7 @@ def test_impossible_k_is_refused(k):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("batch, d, n, k", [(1, 5, 9, 9), (70, 48, 333, 16), (130, 33, 2050, 8)])
 def test_encode_equals_the_whole_matrix(precision, batch, d, n, k, monkeypatch):
-    monkeypatch.setattr(encode, "CHUNK_BYTES", 64 * 4 * n)  # several chunks
+    monkeypatch.setitem(encode.CHUNK_BYTES, "cpu", 64 * 4 * n)  # several chunks
     x, W_enc, b_enc = random(batch, d), random(n, d, seed=1), random(n, seed=2)
     values, columns = encode.encode_topk(x, W_enc, b_enc, k, precision=precision)
     expected, expected_columns = encode.reference(x, W_enc, b_enc, k)
@@ -79,17 +126,53 @@ def test_bf16_codes_are_close():
     assert torch.allclose(values.sum(1), expected.sum(1), rtol=0.01)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("skew", [0.0, 8.0])
-def test_batch_topk_equals_a_sort_of_the_batch(skew):
+def test_batch_topk_equals_a_sort_of_the_batch(skew, precision):
     """With skew, a few rows hold nearly all winners: more than the first pass keeps for them."""
     x, W_enc, b_enc = random(40, 16), random(600, 16, seed=1), torch.zeros(600)
     x[:3] *= 1 + skew
-    got, expected = batch_topk.encode_batch_topk(x, W_enc, b_enc, 5), batch_topk.reference(x, W_enc, b_enc, 5)
+    got = batch_topk.encode_batch_topk(x, W_enc, b_enc, 5, precision=precision)
+    expected = batch_topk.reference(x, W_enc, b_enc, 5)
     assert torch.equal(got.indptr, expected.indptr) and torch.equal(got.indices, expected.indices)
     assert torch.allclose(got.values, expected.values, atol=1e-5)
     assert len(got.values) == 200
     if skew:
         assert int(got.indptr.diff().max()) > batch_topk.HEADROOM * 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 90), st.integers(1, 60), st.integers(1, 4), st.booleans(), st.data())
+def test_batch_topk_ties_go_to_the_earlier_row_then_column(batch, n, levels, lost, data):
+    """Whole numbers, exact in any order of summation: many tie at the bound, within rows and across them."""
+    k = data.draw(st.integers(1, n))
+    generator = torch.Generator().manual_seed(batch * n)
+    x = torch.randint(levels, (batch, 3), generator=generator).float()
+    W_enc = torch.randint(-1, 3, (n, 3), generator=generator).float()
+    b_enc = torch.randint(2, (n,), generator=generator).float()
+    if lost and batch:
+        x[batch // 2, 1] = torch.nan
+    got, expected = batch_topk.encode_batch_topk(x, W_enc, b_enc, k), batch_topk.reference(x, W_enc, b_enc, k)
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_batch_topk_of_equal_entries_looks_again_at_few_rows(monkeypatch):
+    """All entries tie: the first rows take all places, and one chunk of rows is encoded again."""
+    looked = []
+    again = batch_topk.encode_above
+    monkeypatch.setattr(
+        batch_topk, "encode_above", lambda x, *rest, **more: looked.append(len(x)) or again(x, *rest, **more)
+    )
+    monkeypatch.setattr(encode, "CHUNK_BYTES", {"cpu": 1, "cuda": 1})  # 64 rows a chunk
+    got = batch_topk.encode_batch_topk(torch.zeros(300, 2), torch.zeros(50, 2), torch.ones(50), 4)
+    assert got.indptr.diff().tolist() == [50] * 24 + [0] * 276
+    assert looked == [64]
+
+
+def test_batch_topk_refuses_impossible_k():
+    with pytest.raises(ValueError, match="k must be from 1 to the 50 latents, got 51"):
+        batch_topk.encode_batch_topk(random(4, 8), random(50, 8), torch.zeros(50), 51)
 
 
 def test_batch_topk_keeps_positive_codes_only():
@@ -99,16 +182,10 @@ def test_batch_topk_keeps_positive_codes_only():
 
 def test_threshold_codes(monkeypatch):
     x, W_enc, b_enc = random(150, 8), random(70, 8, seed=1), random(70, seed=2)
-    monkeypatch.setattr(encode, "CHUNK_BYTES", 1)  # 64 rows a chunk
-    got = batch_topk.encode_threshold(x, W_enc, b_enc, torch.tensor(2.0))
+    monkeypatch.setitem(encode.CHUNK_BYTES, "cpu", 1)  # 64 rows a chunk
+    got = threshold.encode_threshold(x, W_enc, b_enc, torch.tensor(2.0))
     pre = x @ W_enc.T + b_enc
     assert torch.equal(got.indptr.diff(), (pre > 2).sum(1))
     assert torch.allclose(got.values, pre[pre > 2], atol=1e-5)
 
 
-def test_choice_is_obeyed_and_explained():
-    cpu = torch.device("cpu")
-    assert choose(cpu, "fp32") == ("compiled", "fp32", "precision fp32 was asked for")
-    assert choose(cpu).why and choose(cpu).step == "compiled"
-    with pytest.raises(ValueError, match="int8 needs the compiled CPU step"):
-        choose(torch.device("meta"), "int8")

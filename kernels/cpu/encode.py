@@ -1,0 +1,168 @@
+"""Compiled CPU loops of the screened encode: int8 products propose, fp32 dot products decide.
+
+With x = sx*qx + ex and w = sw*qw + ew (rounding errors uniform in half a step), the error of the int8 product
+is close to normal with deviation at most (sx*|w| + sw*|x|) / sqrt(12). Candidates are the columns whose estimate
+plus twelve deviations reaches a bound that k estimates reach. The k best are recomputed in fp32, then those whose
+estimate plus six deviations reaches the smallest of these. The values returned are always exact; a wrong set needs
+a six-sigma rounding error.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from ..encode import Shadow, chunk_rows
+from ..topk import Codes
+from .keys import GROUP, flip, flip_all, fold_keys, keep_best, kth_key, largest_magnitude, n_groups
+from .products import dot, dot4
+from .threads import run_rows
+
+MARGIN = 6.0 / math.sqrt(12.0)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def quantise_row(row, out):
+    """out = round(row / scale) in int8, scale = max|row| / 127. Returns (scale, |row|)."""
+    bits = np.empty(1, np.int32)
+    bits[0] = largest_magnitude(row.view(np.int32))
+    largest = bits.view(np.float32)[0]
+    if not largest > 0:
+        out[:] = 0
+        return np.float32(0), np.float32(0)
+    inverse = np.float32(127) / largest
+    for i in range(row.shape[0]):
+        out[i] = np.int8(np.rint(row[i] * inverse))
+    return largest / np.float32(127), np.sqrt(dot(row, row))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def quantise_rows(start, stop, rows, out, scales, norms):
+    """Quantise rows start..stop, keeping each row's scale and norm."""
+    for r in range(start, stop):
+        scales[r], norms[r] = quantise_row(rows[r], out[r])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def estimate_row(products, scale_w, bias, scale_x, estimates):
+    """estimates = products * scale_x * scale_w + bias."""
+    for c in range(estimates.shape[0]):
+        estimates[c] = np.float32(products[c]) * (scale_x * scale_w[c]) + bias[c]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def flag_groups(maxima, group_norm, group_scale, scale_x, norm_x, bound, flags):
+    """flags[g]: the largest estimate of group g may, with twice its margin, reach `bound`."""
+    for g in range(flags.shape[0]):
+        flags[g] = maxima[g] + scale_x * group_norm[g] + norm_x * group_scale[g] >= bound
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def gather_reaching(estimates, limit, base, found, values, columns):
+    """Append the entries of one group that reach `limit`. Returns the new count. Without branches."""
+    slot = np.uintp(found)
+    for i in range(estimates.shape[0]):
+        values[slot] = estimates[i]
+        columns[slot] = base + i
+        slot += np.uintp(estimates[i] >= limit)
+    return np.int64(slot)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def rescore(x, weight, bias, columns, which, count, values):
+    """values[i] = x . weight[columns[i]] + bias for the first `count` i of `which`, four at a time."""
+    p = 0
+    while p + 4 <= count:
+        i = which[p : p + 4]
+        a, b, c, d = columns[i[0]], columns[i[1]], columns[i[2]], columns[i[3]]
+        s, t, u, v = dot4(x, weight[a], weight[b], weight[c], weight[d])
+        values[i[0]], values[i[1]], values[i[2]], values[i[3]] = s + bias[a], t + bias[b], u + bias[c], v + bias[d]
+        p += 4
+    for q in range(p, count):
+        values[which[q]] = dot(x, weight[columns[which[q]]]) + bias[columns[which[q]]]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def screen_rows(
+    start, stop, products, x, scale_x, norm_x, weight, bias, scale_w, norm_w, k, out_values, out_columns, rescored
+):  # fmt: skip
+    """Exact top-k of x @ weight.T + bias for rows start..stop, from the int8 products of those rows."""
+    n = weight.shape[0]
+    groups = n_groups(n)
+    margin = np.float32(MARGIN)
+    group_scale, group_norm = np.empty(groups, np.float32), np.empty(groups, np.float32)
+    for g in range(groups):
+        own = slice(g * GROUP, min((g + 1) * GROUP, n))
+        group_scale[g], group_norm[g] = 2 * margin * scale_w[own].max(), 2 * margin * norm_w[own].max()
+    keys, bits, flags = np.empty(groups, np.int32), np.empty(groups, np.int32), np.empty(groups, np.bool_)
+    maxima, bound = bits.view(np.float32), np.empty(1, np.float32)
+    row, estimates, values = np.empty(n, np.float32), np.empty(n + 1, np.float32), np.empty(n, np.float32)
+    columns, which, scratch = np.empty(n + 1, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
+    for r in range(start, stop):
+        s, z = scale_x[r], norm_x[r]
+        estimate_row(products[r], scale_w, bias, s, row)
+        flip_all(row.view(np.int32), scratch)
+        fold_keys(scratch, keys)
+        bound.view(np.int32)[0] = flip(kth_key(keys, k, k >> 4))
+        if k > groups:
+            bound[0] = -np.inf
+        flip_all(keys, bits)
+        flag_groups(maxima, group_norm, group_scale, s, z, bound[0], flags)
+        found = 0
+        for g in range(groups):
+            if flags[g]:
+                part = row[g * GROUP : min((g + 1) * GROUP, n)]
+                limit = bound[0] - (s * group_norm[g] + z * group_scale[g])
+                found = gather_reaching(part, limit, g * GROUP, found, estimates, columns)
+        flip_all(estimates[:found].view(np.int32), scratch)
+        bound.view(np.int32)[0] = flip(kth_key(scratch[:found], k, k >> 4))
+        count = 0
+        for i in range(found):
+            values[i] = -np.inf
+            which[count] = i
+            count += estimates[i] >= bound[0]
+        rescore(x[r], weight, bias, columns, which, count, values)
+        reach = np.float32(np.inf)
+        for i in range(count):
+            reach = min(reach, values[which[i]])
+        rescored[r] = count
+        count = 0
+        for i in range(found):
+            c = columns[i]
+            which[count] = i
+            count += estimates[i] < bound[0] and estimates[i] + margin * (s * norm_w[c] + z * scale_w[c]) >= reach
+        rescore(x[r], weight, bias, columns, which, count, values)
+        rescored[r] += count
+        flip_all(values[:found].view(np.int32), scratch)
+        keep_best(scratch, columns, found, k)
+        flip_all(scratch[:k], out_values[r].view(np.int32))
+        out_columns[r] = columns[:k]
+
+
+def quantise(rows: Tensor) -> Shadow:
+    """Symmetric int8 rows with one scale a row."""
+    shadow = Shadow(torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows)), torch.empty(len(rows)))
+    run_rows(quantise_rows, len(rows), rows.numpy(), *(part.numpy() for part in shadow[:3]))
+    return shadow
+
+
+def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow) -> Codes:
+    """`kernels.encode.encode_topk` with the int8 screen."""
+    batch, n = len(x), len(W_enc)
+    out = Codes(torch.zeros(batch, k), torch.zeros(batch, k, dtype=torch.int32))
+    quantised = quantise(x)
+    rescored = torch.zeros(batch, dtype=torch.int32)
+    chunk = max(1, min(chunk_rows(n), batch))
+    products = torch.empty(chunk, n, dtype=torch.int32)
+    for start in range(0, batch, chunk):
+        rows = slice(start, min(start + chunk, batch))
+        held = products[: rows.stop - rows.start]
+        torch._int_mm(quantised.W_enc[rows], shadow.W_enc.T, out=held)
+        inputs = (held, x[rows], quantised.scale[rows], quantised.norm[rows], W_enc, b_enc, shadow.scale, shadow.norm)
+        outputs = (out.values[rows], out.columns[rows], rescored[rows])
+        run_rows(screen_rows, len(held), *(t.numpy() for t in inputs), k, *(t.numpy() for t in outputs))
+    return out

@@ -1,0 +1,1 @@
+"""Triton kernels: each file serves the operation of the same name one folder up."""

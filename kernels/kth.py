@@ -1,0 +1,51 @@
+"""The m-th largest entry of a flat tensor, and the m largest as a mask, without a sort and without a host read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float32, Int32
+from torch import Tensor
+
+from .dispatch import backend
+
+
+class Kth(NamedTuple):
+    """The m-th largest value, and how many entries equal to it belong to the m largest; both on the device."""
+
+    value: Float32[Tensor, ""]
+    spare: Int32[Tensor, ""]
+
+
+def kth_largest(values: Float32[Tensor, " size"], m: int) -> Kth:
+    """The m-th largest of `values`. NaN counts as larger than everything, -0 equals +0.
+
+    Raises:
+        ValueError: m is not in 1..size.
+    """
+    if not 1 <= m <= len(values):
+        raise ValueError(f"m must be from 1 to the {len(values)} entries, got {m}")
+    match backend(values.device):
+        case "compiled":
+            from .cpu.kth import kth_largest as run
+        case "triton":
+            from .gpu.kth import kth_largest as run
+        case _:
+            run = reference
+    return run(values, m)
+
+
+def among_largest(values: Float32[Tensor, " size"], kth: Kth) -> Bool[Tensor, " size"]:
+    """Whether each entry is one of the m largest, given the m-th; ties go to the first."""
+    lost, bound_lost = values.isnan(), kth.value.isnan()
+    above = (values > kth.value) | (lost & ~bound_lost)
+    equal = (values == kth.value) | (lost & bound_lost)
+    return above | (equal & (equal.cumsum(0) <= kth.spare))
+
+
+def reference(values: Tensor, m: int) -> Kth:
+    """Sort: the specification of `kth_largest`."""
+    largest = values.sort(descending=True).values[:m]
+    equal = (largest == largest[-1]) | (largest.isnan() & largest[-1].isnan())
+    return Kth(largest[-1], equal.sum(dtype=torch.int32))

@@ -1,0 +1,47 @@
+"""Importing the kernels from a checkout that is not installed, on a machine with torch, triton and numpy only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+class _Annotation:
+    """Stands for `Float` and the like where jaxtyping is missing: `Float[Tensor, "shape"]` is just `Tensor`."""
+
+    def __class_getitem__(cls, item: tuple[Any, ...]) -> Any:
+        return item[0]
+
+
+class _Jaxtyping(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Annotation
+
+
+def prepare(wheels: Path | None) -> None:
+    """Make this checkout importable as `monosem`.
+
+    Args:
+        wheels: a folder of pure Python wheels to import from (jaxtyping, pytest); without jaxtyping its annotations
+            are stood in for.
+    """
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    if not Path("/dev/nvidia0").exists():
+        os.environ["TRITON_INTERPRET"] = "1"  # kernels run on CPU tensors
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
+    for wheel in sorted(wheels.glob("*.whl")) if wheels else ():
+        sys.path.append(str(wheel))
+    if "monosem" not in sys.modules:
+        package = ModuleType("monosem")
+        package.__path__ = [str(ROOT)]
+        sys.modules["monosem"] = package
+    if find_spec("jaxtyping") is None:
+        sys.modules["jaxtyping"] = _Jaxtyping("jaxtyping")

@@ -1,0 +1,38 @@
+"""Sampled dense-dense product: the gradient to given codes from a given residual, whatever the codes' values."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from .decode import row_of_entry
+from .dispatch import backend
+
+
+def code_gradients(
+    indptr: Int[Tensor, " batch+1"],
+    indices: Int[Tensor, " nnz"],
+    W_dec: Float[Tensor, "n d"],
+    residual: Float32[Tensor, "batch d"],
+) -> Float32[Tensor, " nnz"]:
+    """W_dec[indices] . residual of the entry's row, summed in fp32: only the products that codes name.
+
+    Unlike `decode_residual` it also serves entries at 0, and a residual of any loss.
+
+    Args:
+        W_dec: fp32, or its bf16 copy (read as fp32).
+    """
+    match backend(W_dec.device):
+        case "compiled":
+            from .cpu.sampled import code_gradients as run
+        case "triton":
+            from .gpu.sampled import code_gradients as run
+        case _:
+            run = reference
+    return run(indptr, indices, W_dec, residual)
+
+
+def reference(indptr: Tensor, indices: Tensor, W_dec: Tensor, residual: Tensor) -> Tensor:
+    """Both factors gathered to [nnz, d]: the specification of `code_gradients`."""
+    rows = row_of_entry(indptr, len(indices))
+    return (W_dec[indices.long()].float() * residual[rows]).sum(1)
