@@ -9,6 +9,7 @@ Memory is one chunk of pre-activations, whatever the batch. Three precisions pro
 
 from __future__ import annotations
 
+import threading
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,9 +20,11 @@ from .custom import operator
 from .topk import Codes, topk
 from .topk import reference as select
 
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
-"""Pre-activations held at once, in fp32. On a CPU 32 MiB stays in a last-level cache (16-75 MiB measured alike); on a
-GPU a chunk needs a thousand rows or more to keep the product bound by arithmetic."""
+CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
+"""Pre-activations held at once, in fp32; on a CPU 16 to 75 MiB measured alike."""
+
+LEAST_ROWS = {"cpu": 256, "cuda": 1024}
+"""Rows a chunk has at least: the weights are read once a chunk, and with few rows the product waits for memory."""
 
 
 class Shadow(NamedTuple):
@@ -51,9 +54,24 @@ def quantise(rows: Float32[Tensor, "n d"]) -> Shadow:
 
 
 def chunk_rows(n_latents: int, device: str = "cpu") -> int:
-    """Rows per chunk of pre-activations: a multiple of 64 within `CHUNK_BYTES`, and on a GPU at least 1,024."""
-    least = 64 if device == "cpu" else 1024
-    return max(least, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * n_latents) // 64 * 64)
+    """Rows per chunk of pre-activations: a multiple of 64 within `CHUNK_BYTES`, but no fewer than `LEAST_ROWS`."""
+    kind = "cpu" if device == "cpu" else "cuda"
+    return max(LEAST_ROWS[kind], CHUNK_BYTES[kind] // (4 * n_latents) // 64 * 64)
+
+
+_kept = threading.local()
+
+
+def chunk_buffer(rows: int, n_latents: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room [rows, n_latents] for a chunk of 4-byte products: this thread's buffer, made larger where it must be.
+
+    Kept between calls, because allocating tens of MiB anew at each step costs page faults and fragments the heap.
+    """
+    buffer: Tensor | None = getattr(_kept, "buffer", None)
+    if buffer is None or buffer.device != device or buffer.numel() < rows * n_latents:
+        _kept.buffer = None  # the old one is freed first
+        _kept.buffer = buffer = torch.empty(rows * n_latents, dtype=torch.float32, device=device)
+    return buffer[: rows * n_latents].view(dtype).view(rows, n_latents)
 
 
 def encode_topk(
@@ -101,7 +119,7 @@ def _encode(x, W_enc, b_enc, k, precision, s_enc, s_scale, s_norm, mask):
         x, weight = x.bfloat16(), W_enc.bfloat16() if shadow is None else shadow.W_enc
     out = Codes(x.new_empty(len(x), k, dtype=torch.float32), x.new_empty(len(x), k, dtype=torch.int32))
     chunk = max(1, min(len(x), chunk_rows(len(W_enc), x.device.type)))
-    held = x.new_empty(chunk, len(W_enc), dtype=torch.float32)
+    held = chunk_buffer(chunk, len(W_enc), torch.float32, x.device)
     for start in range(0, len(x), chunk):
         part = x[start : start + chunk]
         pre = product(part, weight, held[: len(part)])

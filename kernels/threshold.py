@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from .dispatch import backend
-from .encode import Shadow, chunk_rows, product, quantise
+from .encode import Shadow, chunk_buffer, chunk_rows, product, quantise
 from .ragged import Ragged, concatenate
 
 
@@ -46,7 +46,7 @@ def encode_above(
     if precision == "bf16":
         x, weight = x.bfloat16(), W_enc.bfloat16() if shadow is None else shadow.W_enc
     chunk = max(1, min(len(x), chunk_rows(len(W_enc), x.device.type)))
-    held = x.new_empty(chunk, len(W_enc), dtype=torch.float32)
+    held = chunk_buffer(chunk, len(W_enc), torch.float32, x.device)
     return concatenate([above(product(part, weight, held[: len(part)]), b_enc, bound) for part in x.split(chunk)])
 
 

@@ -16,13 +16,16 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from ..encode import Shadow, chunk_rows
+from ..encode import Shadow, chunk_buffer, chunk_rows
 from ..topk import Codes
 from .keys import GROUP, flip, flip_all, fold_keys, keep_best, kth_key, largest_magnitude, n_groups
 from .products import dot, dot4
 from .threads import run_rows
 
 MARGIN = 6.0 / math.sqrt(12.0)
+
+BLOCK = 4096
+"""Latents of one int8 product: its scratch space grows with them, its speed does not."""
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -48,10 +51,21 @@ def quantise_rows(start, stop, rows, out, scales, norms):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def estimate_row(products, scale_w, bias, scale_x, estimates):
+def estimate_block(products, scale_w, bias, scale_x, estimates):
     """estimates = products * scale_x * scale_w + bias."""
     for c in range(estimates.shape[0]):
         estimates[c] = np.float32(products[c]) * (scale_x * scale_w[c]) + bias[c]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def estimate_row(products, row, rows, scale_w, bias, scale_x, estimates):
+    """Estimates of one of `rows` rows, whose products lie in blocks of columns, each [rows, at most BLOCK]."""
+    n = estimates.shape[0]
+    for first in range(0, n, BLOCK):
+        width = min(BLOCK, n - first)
+        start = rows * first + row * width
+        own = slice(first, first + width)
+        estimate_block(products[start : start + width], scale_w[own], bias[own], scale_x, estimates[own])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -90,7 +104,7 @@ def rescore(x, weight, bias, columns, which, count, values):
 def screen_rows(
     start, stop, products, x, scale_x, norm_x, weight, bias, scale_w, norm_w, k, out_values, out_columns, rescored
 ):  # fmt: skip
-    """Exact top-k of x @ weight.T + bias for rows start..stop, from the int8 products of those rows."""
+    """Exact top-k of x @ weight.T + bias for rows start..stop of x, from the int8 products of all its rows."""
     n = weight.shape[0]
     groups = n_groups(n)
     margin = np.float32(MARGIN)
@@ -104,7 +118,7 @@ def screen_rows(
     columns, which, scratch = np.empty(n + 1, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
     for r in range(start, stop):
         s, z = scale_x[r], norm_x[r]
-        estimate_row(products[r], scale_w, bias, s, row)
+        estimate_row(products, r, x.shape[0], scale_w, bias, s, row)
         flip_all(row.view(np.int32), scratch)
         fold_keys(scratch, keys)
         bound.view(np.int32)[0] = flip(kth_key(keys, k, k >> 4))
@@ -154,15 +168,18 @@ def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow)
     """`kernels.encode.encode_topk` with the int8 screen."""
     batch, n = len(x), len(W_enc)
     out = Codes(torch.zeros(batch, k), torch.zeros(batch, k, dtype=torch.int32))
-    quantised = quantise(x)
     rescored = torch.zeros(batch, dtype=torch.int32)
     chunk = max(1, min(chunk_rows(n), batch))
-    products = torch.empty(chunk, n, dtype=torch.int32)
+    products = chunk_buffer(chunk, n, torch.int32, x.device).view(-1)
     for start in range(0, batch, chunk):
         rows = slice(start, min(start + chunk, batch))
-        held = products[: rows.stop - rows.start]
-        torch._int_mm(quantised.W_enc[rows], shadow.W_enc.T, out=held)
-        inputs = (held, x[rows], quantised.scale[rows], quantised.norm[rows], W_enc, b_enc, shadow.scale, shadow.norm)
+        part = x[rows]
+        quantised = quantise(part)
+        for first in range(0, n, BLOCK):
+            weight = shadow.W_enc[first : first + BLOCK]
+            block = products[len(part) * first : len(part) * (first + len(weight))].view(len(part), -1)
+            torch._int_mm(quantised.W_enc, weight.T, out=block)
+        inputs = (products, part, quantised.scale, quantised.norm, W_enc, b_enc, shadow.scale, shadow.norm)
         outputs = (out.values[rows], out.columns[rows], rescored[rows])
-        run_rows(screen_rows, len(held), *(t.numpy() for t in inputs), k, *(t.numpy() for t in outputs))
+        run_rows(screen_rows, len(part), *(t.numpy() for t in inputs), k, *(t.numpy() for t in outputs))
     return out

@@ -11,7 +11,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from ..encode import Shadow, chunk_rows
+from ..encode import Shadow, chunk_buffer, chunk_rows
 from ..ragged import Ragged, concatenate
 from .encode import MARGIN, quantise
 from .products import dot, dot_rows
@@ -124,7 +124,7 @@ def encode_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, bound: Tensor, shadow:
     assert scale is not None and norm is not None
     columns = _screened_columns(b_enc - bound, shadow)
     chunk = max(1, min(chunk_rows(n), batch))
-    held, counts = torch.empty(chunk, n, dtype=torch.int32), torch.empty(chunk, dtype=torch.int64)
+    held, counts = chunk_buffer(chunk, n, torch.int32, x.device), torch.empty(chunk, dtype=torch.int64)
     parts = []
     for start in range(0, max(batch, 1), chunk):
         rows = slice(start, min(start + chunk, batch))

@@ -168,6 +168,7 @@ def test_the_residual_never_grows_and_is_that_of_the_code(tokens, d, n, k, nonne
 def test_chunks_and_threads_change_nothing(with_gram, monkeypatch):
     x, atoms = planted(150)
     whole = run(("compiled", with_gram), x, atoms, 6)
+    monkeypatch.setitem(encode.LEAST_ROWS, "cpu", 64)
     monkeypatch.setitem(encode.CHUNK_BYTES, "cpu", 64 * 4 * len(atoms))
     torch.set_num_threads(3)
     try:

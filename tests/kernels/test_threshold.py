@@ -46,6 +46,7 @@ def test_all_and_none(bound, kept):
 def test_chunks_give_the_whole_matrix(precision, monkeypatch):
     x, W_enc, b_enc, bound = random(200, 24), random(130, 24, seed=1), random(130, seed=2), random(130, seed=3).abs()
     whole = threshold.reference(x @ W_enc.T, b_enc, bound)
+    monkeypatch.setitem(encode.LEAST_ROWS, "cpu", 64)
     monkeypatch.setitem(encode.CHUNK_BYTES, "cpu", 64 * 4 * 130)
     found = threshold.encode_above(x, W_enc, b_enc, bound, precision=precision)
     assert torch.equal(found.indptr, whole.indptr)
