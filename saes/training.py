@@ -7,6 +7,7 @@ of size batch x latents is kept and nothing is read back to the host but what `m
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from ..kernels.auxk import auxk_gradients
 from ..kernels.decode import Residual, decode_residual
 from ..kernels.dispatch import PRECISIONS, Precision, choose
 from ..kernels.encode import Shadow, make_shadow
+from ..kernels.graph import Replay
 from ..kernels.update import Adam, RowGradients, Updated, Weights
 from ..kernels.update import apply_gradients, latent_gradients, latent_step, new_moments
 from ..lab.errors import InputError, unknown
@@ -29,6 +31,8 @@ from .dictionary import Provenance
 from .initialise import initialise
 from .sae import SparseAutoencoder
 
+
+log = logging.getLogger(__name__)
 
 OPTIMIZERS = ("adam", "active_row")
 
@@ -68,6 +72,8 @@ class TrainConfig:
     whatever beta1, and its moments decay by the steps missed when it fires again."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; off by default, since Adam with a warm-up does not need it. Costs a pass."""
+    cuda_graph: bool = False
+    """Record the step once on a GPU and replay it while no latent needs the aid: spares launch costs in small steps."""
     seed: int = 0
     """Seed of the starting weights."""
 
@@ -143,6 +149,12 @@ class Trainer:
         self.scale = 0.0
         self.steps = self.rows = 0
         self.shadow: Shadow | None = None
+        self.scalars = torch.zeros(7, dtype=torch.float64, device=device)
+        self.replay = Replay(lambda acts: self._advance(acts, self._adam)) if self.config.cuda_graph else None
+        if self.replay and (self.choice.step != "triton" or dictionary.ragged or self.config.clip_norm):
+            raise InputError("cuda_graph=True needs Triton on a GPU, an architecture with k codes in every row and no "
+                             f"clip_norm; this is {dictionary.architecture} on {device} ({self.choice.why})")  # fmt: skip
+        log.info("%s: %s step, %s", self.name, self.choice.step, self.choice.why)
 
     def __repr__(self) -> str:
         return f"Trainer({self.dictionary!r}, rows {self.rows:,} of {self.config.rows:,})"
@@ -167,39 +179,41 @@ class Trainer:
         acts = batch.acts[self.sites[0]].to(self.dictionary.W_dec.device, torch.float32)
         if self.steps == 0:
             self._start(acts)
+        if self.steps % IDLE_EVERY == 0:
+            self.idle = (self.since_fired >= self.config.aid_after).nonzero()[:, 0]
+        if self.replay is not None and not len(self.idle):
+            self.scalars.copy_(self._adam.scalars(), non_blocking=True)
+            self.replay(acts)
+        else:
+            self._advance(acts, self._adam)
+        self.steps += 1
+        self.rows += len(acts)
+
+    def _advance(self, acts: Float32[Tensor, "batch d"], adam: Adam) -> None:
+        """The step on the device."""
         centred = torch.mul(acts, self.scale).sub_(self.dictionary.b_dec)
         code = self.dictionary.training_code(centred, self.shadow)
         self.dictionary.observe(code)
         codes = (code.indptr, code.indices, code.values)
-        out = decode_residual(*codes, self._decoder, torch.zeros_like(self.dictionary.b_dec), centred, code.width)
-        if self.steps % IDLE_EVERY == 0:
-            self.idle = (self.since_fired >= self.config.aid_after).nonzero()[:, 0]
+        rows = centred.bfloat16() if self.choice[:2] == ("triton", "bf16") else centred  # half the bytes to gather
+        out = decode_residual(*codes, self._decoder, torch.zeros_like(self.dictionary.b_dec), rows, code.width)
         extra, aux_loss = auxk_gradients(
-            centred, out.residual, self.weights, self.idle, self._aux_k, self.config.aux_coefficient
+            centred, out.residual.float(), self.weights, self.idle, self._aux_k, self.config.aux_coefficient
         )
         variance = _sum_of_squares(centred) - len(centred) * centred.mean(0).square().sum()
         scale = 2 / variance  # of d(half the squared error), for the loss sum of squared errors / variance
-        adam = Adam(self.lr, self.steps + 1, self.config.beta1, self.config.beta2)
-        updated = self._update(codes, out, centred, scale, adam, extra)
+        updated = self._update(codes, out, rows, scale, adam, extra)
         self.since_fired += len(acts)
         self.since_fired.masked_fill_(updated.fired > 0, 0)
-        parts = (
-            out.squares.sum(),
-            variance,
-            updated.fired.sum(),
-            aux_loss * len(acts),
-            aux_loss.new_full((), len(acts)),
-        )
-        self.sums += torch.stack(parts).double()
-        self.steps += 1
-        self.rows += len(acts)
+        count = aux_loss.new_full((), len(acts))
+        self.sums += torch.stack([out.squares.sum(), variance, updated.fired.sum(), aux_loss * count, count]).double()
 
     def _update(
         self, codes: tuple[Tensor, Tensor, Tensor], out: Residual, centred: Tensor, scale: Tensor, adam: Adam,
         extra: RowGradients | None,
     ) -> Updated:  # fmt: skip
         """Update all weights from one batch, by way of clipped gradient rows where a clip is asked for."""
-        to_bias = out.residual.sum(0) * scale
+        to_bias = out.residual.sum(0, dtype=torch.float32) * scale
         state = (self.weights, self.moments, adam, self.shadow)
         if self.config.clip_norm is None:
             updated = latent_step(codes, out, centred, scale, *state, extra)
@@ -236,10 +250,18 @@ class Trainer:
 
     def _step_bias(self, grad: Float32[Tensor, " d"], adam: Adam) -> None:
         first, second = self.bias_moments
-        correct1, correct2 = adam.corrections
         first.lerp_(grad, 1 - adam.beta1)
         second.lerp_(grad.square(), 1 - adam.beta2)
-        self.dictionary.b_dec.sub_(adam.lr / correct1 * first / ((second / correct2).sqrt() + adam.eps))
+        if adam.device is None:
+            lr, (correct1, correct2) = adam.lr, adam.corrections
+        else:
+            lr, correct1, correct2 = (adam.device[i].float() for i in (0, 3, 4))
+        self.dictionary.b_dec.sub_(lr / correct1 * first / ((second / correct2).sqrt() + adam.eps))
+
+    @property
+    def _adam(self) -> Adam:
+        device = None if self.replay is None else self.scalars
+        return Adam(self.lr, self.steps + 1, self.config.beta1, self.config.beta2, device=device)
 
     def metrics(self) -> dict[str, float]:
         """Means since the last call: fvu on training rows, l0, aux loss; and the dead share and learning rate now."""

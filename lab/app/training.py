@@ -100,7 +100,6 @@ class Train:
             for site, width in stream.widths.items()
         ]  # fmt: skip
         run = Run.create(self.out, config, stands_on, resume=self.resume)
-        log.info("step: %s (%s)", trainers[0].choice.step, trainers[0].choice.why)
         return train(
             stream, trainers, run, steps=-(-self.training.rows // self.stream.batch),
             log_every=self.log_every, checkpoint_minutes=self.checkpoint_minutes, sinks=self.sinks,
