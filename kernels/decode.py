@@ -27,7 +27,7 @@ def decode(
     W_dec: Float[Tensor, "n d"],
     b_dec: Float32[Tensor, " d"],
 ) -> Float32[Tensor, "batch d"]:
-    """x_hat = codes @ W_dec + b_dec, summed in fp32."""
+    """x_hat = codes @ W_dec + b_dec, summed in fp32. Differentiable in values, W_dec and b_dec."""
     return _decode(indptr, indices, values, W_dec, b_dec)
 
 
@@ -48,6 +48,27 @@ def _decode(indptr, indices, values, W_dec, b_dec):
         case _:
             run = decode_reference
     return run(indptr, indices, values, W_dec, b_dec)
+
+
+def _keep_for_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _decode_backward(ctx, grad):
+    """Gradients to the codes by sampled products and to W_dec (dense) by summing each latent's rows."""
+    from .sampled import code_gradients
+
+    indptr, indices, values, W_dec = ctx.saved_tensors
+    grad = grad.contiguous()
+    to_values = code_gradients(indptr, indices, W_dec, grad) if ctx.needs_input_grad[2] else None
+    to_weight = None
+    if ctx.needs_input_grad[3]:
+        entries = values[:, None] * grad[row_of_entry(indptr, len(indices))]
+        to_weight = torch.zeros_like(W_dec).index_add_(0, indices.long(), entries.to(W_dec.dtype))
+    return None, None, to_values, to_weight, grad.sum(0) if ctx.needs_input_grad[4] else None
+
+
+_decode.register_autograd(_decode_backward, setup_context=_keep_for_backward)
 
 
 def decode_residual(

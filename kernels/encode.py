@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from .custom import operator
+from .dispatch import backend
 from .topk import Codes, topk
 from .topk import reference as select
 
@@ -40,10 +41,12 @@ class Shadow(NamedTuple):
 
 
 def make_shadow(W_enc: Tensor, W_dec: Tensor, precision: Literal["fp32", "bf16", "int8"]) -> Shadow | None:
-    """The copies that `precision` reads; None for fp32."""
+    """The copies that `precision` reads; None for fp32. The compiled CPU decode reads fp32 rows: no copy for it."""
     if precision == "int8":
         return quantise(W_enc)
-    return Shadow(W_enc.bfloat16(), W_dec=W_dec.bfloat16()) if precision == "bf16" else None
+    if precision == "fp32":
+        return None
+    return Shadow(W_enc.bfloat16(), W_dec=None if backend(W_dec.device) == "compiled" else W_dec.bfloat16())
 
 
 def quantise(rows: Float32[Tensor, "n d"]) -> Shadow:

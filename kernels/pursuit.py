@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 
+from .custom import operator
 from .decode import decode_residual
 from .dispatch import backend
 from .encode import chunk_rows
@@ -62,6 +63,19 @@ def pursuit(
         raise ValueError(f"matching pursuit needs k and the number of atoms to be at least 1, got {k} and {n}")
     if gram is not None and gram.shape != (n, n):
         raise ValueError(f"gram must be {n} x {n} for {n} atoms, got {' x '.join(map(str, gram.shape))}")
+    return Pursuit(*_pursuit(x, atoms, k, gram, nonnegative, tolerance))
+
+
+@operator(
+    "pursuit(Tensor x, Tensor atoms, int k, Tensor? gram, bool nonnegative, float tolerance)"
+    " -> (Tensor, Tensor, Tensor)",
+    fake=lambda x, atoms, k, *_: (
+        atoms.new_empty(len(x), k),
+        x.new_empty(len(x), k, dtype=torch.int32),
+        atoms.new_empty(len(x)),
+    ),
+)
+def _pursuit(x, atoms, k, gram, nonnegative, tolerance):
     match backend(atoms.device):
         case "compiled":
             from .cpu.pursuit import pursue as run
@@ -69,6 +83,7 @@ def pursuit(
             from .gpu.pursuit import pursue as run
         case _:
             run = reference
+    n = len(atoms)
     x, atoms = x.float().contiguous(), atoms.contiguous()
     out = Pursuit(x.new_empty(len(x), k), x.new_empty(len(x), k, dtype=torch.int32), x.new_empty(len(x)))
     chunk = chunk_rows(n, x.device.type)
@@ -79,7 +94,7 @@ def pursuit(
         found = Pursuit(values.masked_fill(~squares.isfinite()[:, None], torch.nan), columns, squares)
         for whole, piece in zip(out, found, strict=True):
             whole[start : start + chunk] = piece
-    return out
+    return tuple(out)
 
 
 def _residual_squares(x: Tensor, atoms: Tensor, values: Tensor, columns: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from .custom import operator
 from .decode import row_of_entry
 from .dispatch import backend
 
@@ -22,6 +24,14 @@ def code_gradients(
     Args:
         W_dec: fp32, or its bf16 copy (read as fp32).
     """
+    return _code_gradients(indptr, indices, W_dec, residual)
+
+
+@operator(
+    "code_gradients(Tensor indptr, Tensor indices, Tensor W_dec, Tensor residual) -> Tensor",
+    fake=lambda indptr, indices, W_dec, residual: residual.new_empty(len(indices), dtype=torch.float32),
+)
+def _code_gradients(indptr, indices, W_dec, residual):
     match backend(W_dec.device):
         case "compiled":
             from .cpu.sampled import code_gradients as run

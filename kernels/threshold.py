@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from .custom import operator
 from .dispatch import backend
 from .encode import Shadow, chunk_buffer, chunk_rows, product, quantise
 from .ragged import Ragged, concatenate
@@ -62,6 +63,17 @@ def encode_threshold(
 
 def above(pre: Float32[Tensor, "rows n"], bias: Float32[Tensor, " n"], bound: Float32[Tensor, " n"]) -> Ragged:
     """The entries of `pre + bias` (added in fp32) that exceed their column's bound or are NaN."""
+    return Ragged(*_above(pre, bias, bound))
+
+
+def _some(pre: Tensor, bias: Tensor, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    found = torch.library.get_ctx().new_dynamic_size()
+    indptr = pre.new_empty(len(pre) + 1, dtype=torch.int64)
+    return indptr, pre.new_empty(found, dtype=torch.int32), pre.new_empty(found)
+
+
+@operator("above(Tensor pre, Tensor bias, Tensor bound) -> (Tensor, Tensor, Tensor)", fake=_some)
+def _above(pre, bias, bound):
     match backend(pre.device):
         case "compiled":
             from .cpu.threshold import above as run
@@ -69,7 +81,7 @@ def above(pre: Float32[Tensor, "rows n"], bias: Float32[Tensor, " n"], bound: Fl
             from .gpu.threshold import above as run
         case _:
             run = reference
-    return run(pre.contiguous(), bias, bound)
+    return tuple(run(pre.contiguous(), bias, bound))
 
 
 def reference(pre: Tensor, bias: Tensor, bound: Tensor) -> Ragged:

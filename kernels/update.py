@@ -219,8 +219,8 @@ def _dense_gradients(
     indptr, indices, values = codes
     rows, columns = row_of_entry(indptr, len(indices)), indices.long()
     active = (values != 0).float()
-    rows_of_zeros = torch.zeros(2, n, x.shape[1], device=x.device)
-    grads = Weights(*rows_of_zeros, torch.zeros(n, device=x.device))
+    zeros = torch.zeros(2, n, x.shape[1], device=x.device)
+    grads = Weights(zeros[0], zeros[1], torch.zeros(n, device=x.device))
     grads.W_enc.index_add_(0, columns, scale * (out.grads * active)[:, None] * x[rows])
     grads.W_dec.index_add_(0, columns, scale * (values * active)[:, None] * out.residual[rows])
     grads.b_enc.index_add_(0, columns, scale * out.grads * active)
@@ -263,6 +263,6 @@ def reference(
     if shadow is not None:
         precision = "int8" if shadow.scale is not None else "bf16"
         for kept, new in zip(shadow, make_shadow(weights.W_enc, weights.W_dec, precision) or (), strict=True):
-            if kept is not None:
+            if kept is not None and new is not None:
                 kept.copy_(new)
     return Updated(to_input, fired)

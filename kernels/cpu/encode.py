@@ -159,9 +159,9 @@ def screen_rows(
 
 def quantise(rows: Tensor) -> Shadow:
     """Symmetric int8 rows with one scale a row."""
-    shadow = Shadow(torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows)), torch.empty(len(rows)))
-    run_rows(quantise_rows, len(rows), rows.numpy(), *(part.numpy() for part in shadow[:3]))
-    return shadow
+    made = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows)), torch.empty(len(rows))
+    run_rows(quantise_rows, len(rows), rows.numpy(), *(part.numpy() for part in made))
+    return Shadow(*made)
 
 
 def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow) -> Codes:
@@ -179,7 +179,15 @@ def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow)
             weight = shadow.W_enc[first : first + BLOCK]
             block = products[len(part) * first : len(part) * (first + len(weight))].view(len(part), -1)
             torch._int_mm(quantised.W_enc, weight.T, out=block)
-        inputs = (products, part, quantised.scale, quantised.norm, W_enc, b_enc, shadow.scale, shadow.norm)
+        rounded = _margins(quantised), _margins(shadow)
+        inputs = (products, part, *rounded[0], W_enc, b_enc, *rounded[1])
         outputs = (out.values[rows], out.columns[rows], rescored[rows])
         run_rows(screen_rows, len(part), *(t.numpy() for t in inputs), k, *(t.numpy() for t in outputs))
     return out
+
+
+def _margins(copy: Shadow) -> tuple[Tensor, Tensor]:
+    """Scale and norm of the rows of an int8 copy."""
+    if copy.scale is None or copy.norm is None:
+        raise ValueError("the int8 screen needs an int8 copy of the encoder, and this one is bf16")
+    return copy.scale, copy.norm

@@ -121,7 +121,7 @@ def latent_rows(
 ):  # fmt: skip
     """Both weight gradients, Adam, projection, unit norm and the int8 shadow of latents start..stop, in one pass.
 
-    weights, first, second: (W_enc [n, d], W_dec [n, d], b_enc [n]) and their Adam moments; first is empty if beta1 is 0.
+    weights, first, second: (W_enc [n, d], W_dec [n, d], b_enc [n]) and their Adam moments; first empty if beta1 is 0.
     extra: (encoder, decoder) gradient rows added where extra_row[j] >= 0.
     touched: step of each latent's last update, or empty where every latent is updated at every step.
     shadow: (rows int8 [n, d], scale [n], norm [n]) of the updated encoder, or empty.
@@ -180,7 +180,7 @@ def transposed(codes: tuple[Tensor, Tensor, Tensor], n: int) -> Lists:
     """The codes of a batch, by latent."""
     nnz = len(codes[1])
     lists = Lists(np.empty(n + 1, np.int64), np.empty(nnz, np.int32), np.empty(nnz, np.int32))
-    transpose_codes(*arrays(*codes[:2]), n, *lists)
+    transpose_codes(codes[0].numpy(), codes[1].numpy(), n, *lists)
     return lists
 
 
@@ -213,13 +213,18 @@ def latent_step(
         touched = moments.touched.numpy()
         work[(fired.numpy() == 0) & (extra_row < 0)] = 0.01
     empty = torch.empty(0, 0), torch.empty(0, 0), torch.empty(0)
-    shadow_arrays = arrays(torch.empty(0, 0, dtype=torch.int8), *empty[1:]) if shadow is None else arrays(*shadow[:3])
-    step = AdamStep(*(np.float32(v) for v in (adam.lr, adam.beta1, adam.beta2, *adam.corrections, adam.eps)), adam.t)
+    copies = arrays(torch.empty(0, 0, dtype=torch.int8), *empty[1:])
+    if shadow is not None and shadow.scale is not None and shadow.norm is not None:
+        copies = arrays(shadow.W_enc, shadow.scale, shadow.norm)
+    numbers = map(np.float32, (adam.lr, adam.beta1, adam.beta2, *adam.corrections, adam.eps))
+    step = AdamStep._make((*numbers, adam.t))
     run_parts(
         latent_rows, weighted_parts(work, torch.get_num_threads()), *lists, values, grads, *arrays(x, out.residual),
         factor, extra_row, extra_rows, arrays(*weights), arrays(*(moments.first or empty)), arrays(*moments.second),
-        touched, step, shadow_arrays, *arrays(bias_grads, fired),
+        touched, step, copies, *arrays(bias_grads, fired),
     )  # fmt: skip
+    if shadow is not None and shadow.scale is None:
+        shadow.W_enc.copy_(weights.W_enc)
     return updated
 
 
@@ -232,7 +237,8 @@ def latent_gradients(
     bias_grads, fired = torch.zeros(n_latents), torch.empty(n_latents, dtype=torch.int64)
     bias_gradients(lists.pointers, lists.entries, values, grads, factor, *arrays(bias_grads, fired))
     latents = fired.nonzero()[:, 0]
-    rows = RowGradients(latents, *(torch.empty(len(latents), x.shape[1]) for _ in range(2)), bias_grads[latents, None])
+    made = torch.empty(2, len(latents), x.shape[1])
+    rows = RowGradients(latents, made[0], made[1], bias_grads[latents, None])
     parts = weighted_parts(np.diff(lists.pointers)[latents.numpy()] + 1.0, torch.get_num_threads())
     run_parts(
         gradient_rows, parts, latents.numpy(), *lists, values, grads, *arrays(x, out.residual), factor,

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...kernels.explain import explain
 from ..errors import InputError, unknown
 from .ceilings import ceilings
 from .kernel_cases import CASES, Bed, Case
-from .shapes import shapes_of
+from .shapes import device, shapes_of
 from .tables import append, markdown, rounded
 from .timing import interleaved
 
@@ -33,7 +34,8 @@ class BenchKernels:
     """Append the table to kernels/BENCHMARKS.md."""
 
     def run(self) -> dict[str, Any]:
-        """JSON key `shapes`: by shape, the machine's ceilings and, for each kernel, seconds, speed-ups and rates.
+        """JSON key `shapes`: by shape, what the dispatcher runs and why, the machine's ceilings and, for each kernel,
+        seconds, speed-ups and rates.
 
         Raises:
             ArithmeticError: a kernel and its twin disagree by more than the kernel's tolerance.
@@ -50,6 +52,7 @@ class BenchKernels:
             limits = ceilings(shape)
             bed = Bed(shape)
             found[str(shape)] = {
+                "plan": explain(device(), d_in=shape.d, n_latents=shape.n, k=shape.k, batch=shape.batch),
                 "ceilings": limits,
                 "kernels": {name: self._timed(CASES[name](bed)) for name in names},
             }

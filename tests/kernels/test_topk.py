@@ -190,5 +190,3 @@ def test_threshold_codes(monkeypatch):
     pre = x @ W_enc.T + b_enc
     assert torch.equal(got.indptr.diff(), (pre > 2).sum(1))
     assert torch.allclose(got.values, pre[pre > 2], atol=1e-5)
-
-
