@@ -66,7 +66,7 @@ def load_model(
     if attn not in ATTENTION:
         raise unknown("attention implementation", attn, ATTENTION)
     keep_freed_memory()
-    place = _device(device) if device is not None or not isinstance(source, nn.Module) else None
+    place = device_named(device) if device is not None or not isinstance(source, nn.Module) else None
     kind = _dtype(dtype, place)
     if isinstance(source, nn.Module):
         if place is not None or dtype is not None:
@@ -169,7 +169,12 @@ def _hub_answers() -> bool:
     return True
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def device_named(device: str | torch.device | None) -> torch.device:
+    """The device of that name, by default a GPU if there is one.
+
+    Raises:
+        InputError: no such device here.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

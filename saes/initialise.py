@@ -35,9 +35,9 @@ def initialise(
     """
     n, d = dictionary.W_dec.shape
     dictionary.b_dec.copy_(geometric_median(x))
-    random = torch.randn(n, d, generator=generator)
+    random = torch.randn(n, d, generator=generator).to(x.device)
     random /= random.norm(dim=1, keepdim=True)
-    picks = torch.randperm(max(n, len(x)), generator=generator)[:n] % len(x)
+    picks = torch.randperm(max(n, len(x)), generator=generator)[:n].to(x.device) % len(x)
     data = (x - dictionary.b_dec)[picks]
     data /= data.norm(dim=1, keepdim=True).clamp_min(1e-8)
     rows = blend * data + (1 - blend) * random

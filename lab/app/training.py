@@ -14,6 +14,7 @@ from ...saes.dictionary import Provenance
 from ...saes.files import build_trainable
 from ...saes.training import TrainConfig, Trainer
 from ..errors import InputError, unknown
+from ..loading import device_named
 from ..loop import train
 from ..runs import Run
 from ..sinks import SINKS
@@ -92,9 +93,10 @@ class Train:
         config = {"sites": list(self.sites), "dictionary": asdict(self.dictionary), "training": asdict(self.training)}
         stands_on = stream.fingerprint()
         limits = stream.norm_limit  # reads the first rows: what cannot be read or built leaves no run behind
+        place = device_named(self.source.device)
         trainers = [
             Trainer(
-                build_trainable(d_in=width, **asdict(self.dictionary)), site, self.training,
+                build_trainable(d_in=width, **asdict(self.dictionary)).to(place), site, self.training,
                 provenance=Provenance(str(site), stands_on.get("model", {}), limits[site]),
             )
             for site, width in stream.widths.items()
