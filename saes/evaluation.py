@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,8 @@ from ..lab.sites import Site
 from ..lab.streams import Batch
 from ..lab.text import Corpus
 from .baselines import fit_nulls
+from .core_metrics_saebench import saebench_scores, whole_rows
+from .core_metrics_weights import weight_evidence
 from .dictionary import Dictionary
 from .metrics import Reconstruction, total_variance
 from .scores import Evaluation
@@ -45,10 +47,14 @@ class EvaluationConfig:
     """Rows to fit nulls on, where none are given; their documents are not measured."""
     spliced: tuple[str, ...] = ("untrained", "pca")
     """Nulls to splice too; each costs one more forward pass a token."""
+    compat: Literal["none", "saebench"] = "none"
+    """`saebench` adds SAEBench's own numbers, quirks included; see `core_metrics_saebench`."""
     seed: int = 0
     """Of the untrained null and of the bootstrap."""
 
     def __post_init__(self) -> None:
+        if self.compat not in ("none", "saebench"):
+            raise unknown("compatibility", self.compat, ("none", "saebench"))
         for name in ("tokens", "ce_tokens", "fit_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -100,15 +106,22 @@ def evaluate(
         tokens=config.ce_tokens, norm_limit=dictionary.provenance.norm_limit, progress=progress,
     )  # fmt: skip
     told = {"held_out": held_out, "seed": config.seed}
+    published = config.compat == "saebench"
     return Evaluation(
         dictionary=repr(dictionary),
         model=model.name,
         site=str(site),
         held_out=held_out,
-        scores=mine.evidence(theirs, **told) | losses.evidence(DICTIONARY, list(replacing)[1:], **told),
+        scores=mine.evidence(theirs, **told)
+        | losses.evidence(DICTIONARY, list(replacing)[1:], **told)
+        | weight_evidence(dictionary, nulls),
         counts={"rows": mine.rows, "documents": len(mine.sums), **reading.counts, **losses.counts},
         references={"variance": total_variance(mine.sums.total)}
         | {f"ce_{name}": losses.cross_entropy(name) for name in (CLEAN, *ABLATIONS, *replacing)},
+        histograms={"density": mine.density_histogram()},
+        saebench=saebench_scores(model, whole_rows(reading.batches()), site, dictionary, _ends(corpus))
+        if published
+        else {},
     )
 
 
@@ -146,6 +159,12 @@ def matching_site(model: HookedModel, dictionary: Dictionary) -> Site:
             "use it on the model and site it was trained on"
         )
     return site
+
+
+def _ends(corpus: Corpus) -> list[int]:
+    """Ids that begin, end and pad a row."""
+    tokenizer = corpus.tokenizer
+    return [i for i in (tokenizer.bos, tokenizer.separator, tokenizer.padding) if i is not None]
 
 
 def _held_out(corpus: Corpus) -> str:

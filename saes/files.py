@@ -13,10 +13,16 @@ import torch
 
 from ..lab.errors import InputError, unknown
 from ..lab.storage import file_sha256, read_json, read_tensors, write_json, write_tensors
+from .abstopk import AbsTopK
 from .baselines import PCA, Neurons
 from .batchtopk import BatchTopK
 from .dictionary import Dictionary, DictionaryConfig, Provenance
-from .sae import SAEConfig, SparseAutoencoder
+from .gated import Gated
+from .groupmax import GroupMax, GroupMaxConfig
+from .jumprelu import JumpReLU, JumpReLUConfig
+from .matryoshka import Matryoshka, MatryoshkaConfig
+from .relu import ReLU, ReLUConfig
+from .sae import PenaltyConfig, SAEConfig, SparseAutoencoder
 from .topk import TopK
 
 SCHEMA = 1
@@ -27,6 +33,12 @@ Kind = TypeVar("Kind", bound=Dictionary)
 TRAINABLE: dict[str, tuple[type[SparseAutoencoder], type[DictionaryConfig]]] = {
     "topk": (TopK, SAEConfig),
     "batchtopk": (BatchTopK, SAEConfig),
+    "abstopk": (AbsTopK, SAEConfig),
+    "groupmax": (GroupMax, GroupMaxConfig),
+    "matryoshka": (Matryoshka, MatryoshkaConfig),
+    "relu": (ReLU, ReLUConfig),
+    "gated": (Gated, PenaltyConfig),
+    "jumprelu": (JumpReLU, JumpReLUConfig),
 }
 """Every architecture that a `Trainer` trains, by name: its class and its config."""
 
@@ -59,6 +71,8 @@ def build_trainable(architecture: str, **config: Any) -> SparseAutoencoder:
         raise InputError(f"architecture {architecture!r} cannot be trained: give {' or '.join(TRAINABLE)}")
     if architecture not in TRAINABLE:
         raise unknown("architecture", architecture, TRAINABLE)
+    if not config.get("centre_input", True):
+        raise InputError("centre_input=False is for dictionaries of other libraries: training subtracts b_dec")
     return _built(architecture, *TRAINABLE[architecture], config)
 
 
@@ -86,15 +100,18 @@ def save(dictionary: Dictionary, folder: Path | str) -> Path:
 
 
 def load(folder: Path | str) -> Dictionary:
-    """Read a dictionary directory.
+    """Read a dictionary: a directory of ours, or a folder or file of another library, told by its files (`formats`).
 
     Raises:
-        InputError: not a dictionary directory, another schema, an unknown architecture, weights that are not the
-            ones described, or shapes that disagree with the config; the sentence names the file.
+        InputError: no dictionary, another schema, an unknown architecture, weights that are not the ones described,
+            or shapes that disagree with the config; the sentence names the file. From another library also what this
+            one could not hold; `formats.read(..., lossy=True)` goes on.
     """
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
-        raise InputError(f"{folder} holds no dictionary: {DESCRIPTION} is missing; give the directory that was saved")
+        from .formats import read
+
+        return read(folder)
     description = read_json(folder / DESCRIPTION, "dictionary description")
     if not isinstance(description, dict) or description.get("schema") != SCHEMA:
         schema = description.get("schema") if isinstance(description, dict) else None

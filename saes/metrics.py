@@ -4,18 +4,23 @@ An entry of a code is active where it is not zero, whatever its sign. All sums a
 seen, so no number depends on how the rows were batched.
 
     fvu             E||x - x_hat||^2 / (E||x||^2 - ||E x||^2); unchanged by scaling and shifting x
+    explained_variance   1 - fvu
     mse             E||x - x_hat||^2, summed over dimensions, a row
+    mse_dimension   the same, mean over dimensions
+    correlation     of x and x_hat about their own means, pooled over dimensions; unchanged by scaling and shifting
     l0              active latents a row
+    l1              sum of |code| a row
     cosine          mean cosine of x and x_hat (0 for a row of zeros)
     norm_ratio      mean ||x_hat|| / ||x||; below 1 when the code leaves energy out
     relative_bias   E||x_hat||^2 / E[x . x_hat]; c for x_hat = c x (Rajamanoharan et al. 2024, 2404.16014)
-    dead            share of latents never active over the rows seen
+    dead, alive     share of latents never, and ever, active over the rows seen
     dense_1, dense_10   share of latents active on more than 1 % and 10 % of the rows
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,17 +52,36 @@ def total_variance(sums: Mapping[str, np.ndarray]) -> float:
     return float(sums["square"] / sums["rows"] - mean @ mean)
 
 
+def correlation(sums: Mapping[str, np.ndarray]) -> float:
+    """Cov(x, x_hat) / sqrt(Var x Var x_hat), each summed over dimensions; nan where one of them is constant."""
+    rows, mean = sums["rows"], sums["x"] / sums["rows"]
+    mean_hat = mean + sums["residual"] / rows
+    covariance = sums["dot"] / rows - mean @ mean_hat
+    squares = (sums["square"] / rows, sums["square_hat"] / rows)
+    # what fp64 leaves of a constant is no variance
+    spread = [max(0.0, s - m @ m - 1e-12 * s) for s, m in zip(squares, (mean, mean_hat), strict=True)]
+    return ratio(covariance, np.sqrt(spread[0] * spread[1]))
+
+
 PER_TOKEN = {
     "fvu": Measure(lambda s: ratio(s["error"] / s["rows"], total_variance(s))),
     "mse": Measure(lambda s: ratio(s["error"], s["rows"])),
+    "mse_dimension": Measure(lambda s: ratio(s["error"], s["rows"] * len(s["x"]))),
+    "correlation": Measure(correlation, "higher"),
     "l0": Measure(lambda s: ratio(s["l0"], s["rows"])),
+    "l1": Measure(lambda s: ratio(s["l1"], s["rows"])),
     "cosine": Measure(lambda s: ratio(s["cosine"], s["rows"]), "higher"),
     "norm_ratio": Measure(lambda s: ratio(s["norm_ratio"], s["rows"]), "nearest one"),
     "relative_bias": Measure(lambda s: ratio(s["square_hat"], s["dot"]), "nearest one"),
 }
 """Scores with an interval over documents."""
 
+COMPLEMENTS = {"explained_variance": "fvu", "alive": "dead"}
+"""Scores that are 1 less another."""
+
 DENSE = {"dense_1": 0.01, "dense_10": 0.1}
+DECADES = 8
+"""Of density in the histogram."""
 
 
 class Reconstruction:
@@ -142,16 +166,19 @@ class Reconstruction:
         dot = (exact * exact_hat).sum(1)
         # a row of zeros has no direction and no ratio: dividing by inf counts both as 0
         norm, norm_hat = (s.sqrt().masked_fill(s == 0, torch.inf) for s in (square, square_hat))
+        residual = exact_hat.sub_(exact)
         columns = {
             "rows": torch.ones_like(square),
-            "error": exact_hat.sub_(exact).square_().sum(1),
+            "error": torch.linalg.vecdot(residual, residual),
             "square": square,
             "square_hat": square_hat,
             "dot": dot,
             "cosine": dot / norm / norm_hat,
             "norm_ratio": square_hat.sqrt() / norm,
             "l0": code.l0,
+            "l1": torch.zeros_like(square).index_add_(0, code.rows, code.values.abs().double()),
             "x": exact,
+            "residual": residual,
         }
         self.sums.add(doc, columns)
         self.firing += code.firing_counts()
@@ -166,7 +193,8 @@ class Reconstruction:
         self._require_rows()
         total = self.sums.total
         scores = {name: measure.formula(total) for name, measure in PER_TOKEN.items()}
-        return {**scores, **self._latent_shares(), "rows": float(self.rows)}
+        scores |= self._latent_shares()
+        return scores | {name: 1 - scores[of] for name, of in COMPLEMENTS.items()} | {"rows": float(self.rows)}
 
     def evidence(
         self, nulls: Mapping[str, Reconstruction] | None = None, *, held_out: str = "", seed: int = 0
@@ -180,7 +208,7 @@ class Reconstruction:
         others = {name: null.metrics() for name, null in (nulls or {}).items()}
         found = {}
         for name, value in mine.items():
-            if name == "rows":
+            if name == "rows" or name in COMPLEMENTS:
                 continue
             measure = PER_TOKEN.get(name)
             found[name] = Evidence(
@@ -193,7 +221,17 @@ class Reconstruction:
                 held_out=held_out,
                 better=measure.better if measure else "lower",
             )
-        return found
+        return found | {name: _complement(name, found[of]) for name, of in COMPLEMENTS.items()}
+
+    def density_histogram(self) -> dict[str, list[float]]:
+        """How many latents lie in each half decade of density: `edges` (log10, one more) and `latents`.
+
+        The first bin begins at 1e-8 and holds what is rarer; latents that never fired are in none.
+        """
+        edges = np.arange(2 * DECADES + 1) / 2 - DECADES
+        density = self.density.cpu().numpy()
+        found, _ = np.histogram(np.log10(density[density > 0]).clip(-DECADES, 0), edges)
+        return {"edges": edges.tolist(), "latents": found.tolist()}
 
     def _latent_shares(self) -> dict[str, float]:
         density = self.density
@@ -226,4 +264,12 @@ class Reconstruction:
     def save(self, folder: Path) -> None:
         """Write `reconstruction.json` (scores with intervals) and `firing.safetensors` (counts a latent)."""
         write_tensors(folder / "firing.safetensors", {"firing": self.firing})
-        write_json(folder / "reconstruction.json", {"schema": SCHEMA, "rows": self.rows, **flat(self.evidence())})
+        scores = {"rows": self.rows, **flat(self.evidence()), "density_histogram": self.density_histogram()}
+        write_json(folder / "reconstruction.json", {"schema": SCHEMA, **scores})
+
+
+def _complement(name: str, of: Evidence) -> Evidence:
+    """1 less a score that is better when lower."""
+    interval = of.interval and (1 - of.interval[1], 1 - of.interval[0])
+    nulls = {null: 1 - value for null, value in of.nulls.items()}
+    return replace(of, name=name, value=1 - of.value, interval=interval, nulls=nulls, better="higher")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..kernels.dispatch import Precision
-from ..kernels.encode import Shadow
+from ..kernels.dispatch import Precision, choose
+from ..kernels.encode import Shadow, chunk_buffer, chunk_rows, product
+from ..kernels.topk import Codes
 from ..lab.errors import InputError
 from .dictionary import Dictionary, DictionaryConfig
+from .objectives import Objective
+from .schedules import check_share
 from .sparse_code import SparseCode
 
 
@@ -21,11 +25,29 @@ class SAEConfig(DictionaryConfig):
 
     k: int = 32
     """Active latents a row."""
+    centre_input: bool = True
+    """Whether the encoder reads x - b_dec. False is for dictionaries of other libraries; ours are trained with it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.k <= self.n_latents:
             raise InputError(f"k must be from 1 to n_latents={self.n_latents}, got {self.k}")
+
+
+@dataclass(frozen=True)
+class PenaltyConfig(SAEConfig):
+    """A dictionary that a penalty makes sparse; `k` is the L0 that the penalty's weight is steered to."""
+
+    coefficient: float | None = None
+    """Weight of the penalty against half the squared error of activations of unit mean square; steered by default."""
+    warmup: float = 0.1
+    """Share of the run over which a given coefficient rises from 0; a steered one starts where the L0 is k."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("warmup", self.warmup)
+        if self.coefficient is not None and not self.coefficient > 0:
+            raise InputError(f"coefficient must be above 0 (or None, to be steered to k), got {self.coefficient}")
 
 
 class SparseAutoencoder(Dictionary):
@@ -49,8 +71,13 @@ class SparseAutoencoder(Dictionary):
             self.register_parameter(name, nn.Parameter(torch.zeros(shape), requires_grad=False))
 
     def centred(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "rows d"]:
-        """Rows with `b_dec` subtracted: what the encoder sees."""
-        return self.rows(x) - self.b_dec
+        """Rows as the encoder sees them: with `b_dec` subtracted, unless the config says otherwise."""
+        rows = self.rows(x)
+        return rows - self.b_dec if self.config.centre_input else rows
+
+    def objective(self) -> Objective:
+        """What a training step minimises."""
+        return Objective(self)
 
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
         """Codes of one training batch (a batch-wide rule may differ from the inference rule)."""
@@ -66,3 +93,26 @@ class SparseAutoencoder(Dictionary):
         """
         self.b_enc /= scale
         self.b_dec /= scale
+
+
+def select_rows(
+    dictionary: SparseAutoencoder,
+    centred: Float[Tensor, "batch d"],
+    shadow: Shadow | None,
+    select: Callable[[Tensor], Codes],
+) -> SparseCode:
+    """Codes with the same number of entries in every row, by a rule that reads whole rows of pre-activations.
+
+    For rules without a kernel of their own. Memory is one chunk of pre-activations; int8 proposals do not apply.
+
+    Args:
+        select: takes pre-activations [rows, n_latents], which it may overwrite, to values and ascending columns.
+    """
+    x, weight = centred.float().contiguous(), dictionary.W_enc
+    if choose(x.device, dictionary.precision).encode == "bf16":
+        x, weight = x.bfloat16(), weight.bfloat16() if shadow is None else shadow.W_enc
+    chunk = max(1, min(len(x), chunk_rows(len(weight), x.device.type)))
+    held = chunk_buffer(chunk, len(weight), torch.float32, x.device)
+    parts = [select(product(part, weight, held[: len(part)]).add_(dictionary.b_enc)) for part in x.split(chunk)]
+    values, columns = (torch.cat(kind) for kind in zip(*parts, strict=True))
+    return SparseCode.fixed(values, columns, dictionary.n_latents)

@@ -30,11 +30,15 @@ class Evaluation:
     held_out: str
     """What the documents were."""
     scores: dict[str, Evidence]
-    """By name: see `metrics` and `splice`."""
+    """By name: see `metrics`, `splicing` and `core_metrics_weights`; sparse probing adds its own."""
     counts: dict[str, int] = field(default_factory=dict)
     """Tokens and documents measured, and positions left unedited, by reason."""
     references: dict[str, float] = field(default_factory=dict)
     """What scores are relative to: total variance a token, and cross-entropy in nats of every variant."""
+    histograms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Distributions over latents: `density` (see `Reconstruction.density_histogram`)."""
+    saebench: dict[str, float] = field(default_factory=dict)
+    """SAEBench's own numbers, where they were asked for (see `core_metrics_saebench`)."""
 
     def __getitem__(self, name: str) -> Evidence:
         if name not in self.scores:
@@ -45,13 +49,16 @@ class Evaluation:
         """One flat mapping of JSON values; a number that is not finite becomes None.
 
         A score `fvu` gives `fvu`, `fvu_low`, `fvu_high`, `fvu_n` and a `fvu_null_NAME` for each null; counts
-        and references stand under `count_NAME` and `reference_NAME`.
+        and references stand under `count_NAME` and `reference_NAME`, SAEBench's numbers under `saebench_NAME`. A
+        `histogram_NAME` is the only mapping inside, of lists.
         """
         about = {"schema": SCHEMA, "model": self.model, "site": self.site, "dictionary": self.dictionary,
                  "held_out": self.held_out}  # fmt: skip
         counts = {f"count_{name}": value for name, value in self.counts.items()}
         references = {f"reference_{name}": _finite(value) for name, value in self.references.items()}
-        return {**about, **flat(self.scores), **references, **counts}
+        published = {f"saebench_{name}": _finite(value) for name, value in self.saebench.items()}
+        histograms = {f"histogram_{name}": histogram for name, histogram in self.histograms.items()}
+        return {**about, **flat(self.scores), **references, **counts, **published, **histograms}
 
     def save(self, path: Path | str) -> Path:
         """Write the flat JSON form."""

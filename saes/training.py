@@ -2,7 +2,8 @@
 
 The step, in order: scale the rows, encode and select, decode with residual and code gradients in one gather,
 the dead-latent aid, one pass over the latents that does both gradients, Adam, projection and unit norm. Nothing
-of size batch x latents is kept and nothing is read back to the host but what `metrics` asks for.
+of size batch x latents is kept and nothing is read back to the host but what `metrics` asks for. What is minimised
+is the architecture's own `Objective`; this is the same loop for all.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 from torch import Tensor
 
 from ..kernels.auxk import auxk_gradients
-from ..kernels.decode import Residual, decode_residual
 from ..kernels.dispatch import PRECISIONS, Precision, choose
 from ..kernels.encode import Shadow, make_shadow
 from ..kernels.graph import Replay
-from ..kernels.update import Adam, RowGradients, Updated, Weights
-from ..kernels.update import apply_gradients, latent_gradients, latent_step, new_moments
+from ..kernels.update import Adam, RowGradients, Weights, new_moments
 from ..lab.errors import InputError, unknown
 from ..lab.rng import generator
 from ..lab.sites import Site
 from ..lab.streams import Batch
 from .dictionary import Provenance
 from .initialise import initialise
+from .objectives import Gradients, adam_step
+from .parts import State, step_clipped, step_parts
 from .sae import SparseAutoencoder
-
+from .schedules import check_share, trapezoid
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,7 @@ class TrainConfig:
         if self.rows < 1:
             raise InputError(f"rows must be at least 1, got {self.rows}")
         for name in ("warmup", "decay", "blend"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+            check_share(name, getattr(self, name))
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
@@ -139,6 +139,7 @@ class Trainer:
         dictionary.precision = self.config.precision
         self.choice = choose(dictionary.W_dec.device, self.config.precision)
         device = dictionary.W_dec.device
+        self.objective = dictionary.objective()
         self.weights = Weights(dictionary.W_enc.data, dictionary.W_dec.data, dictionary.b_enc.data)
         active_rows = self.config.optimizer == "active_row" or not self.config.beta1
         self.moments = new_moments(self.weights, self.config.beta1, active_rows)
@@ -152,8 +153,10 @@ class Trainer:
         self.scalars = torch.zeros(7, dtype=torch.float64, device=device)
         self.replay = Replay(lambda acts: self._advance(acts, self._adam)) if self.config.cuda_graph else None
         if self.replay and (self.choice.step != "triton" or dictionary.ragged or self.config.clip_norm):
-            raise InputError("cuda_graph=True needs Triton on a GPU, an architecture with k codes in every row and no "
-                             f"clip_norm; this is {dictionary.architecture} on {device} ({self.choice.why})")  # fmt: skip
+            raise InputError(
+                "cuda_graph=True needs Triton on a GPU, an architecture with k codes in every row and no clip_norm;"
+                f" this is {dictionary.architecture} on {device} ({self.choice.why})"
+            )
         log.info("%s: %s step, %s", self.name, self.choice.step, self.choice.why)
 
     def __repr__(self) -> str:
@@ -168,10 +171,7 @@ class Trainer:
     def lr(self) -> float:
         """Learning rate of the next step: linear warm-up, constant, linear decay to zero."""
         peak = self.config.lr or LR_AT_16K / (self.dictionary.n_latents / 2**14) ** 0.5
-        progress = self.rows / self.config.rows
-        up = (self.rows + 1) / (self.config.warmup * self.config.rows + 1)
-        down = (1 - progress) / self.config.decay if self.config.decay else 1.0
-        return peak * max(0.0, min(1.0, up, down))
+        return peak * trapezoid(self.rows, self.config.rows, self.config.warmup, self.config.decay)
 
     @torch.no_grad()
     def step(self, batch: Batch) -> None:
@@ -181,6 +181,7 @@ class Trainer:
             self._start(acts)
         if self.steps % IDLE_EVERY == 0:
             self.idle = (self.since_fired >= self.config.aid_after).nonzero()[:, 0]
+        self.objective.progress = self.rows / self.config.rows
         if self.replay is not None and not len(self.idle):
             self.scalars.copy_(self._adam.scalars(), non_blocking=True)
             self.replay(acts)
@@ -192,40 +193,38 @@ class Trainer:
     def _advance(self, acts: Float32[Tensor, "batch d"], adam: Adam) -> None:
         """The step on the device."""
         centred = torch.mul(acts, self.scale).sub_(self.dictionary.b_dec)
-        code = self.dictionary.training_code(centred, self.shadow)
-        self.dictionary.observe(code)
-        codes = (code.indptr, code.indices, code.values)
         rows = centred.bfloat16() if self.choice[:2] == ("triton", "bf16") else centred  # half the bytes to gather
-        out = decode_residual(*codes, self._decoder, torch.zeros_like(self.dictionary.b_dec), rows, code.width)
+        found = self.objective.gradients(centred, rows, self._decoder, self.shadow)
+        self.dictionary.observe(found.code)
         extra, aux_loss = auxk_gradients(
-            centred, out.residual.float(), self.weights, self.idle, self._aux_k, self.config.aux_coefficient
+            centred, found.residual.float(), self.weights, self.idle, self._aux_k, self.config.aux_coefficient
         )
         variance = _sum_of_squares(centred) - len(centred) * centred.mean(0).square().sum()
         scale = 2 / variance  # of d(half the squared error), for the loss sum of squared errors / variance
-        updated = self._update(codes, out, rows, scale, adam, extra)
+        fired = self._update(found, rows, scale, adam, extra)
         self.since_fired += len(acts)
-        self.since_fired.masked_fill_(updated.fired > 0, 0)
-        count = aux_loss.new_full((), len(acts))
-        self.sums += torch.stack([out.squares.sum(), variance, updated.fired.sum(), aux_loss * count, count]).double()
+        self.since_fired.masked_fill_(fired > 0, 0)
+        count, active = aux_loss.new_full((), len(acts)), (found.code.values != 0).sum()
+        self.sums += torch.stack([found.squares.sum(), variance, active, aux_loss * count, count]).double()
 
     def _update(
-        self, codes: tuple[Tensor, Tensor, Tensor], out: Residual, centred: Tensor, scale: Tensor, adam: Adam,
-        extra: RowGradients | None,
-    ) -> Updated:  # fmt: skip
-        """Update all weights from one batch, by way of clipped gradient rows where a clip is asked for."""
-        to_bias = out.residual.sum(0, dtype=torch.float32) * scale
-        state = (self.weights, self.moments, adam, self.shadow)
+        self, found: Gradients, rows: Tensor, scale: Tensor, adam: Adam, extra: RowGradients | None
+    ) -> Int[Tensor, " n"]:
+        """Update all parameters from one batch, by way of clipped gradient rows where a clip is asked for.
+
+        Returns:
+            How many codes of each latent had a gradient.
+        """
+        to_bias = found.to_bias.sum(0, dtype=torch.float32) * scale
+        given = (found.parts, rows, scale, State(self.weights, self.moments, self.shadow), adam, extra)
         if self.config.clip_norm is None:
-            updated = latent_step(codes, out, centred, scale, *state, extra)
+            updated = step_parts(*given)
         else:
-            rows = latent_gradients(codes, out, centred, scale, self.dictionary.n_latents)
-            rows = rows if extra is None else rows.plus(extra)
-            factor = (self.config.clip_norm / rows.norm()).clamp_max(1)
-            to_bias *= factor
-            updated = apply_gradients(rows.times(factor), *state)
-            updated.fired.index_add_(0, codes[1].long(), (codes[2] != 0).long())
-        self._step_bias(to_bias - updated.to_input, adam)
-        return updated
+            updated, factor = step_clipped(*given, self.config.clip_norm)
+            to_bias, scale = to_bias * factor, scale * factor
+        adam_step(self.dictionary.b_dec, to_bias - updated.to_input, self.bias_moments, adam)
+        self.objective.update({name: gradient * scale for name, gradient in found.own.items()}, adam)
+        return updated.fired
 
     @property
     def _decoder(self) -> Tensor:
@@ -243,20 +242,11 @@ class Trainer:
             raise InputError(f"all {len(x)} rows of the first batch at {self.sites[0]} are equal: nothing to learn")
         self.scale = float(1 / spread)
         initialise(self.dictionary, x * self.scale, generator(self.config.seed, "init", self.name), self.config.blend)
+        self.objective.start(x * self.scale - self.dictionary.b_dec)
         self._make_shadow()
 
     def _make_shadow(self) -> None:
         self.shadow = make_shadow(self.weights.W_enc, self.weights.W_dec, self.choice.encode)
-
-    def _step_bias(self, grad: Float32[Tensor, " d"], adam: Adam) -> None:
-        first, second = self.bias_moments
-        first.lerp_(grad, 1 - adam.beta1)
-        second.lerp_(grad.square(), 1 - adam.beta2)
-        if adam.device is None:
-            lr, (correct1, correct2) = adam.lr, adam.corrections
-        else:
-            lr, correct1, correct2 = (adam.device[i].float() for i in (0, 3, 4))
-        self.dictionary.b_dec.sub_(lr / correct1 * first / ((second / correct2).sqrt() + adam.eps))
 
     @property
     def _adam(self) -> Adam:
@@ -279,6 +269,7 @@ class Trainer:
             "first": self.moments.first._asdict() if self.moments.first else {},
             "second": self.moments.second._asdict(),
             "touched": {} if self.moments.touched is None else {"at": self.moments.touched},
+            "objective": self.objective.state_dict(),
             "bias_moments": self.bias_moments,
             "since_fired": self.since_fired,
             "idle": self.idle,
@@ -293,6 +284,7 @@ class Trainer:
             raise InputError(f"the checkpoint holds a dictionary of shape {shape}, this run asks for "
                              f"{tuple(self.weights.W_dec.shape)}: use the run's own config")  # fmt: skip
         self.dictionary.load_state_dict(state["dictionary"])
+        self.objective.load_state_dict(state["objective"])
         for mine, saved in ((self.moments.first, state["first"]), (self.moments.second, state["second"])):
             for name, tensor in (mine._asdict() if mine else {}).items():
                 tensor.copy_(saved[name])

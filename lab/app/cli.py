@@ -23,10 +23,19 @@ from .bench import Bench
 from .demo import Demo
 from .evaluating import Eval
 from .exploring import Features
+from .exporting import Export
 from .harvesting import Harvest
 from .training import Train
 
-COMMANDS = {"demo": Demo, "harvest": Harvest, "train": Train, "eval": Eval, "features": Features, "bench": Bench}
+COMMANDS = {
+    "demo": Demo,
+    "harvest": Harvest,
+    "train": Train,
+    "eval": Eval,
+    "features": Features,
+    "export": Export,
+    "bench": Bench,
+}
 """Name on the command line to the dataclass that holds its options."""
 
 

@@ -30,7 +30,7 @@ class DictionaryOptions:
     """The dictionary to train on every site."""
 
     architecture: str = "topk"
-    """topk or batchtopk."""
+    """relu, gated, jumprelu, topk, abstopk, groupmax, batchtopk or matryoshka."""
     n_latents: int = 9216
     """Number of latents."""
     k: int = 32

@@ -13,11 +13,15 @@ from monosem.lab.consumers import Consumer
 from monosem.lab.errors import InputError
 from monosem.lab.evidence import Evidence
 from monosem.lab.loop import train
+from monosem.lab.models import HookedModel
+from monosem.lab.packing import TokenBatch
 from monosem.lab.runs import Run
 from monosem.lab.sites import Site
 from monosem.lab.storage import flatten, read_tensors, unflatten
 from monosem.lab.streams import Batch
 from monosem.saes.baselines import PCA, Neurons
+from monosem.saes.core_metrics_saebench import LossScores, RowScores, saebench_scores, whole_rows
+from monosem.saes.core_metrics_weights import max_cosine, weight_evidence
 from monosem.saes.dictionary import Dictionary, DictionaryConfig
 from monosem.saes.metrics import PER_TOKEN, Reconstruction
 from monosem.saes.sae import SAEConfig
@@ -25,6 +29,7 @@ from monosem.saes.scores import Evaluation
 from monosem.saes.sparse_code import SparseCode
 from monosem.saes.sums import UNITS, DocumentSums, ratio
 from monosem.saes.topk import TopK
+from tiny_models import build
 from torch import Tensor
 from toys import WIDTHS, A, Autoencoder, tiny_stream
 
@@ -69,8 +74,9 @@ def measured(dictionary: Dictionary, x: Tensor, doc: Tensor | None = None, block
 def test_perfect_reconstruction() -> None:
     x = gaussian()
     scores = measured(Scaled(12, 1.0), x).metrics()
-    assert scores["fvu"] == scores["mse"] == scores["dead"] == 0
-    for name in ("cosine", "norm_ratio", "relative_bias"):
+    assert scores["fvu"] == scores["mse"] == scores["mse_dimension"] == scores["dead"] == 0
+    assert scores["explained_variance"] == scores["alive"] == 1
+    for name in ("cosine", "norm_ratio", "relative_bias", "correlation"):
         assert scores[name] == pytest.approx(1, abs=1e-6)
     assert scores["l0"] == pytest.approx(float((x != 0).sum(1).double().mean()))
     assert scores["rows"] == 400
@@ -86,7 +92,8 @@ def test_the_mean_has_fvu_one_and_zero_has_the_second_moment() -> None:
     assert zero["mse"] == pytest.approx(second, rel=1e-9)
     assert zero["l0"] == zero["cosine"] == zero["norm_ratio"] == 0
     assert zero["dead"] == 1
-    assert math.isnan(zero["relative_bias"])
+    assert math.isnan(zero["relative_bias"]) and math.isnan(zero["correlation"])
+    assert measured(constant(mean.float()), x).metrics()["explained_variance"] == pytest.approx(0, abs=1e-6)
 
 
 def test_shrinkage_is_the_relative_bias() -> None:
@@ -95,6 +102,8 @@ def test_shrinkage_is_the_relative_bias() -> None:
     assert scores["relative_bias"] == pytest.approx(0.7, rel=1e-6)
     assert scores["norm_ratio"] == pytest.approx(0.7, rel=1e-6)
     assert scores["fvu"] == pytest.approx(0.3**2, rel=1e-5)
+    assert scores["explained_variance"] == pytest.approx(1 - 0.3**2, rel=1e-6)
+    assert scores["correlation"] == pytest.approx(1, abs=1e-9)
 
 
 def test_small_example_by_hand() -> None:
@@ -104,7 +113,10 @@ def test_small_example_by_hand() -> None:
     scores = found.metrics()
     assert scores["mse"] == pytest.approx((9 + 9 + 0 + 0) / 4)
     assert scores["fvu"] == pytest.approx(18 / 52)  # the mean is zero: variance (25 + 25 + 1 + 1) / 4
-    assert scores["l0"] == 1
+    assert scores["mse_dimension"] == pytest.approx(18 / 8)
+    # x_hat keeps 4, -4 of the second and 1, -1 of the first: covariance (16 + 16 + 1 + 1) / 4, variances 52 / 4, 34 / 4
+    assert scores["correlation"] == pytest.approx(34 / math.sqrt(52 * 34))
+    assert scores["l0"] == 1 and scores["l1"] == pytest.approx((4 + 4 + 1 + 1) / 4)
     assert scores["cosine"] == pytest.approx((0.8 + 0.8 + 1 + 1) / 4)
     assert scores["norm_ratio"] == pytest.approx((0.8 + 0.8 + 1 + 1) / 4)
     assert scores["relative_bias"] == pytest.approx(1)
@@ -146,6 +158,8 @@ def test_fvu_does_not_change_with_scale_and_shift(scale: float, shift: float) ->
     before, after = measured(dictionary, x).metrics(), measured(moved, x * scale + shift).metrics()
     assert after["fvu"] == pytest.approx(before["fvu"], rel=1e-6)
     assert after["l0"] == before["l0"]
+    assert after["correlation"] == pytest.approx(before["correlation"], rel=1e-6)
+    assert after["explained_variance"] == pytest.approx(before["explained_variance"], rel=1e-6)
 
 
 def test_no_score_changes_with_the_batch_size() -> None:
@@ -193,6 +207,11 @@ def test_evidence_stands_beside_nulls() -> None:
     good, bad = measured(Scaled(12, 0.9), x), measured(constant(x.mean(0)), x)
     found = good.evidence({"mean": bad}, held_out="the second half")
     assert found["fvu"].nulls == {"mean": pytest.approx(1, abs=1e-6)} and found["fvu"].beats_nulls()
+    explained = found["explained_variance"]
+    assert explained.nulls == {"mean": pytest.approx(0, abs=1e-6)} and explained.beats_nulls()
+    assert explained.value == 1 - found["fvu"].value
+    low, high = found["fvu"].interval or (0, 0)
+    assert explained.interval == (1 - high, 1 - low)
     assert found["cosine"].better == "higher" and found["fvu"].held_out == "the second half"
     assert found["dead"].n == 400 and found["dead"].unit == "tokens" and found["dead"].interval is None
     assert "rows" not in found
@@ -253,6 +272,7 @@ def test_consumer_stops_at_its_rows_and_saves(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "reconstruction.json").read_text())
     assert saved["fvu"] == pytest.approx(consumer.metrics()["fvu"]) and saved["fvu_low"] < saved["fvu_high"]
     assert torch.equal(read_tensors(tmp_path / "firing.safetensors")["firing"], consumer.firing)
+    assert sum(saved["density_histogram"]["latents"]) == int((consumer.firing > 0).sum())
 
 
 def test_it_rides_on_a_stream_beside_what_is_trained(tmp_path: Path) -> None:
@@ -302,3 +322,155 @@ def test_report_shows_a_table() -> None:
     assert "TopK &lt;12&gt;" in page and page.count("<tr>") == 4
     with pytest.raises(InputError, match="did you mean 'fvu'"):
         report()["fuv"]
+
+
+def test_density_histogram_by_hand() -> None:
+    counts = torch.tensor([0, 1, 5, 10, 400, 1000])  # of 1000: -3, -2.3, -2, -0.4, 0 in log10
+    found = measured(Scaled(6, 1.0), (torch.arange(1000)[:, None] < counts).float()).density_histogram()
+    bins = {low: n for low, n in zip(found["edges"], found["latents"], strict=False) if n}
+    assert bins == {-3: 1, -2.5: 1, -2: 1, -0.5: 2} and len(found["edges"]) == len(found["latents"]) + 1
+
+
+def test_max_cosine_by_hand_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.tensor([[1.0, 0], [2.0, 0], [0, 3.0], [-1.0, 0]])
+    assert max_cosine(rows).tolist() == [1, 1, 0, 0]
+    assert math.isnan(float(max_cosine(rows[:1])))
+    x = gaussian(50, 6)
+    whole = max_cosine(x)
+    monkeypatch.setattr("monosem.saes.core_metrics_weights.CELLS", 350)  # 7 rows at a time
+    torch.testing.assert_close(max_cosine(x), whole)
+
+
+def test_copied_latents_stand_out_from_random_ones() -> None:
+    copied, random = TopK(SAEConfig(12, 8, 2)), TopK(SAEConfig(12, 8, 2))
+    copied.W_dec.copy_(gaussian(8, 12)[torch.arange(8) // 2])
+    random.W_dec.copy_(gaussian(8, 12) - 1)
+    copied.W_enc.copy_(copied.W_dec)
+    random.W_enc.copy_(-random.W_dec)
+    found = weight_evidence(copied, {"random": random, "basis": Neurons(SAEConfig(12, 12, 2))})
+    assert found["decoder_max_cosine"].value == pytest.approx(1) and not found["decoder_max_cosine"].beats_nulls()
+    assert set(found["decoder_max_cosine"].nulls) == {"random", "basis"} and found["decoder_max_cosine"].n == 8
+    assert found["encoder_decoder_cosine"].value == pytest.approx(1)
+    assert found["encoder_decoder_cosine"].nulls == {"random": pytest.approx(-1)}
+
+
+def compatible(x: Tensor, x_hat: Tensor, codes: Tensor, keep: Tensor | None = None) -> dict[str, float]:
+    """SAEBench's scores of one batch of one-token prompts, [n] each, or of prompts [b, t]."""
+    x, x_hat = (t[:, None] if t.ndim == 2 else t for t in (x, x_hat))
+    found = RowScores(codes.shape[-1])
+    keep = torch.ones(x.shape[:2], dtype=torch.bool) if keep is None else keep
+    found.add(x, x_hat, SparseCode.from_dense(codes.flatten(0, -2)), keep)
+    return found.metrics()
+
+
+def test_saebench_scores_by_hand() -> None:
+    x = torch.tensor([[3.0, 4.0], [-3.0, -4.0]])
+    x_hat = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    found = compatible(x, x_hat, torch.tensor([[3.0, 0.0, 0.0], [0.0, -4.0, 0.0]]))
+    assert found["l0"] == 1 and found["l1"] == pytest.approx(-0.5)  # signs are kept
+    assert found["mse"] == pytest.approx((16 + 9) / 2 / 2)  # divided by the rows twice
+    assert found["explained_variance_legacy"] == pytest.approx((9 / 25 + 16 / 25) / 2)
+    # the mean square is 12.5 over rows and dimensions, and 25 - 12.5^2 stands for the variance
+    assert found["explained_variance"] == pytest.approx(1 - 12.5 / (25 - 12.5**2))
+    assert found["relative_reconstruction_bias"] == pytest.approx(1)
+    assert found["cossim"] == pytest.approx((0.6 + 0.8) / 2) == found["l2_ratio"]
+    assert found["l2_norm_in"] == 5 and found["l2_norm_out"] == 3.5
+    assert found["frac_alive"] == pytest.approx(1 / 3)  # a negative code does not count
+
+
+def test_saebench_explained_variance_depends_on_scale_and_ours_does_not() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 8, generator=rng) * 0.3
+    found = {scale: compatible(scale * x, 0.7 * scale * x, x)["explained_variance"] for scale in (1.0, 3.0, 10.0)}
+    truth = 1 - 0.3**2
+    for scale, value in found.items():
+        second, square = 8 * 0.09 * scale**2, 0.09 * scale**2
+        assert value == pytest.approx(1 - (1 - truth) * second / (second - square**2), rel=0.02)
+    assert found[3.0] < found[1.0] < truth and found[10.0] > 1
+    ours = [measured(Scaled(8, 0.7), scale * (x - x.mean(0))).metrics()["explained_variance"] for scale in (1, 10)]
+    assert ours == pytest.approx([truth, truth], abs=1e-5)
+
+
+def test_saebench_mse_depends_on_the_batch_and_a_zero_row_spoils_the_cosine() -> None:
+    x = gaussian(40, 4)
+    twice = torch.cat([x, x])
+    assert compatible(twice, 0 * twice, twice)["mse"] == pytest.approx(compatible(x, 0 * x, x)["mse"] / 2)
+    assert math.isnan(compatible(x, 0 * x, x)["cossim"])
+    tiny = torch.full((1, 4), 1e-5)
+    assert compatible(tiny, tiny, tiny)["l2_ratio"] == pytest.approx(2e-5)  # the norm of x counts as 1
+
+
+def test_saebench_ignores_tokens_and_counts_prompts() -> None:
+    codes = torch.zeros(2, 3, 2)
+    codes[0, :, 0] = 1  # all of prompt 0, of which its first token is left out
+    codes[1, 1, 1] = codes[0, 2, 1] = 1
+    keep = torch.tensor([[False, True, True], [False, True, True]])
+    x = gaussian(6, 4).view(2, 3, 4)
+    found = RowScores(2)
+    found.add(x, x, SparseCode.from_dense(codes.flatten(0, 1)), keep)
+    assert found.tokens == 4 and found.firing.tolist() == [2, 2] and found.prompts.tolist() == [1, 2]
+    scores = found.metrics()
+    assert scores["consistent_activation_heuristic"] == pytest.approx((2 / 1 + 2 / 2) / 2)
+    assert scores["l0"] == 1 and scores["explained_variance_legacy"] == 1
+
+
+def test_a_perfect_reconstruction_scores_one_in_saebench_too() -> None:
+    x = gaussian()
+    found = compatible(x, x, x)
+    for name in ("explained_variance", "explained_variance_legacy", "cossim", "l2_ratio"):
+        assert found[name] == pytest.approx(1, abs=1e-6)
+    assert found["mse"] == 0
+
+
+@pytest.fixture(scope="module")
+def llama() -> HookedModel:
+    return HookedModel(build("llama"), name="tiny-llama")
+
+
+def prompts(n: int = 20, length: int = 9) -> Tensor:
+    found = torch.randint(3, 96, (n, length), generator=torch.Generator().manual_seed(0))
+    found[:, 0] = 1
+    return found
+
+
+def test_saebench_losses_by_hand(llama: HookedModel) -> None:
+    tokens = prompts(3, 6)
+    tokens[1, 3] = 2
+    keep = ~torch.isin(tokens, torch.tensor([1, 2]))
+    half = Scaled(32, 0.5)
+    scores = LossScores()
+    scores.add(llama, SITE, half, tokens, keep)
+    found = scores.metrics()
+    clean = llama.logits(tokens).log_softmax(-1)
+    with llama.editing({SITE: lambda x: 0.5 * x}):  # at every position
+        spliced = llama.logits(tokens).log_softmax(-1)
+    ce, kl = [], []
+    for row in range(3):
+        for place in range(6):
+            if keep[row, place]:
+                kl.append(float((clean[row, place].exp() * (clean[row, place] - spliced[row, place])).sum()))
+                if place < 5:  # the target may be a token that is left out as an input
+                    ce.append(float(-spliced[row, place, tokens[row, place + 1]]))
+    assert found["ce_loss_with_sae"] == pytest.approx(np.mean(ce), rel=1e-5)
+    assert found["kl_div_with_sae"] == pytest.approx(np.mean(kl), rel=1e-4)
+
+
+def test_saebench_scores_of_the_identity_and_of_zero(llama: HookedModel) -> None:
+    found = saebench_scores(llama, prompts(), SITE, Scaled(32, 1.0), [1])
+    assert found["ce_loss_score"] == pytest.approx(1, abs=1e-6) == found["kl_div_score"]
+    zero = saebench_scores(llama, prompts(), SITE, constant(torch.zeros(32)), [1])
+    assert zero["ce_loss_score"] == pytest.approx(0, abs=1e-6) == zero["kl_div_score"]
+    assert found["l0"] == 32
+    with pytest.raises(InputError, match="no batch of prompts"):
+        saebench_scores(llama, [], SITE, Scaled(32, 1.0), [1])
+
+
+def test_saebench_takes_whole_rows_of_one_length() -> None:
+    def batch(rows: int, length: int, padded: int = 0) -> TokenBatch:
+        tokens = torch.arange(rows * length).view(rows, length)
+        attention = torch.ones_like(tokens, dtype=torch.bool)
+        attention[:padded, -1] = False
+        return TokenBatch(tokens, attention, attention, tokens, tokens)
+
+    found = list(whole_rows([batch(3, 5, padded=1), batch(2, 4), batch(1, 5)]))
+    assert [row.tolist()[0] for row in found] == [5, 10, 0]

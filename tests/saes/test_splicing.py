@@ -227,13 +227,19 @@ def evaluation(model: HookedModel) -> Any:
 
 
 def test_every_score_has_value_interval_nulls_and_n(evaluation: Any) -> None:
-    assert set(evaluation.scores) == {
-        "fvu", "mse", "l0", "cosine", "norm_ratio", "relative_bias", "dead", "dense_1", "dense_10",
+    shares = {"dead", "alive", "dense_1", "dense_10"}
+    weights = {"decoder_max_cosine", "encoder_max_cosine", "encoder_decoder_cosine"}
+    assert set(evaluation.scores) == shares | weights | {
+        "fvu", "explained_variance", "mse", "mse_dimension", "correlation", "cosine", "norm_ratio", "relative_bias",
+        "l0", "l1",
         "ce_increase", "kl", "ce_recovered_zero", "ce_recovered_mean", "kl_score_zero", "kl_score_mean",
     }  # fmt: skip
-    for name, evidence in evaluation.scores.items():
+    for name in weights:
+        assert evaluation[name].unit == "latents" and "untrained" in evaluation[name].nulls
+    for name in evaluation.scores.keys() - weights:
+        evidence = evaluation[name]
         assert evidence.n > 20 and "held-out documents" in evidence.held_out
-        assert evidence.interval is not None or name in ("dead", "dense_1", "dense_10")
+        assert evidence.interval is not None or name in shares
         assert {"untrained", "pca"} <= set(evidence.nulls)
     assert evaluation["fvu"].nulls["pca"] < evaluation["fvu"].nulls["neurons"] < 1
     assert evaluation["l0"].nulls["pca"] == round(evaluation["l0"].value)

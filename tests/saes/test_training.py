@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from monosem.kernels.auxk import auxk_gradients
 from monosem.kernels.update import Weights
 from monosem.lab.errors import InputError
 from monosem.lab.sites import Site
 from monosem.lab.streams import Batch
-from monosem.kernels.auxk import auxk_gradients
 from monosem.saes.files import build
 from monosem.saes.initialise import geometric_median
 from monosem.saes.training import TrainConfig, Trainer
@@ -71,7 +71,9 @@ def test_same_seed_same_bytes_and_another_seed_not():
     assert not torch.equal(first.weights.W_dec, other.weights.W_dec)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize(
+    "architecture", ["topk", "batchtopk", "abstopk", "groupmax", "matryoshka", "relu", "gated", "jumprelu"]
+)
 def test_a_restored_trainer_ends_in_the_same_bytes(architecture):
     x = planted(10_000)[0]
     config = TrainConfig(rows=len(x), aid_after=500)
@@ -92,7 +94,14 @@ def test_a_restored_trainer_ends_in_the_same_bytes(architecture):
         (whole.moments.second, second.moments.second),
     ):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-    assert torch.equal(whole.dictionary.b_dec, second.dictionary.b_dec)
+    ended, continued = whole.dictionary.tensors(), second.dictionary.tensors()
+    assert all(torch.equal(ended[name], continued[name]) for name in ended)
+    own, restored = whole.objective.state_dict(), second.objective.state_dict()
+    assert {key: own[key] for key in own if key not in ("own", "moments")} == {
+        key: restored[key] for key in restored if key not in ("own", "moments")
+    }
+    for kind in ("own", "moments"):
+        assert all(torch.equal(own[kind][name], restored[kind][name]) for name in own[kind])
 
 
 def test_one_step_is_gradient_descent_on_the_normalised_loss():

@@ -1,0 +1,34 @@
+"""AbsTopK: the k largest pre-activations of each row by magnitude, their signs kept (Zhu et al. 2025, 2510.00404).
+
+One latent then stands for a direction and its opposite.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..kernels.encode import Shadow
+from ..kernels.topk import Codes, topk
+from .sae import SparseAutoencoder, select_rows
+from .sparse_code import SparseCode
+
+
+class AbsTopK(SparseAutoencoder):
+    """Keeps the k pre-activations of largest magnitude in every row; codes are signed, and there is no relu."""
+
+    architecture = "abstopk"
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
+        """k signed codes a row."""
+        return self.training_code(self.centred(x), None)
+
+    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+        """The same rule as at inference."""
+        return select_rows(self, centred, shadow, self._largest)
+
+    def _largest(self, pre: Float[Tensor, "rows n"]) -> Codes:
+        columns = topk(pre.abs(), self.config.k).columns
+        return Codes(pre.gather(1, columns.long()), columns)

@@ -1,0 +1,127 @@
+"""Dictionaries in other libraries' files: read, recognised by file shape, and written.
+
+    monosem.saes.load(path)                        any format, if nothing is lost
+    formats.read(path, format=..., lossy=True)     one format, or one that loses something
+    formats.write(dictionary, folder, to="sae-lens")
+
+What a file says and we have no field for (config, dtypes) is kept in the dictionary's provenance, so that writing it
+back in its own format gives the same tensors. Every conversion is checked: both sides run the same rows.
+
+A new format is one module with a `FORMAT`, and one line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...lab.errors import InputError, unknown
+from ...lab.storage import atomic_path
+from ..dictionary import Dictionary
+from . import circuit_tracer, dictionary_learning, gemma_scope, llama_scope, openai, sae_lens, sparsify
+from .format import Format
+from .forward import check
+from .losses import Losses
+from .portable import IMPORTED, Portable
+
+FORMATS: dict[str, Format] = {
+    one.name: one
+    for one in (
+        sae_lens.FORMAT,
+        sparsify.FORMAT,
+        dictionary_learning.FORMAT,
+        gemma_scope.FORMAT,
+        gemma_scope.SECOND,
+        llama_scope.FORMAT,
+        circuit_tracer.FORMAT,
+        circuit_tracer.CROSS_LAYER,
+        openai.FORMAT,
+    )
+}
+"""Every format by name, in the order in which `recognise` asks them."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, and what did not come along."""
+
+    format: str
+    path: Path
+    lost: tuple[str, ...]
+    """One clause for each loss; empty unless losses were asked for."""
+    rounded: tuple[str, ...]
+    """Steps that are exact but for rounding to fp32."""
+
+
+def recognise(path: Path | str) -> Format | None:
+    """The format whose files lie at `path` (a folder or a file), judged by their names; None if none does."""
+    return next((one for one in FORMATS.values() if one.recognise(Path(path))), None)
+
+
+def read(path: Path | str, format: str | None = None, lossy: bool = False) -> Dictionary:
+    """Read a dictionary of another library.
+
+    Args:
+        path: a folder or a file.
+        format: a name in `FORMATS`; by default it is recognised.
+        lossy: go on where something would be lost; what was lost is then in `provenance.training["imported"]`.
+
+    Raises:
+        InputError: unknown format, damaged or wrong files, wrong shapes, or a loss that was not asked for.
+    """
+    dictionary, losses = _read(Path(path), format, lossy)
+    if losses.lost:
+        dictionary.provenance.training[IMPORTED]["lost"] = losses.lost
+    return dictionary
+
+
+def _read(path: Path, name: str | None, lossy: bool) -> tuple[Dictionary, Losses]:
+    if name is not None and name not in FORMATS:
+        raise unknown("format", name, FORMATS)
+    found = recognise(path) if name is None else FORMATS[name]
+    if found is None:
+        raise InputError(f"{path} holds no dictionary: neither dictionary.json nor the files of {', '.join(FORMATS)}")
+    losses = Losses(str(path), lossy)
+    raw = found.load(path)
+    try:
+        portable = found.parse(raw, losses)
+        dictionary = portable.build()
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{raw.path}: a config value has the wrong type or range ({error})") from error
+    check(portable, dictionary, str(path))
+    return dictionary, losses
+
+
+def write(dictionary: Dictionary, folder: Path | str, to: str, lossy: bool = False) -> Conversion:
+    """Write a dictionary in another library's format.
+
+    Args:
+        folder: a new or empty folder; it appears whole or not at all.
+        to: a name in `FORMATS`.
+        lossy: go on where something is lost.
+
+    Raises:
+        InputError: unknown format, one that is only read or cannot hold the dictionary, a loss that was not asked for,
+            or a folder that holds something.
+    """
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
+    one, folder = FORMATS[to], Path(folder)
+    if one.compose is None or one.store is None:
+        writable = ", ".join(name for name, other in FORMATS.items() if other.compose)
+        raise InputError(f"{to} files are only read here; these are written: {writable}")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: give a new folder")
+    losses = Losses(f"writing as {to}", lossy)
+    raw = one.compose(Portable.of(dictionary), losses)
+    if not losses.lost:
+        check(one.parse(raw, Losses(f"writing as {to}", True)), dictionary, f"writing as {to}")
+    with atomic_path(folder) as beside:
+        beside.mkdir(parents=True)
+        one.store(raw, beside)
+    return Conversion(to, folder, tuple(losses.lost), tuple(losses.rounded))
+
+
+__all__ = ["FORMATS", "Conversion", "Format", "read", "recognise", "write"]

@@ -1,0 +1,113 @@
+"""circuit-tracer: one safetensors file a layer, `layer_N.safetensors`.
+
+W_enc [n, d], b_enc, W_dec [n, o], b_dec; a scalar k (TopK) or activation_function.threshold (JumpReLU), else a relu;
+W_skip [o, d]. Nothing is centred. W_enc lies the other way round in SAELens files with the same keys: a square file
+is therefore only read under its own name.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...lab.errors import InputError
+from ...lab.storage import read_tensors, write_tensors
+from ..dictionary import Provenance
+from .format import Format
+from .losses import Losses
+from .portable import IMPORTED, Portable, centre
+from .table import Key, Raw, dtypes, put, take
+
+NAME = "circuit-tracer"
+TABLE = {
+    "W_enc": Key("W_enc", "nd"),
+    "b_enc": Key("b_enc", "n"),
+    "W_dec": Key("W_dec", "no"),
+    "b_dec": Key("b_dec", "o"),
+}
+THRESHOLD, SKIP = "activation_function.threshold", "W_skip"
+
+_LAYER = re.compile(r"layer_(\d+)\.safetensors")
+
+
+def load(path: Path) -> Raw:
+    """Read the one layer's file."""
+    if path.is_dir():
+        files = sorted(entry for entry in path.iterdir() if _LAYER.fullmatch(entry.name))
+        if len(files) != 1:
+            names = ", ".join(file.name for file in files) or "none"
+            raise InputError(f"{path} holds the transcoders of several layers ({names}): give one file")
+        path = files[0]
+    return Raw(path, read_tensors(path, "transcoder file"), {})
+
+
+def parse(raw: Raw, losses: Losses) -> Portable:
+    """A transcoder, with a skip matrix where there is one."""
+    fields: dict[str, Any] = {"centre_input": False, "activation": "relu"}
+    table = dict(TABLE)
+    if THRESHOLD in raw.tensors:
+        fields["activation"] = "jumprelu"
+        table[THRESHOLD] = Key("threshold", "n" if raw.tensors[THRESHOLD].numel() > 1 else "")
+    elif "k" in raw.tensors:
+        fields |= {"activation": "topk", "k": int(raw.tensors["k"])}
+    if SKIP in raw.tensors:
+        table[SKIP] = Key("W_skip", "od")
+    layer = _LAYER.fullmatch(raw.path.name)
+    tensors = take(_flat(raw), table, losses, ignored=("k",))
+    if layer is None and raw.path.name and tensors["W_enc"].shape[0] == tensors["W_enc"].shape[1]:
+        raise InputError(
+            f"{raw.path}: W_enc is square and the file is not named layer_N.safetensors, so its orientation is open:"
+            " rename it if it is circuit-tracer's"
+        )
+    if "threshold" in tensors:
+        tensors["threshold"] = tensors["threshold"].expand(len(tensors["b_enc"])).contiguous()
+    kept = {"format": NAME, "layer": layer and int(layer[1]), "dtypes": dtypes(raw)}
+    return Portable("transcoder", tensors, fields, Provenance(training={IMPORTED: kept}))
+
+
+def _flat(raw: Raw) -> Raw:
+    """Thresholds as a vector or a scalar, whatever axes of one they came with."""
+    if THRESHOLD not in raw.tensors:
+        return raw
+    return raw._replace(tensors={**raw.tensors, THRESHOLD: raw.tensors[THRESHOLD].squeeze()})
+
+
+def compose(portable: Portable, losses: Losses) -> Raw:
+    """Transcoders."""
+    if portable.architecture != "transcoder":
+        raise InputError(f"{losses.subject}: it holds transcoders, and this is {portable.architecture}")
+    same = centre(portable, False, losses)
+    activation = same.fields.get("activation", "relu")
+    table = TABLE | ({SKIP: Key("W_skip", "od")} if "W_skip" in same.tensors else {})
+    if activation == "jumprelu":
+        table |= {THRESHOLD: Key("threshold", "n")}
+    tensors = put(same.tensors, table, portable.kept(NAME).get("dtypes"))
+    if activation == "topk":
+        tensors["k"] = torch.tensor(same.fields["k"])
+    return Raw(Path(), tensors, {"layer": portable.kept(NAME).get("layer") or 0})
+
+
+def store(raw: Raw, folder: Path) -> None:
+    """Write the layer's file."""
+    write_tensors(folder / f"layer_{raw.config['layer']}.safetensors", raw.tensors)
+
+
+def _recognise(path: Path) -> bool:
+    if path.is_dir():
+        return any(_LAYER.fullmatch(entry.name) for entry in path.iterdir())
+    return path.is_file() and path.suffix == ".safetensors"
+
+
+def _recognise_cross_layer(path: Path) -> bool:
+    return path.is_dir() and (path / "W_enc_0.safetensors").is_file()
+
+
+def _refuse(path: Path) -> Raw:
+    raise InputError(f"{path} holds a cross-layer transcoder, which this version does not read")
+
+
+FORMAT = Format(NAME, _recognise, load, parse, compose, store)
+CROSS_LAYER = Format("circuit-tracer-clt", _recognise_cross_layer, _refuse, parse)

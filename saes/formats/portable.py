@@ -1,0 +1,176 @@
+"""A dictionary in neutral terms: what every foreign format is read into and written from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...lab.errors import InputError, unknown
+from ..dictionary import Dictionary, Provenance
+from .losses import Losses
+
+IMPORTED = "imported"
+"""Where the provenance of a dictionary keeps what its file said and we have no field for."""
+
+
+@dataclass(frozen=True)
+class Portable:
+    """Architecture, config fields and tensors under our names; a JumpReLU's thresholds are called `threshold`."""
+
+    architecture: str
+    tensors: dict[str, Tensor]
+    """Our names and orientation, fp32: W_enc [n, d], W_dec [n, d], and so on."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Config fields other than the shape: k, centre_input, ..."""
+    provenance: Provenance = field(default_factory=Provenance)
+    """Site and model, where the file names ones that we know; and what was kept of the file."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations that are read."""
+        return self.tensors["W_enc"].shape[1]
+
+    @property
+    def n_latents(self) -> int:
+        """Number of latents."""
+        return self.tensors["W_dec"].shape[0]
+
+    @property
+    def centred(self) -> bool:
+        """Whether the encoder subtracts `b_dec`."""
+        return self.fields.get("centre_input", True)
+
+    def kept(self, format_name: str) -> dict[str, Any]:
+        """What was kept of the file this was read from, if it was of that format."""
+        kept = self.provenance.training.get(IMPORTED, {})
+        return kept if kept.get("format") == format_name else {}
+
+    @classmethod
+    def of(cls, dictionary: Dictionary) -> Portable:
+        """The parts of a dictionary.
+
+        Raises:
+            InputError: it has no encoder weights.
+        """
+        tensors = {name: tensor.cpu() for name, tensor in dictionary.tensors().items()}
+        if "W_enc" not in tensors:
+            raise InputError(f"a {dictionary.architecture} dictionary has no encoder weights: no other format holds it")
+        kept = dictionary.provenance.training.get(IMPORTED, {})
+        unset = {"d_in", "n_latents", *kept.get("unset", ())}
+        config = {f.name: getattr(dictionary.config, f.name) for f in fields(dictionary.config) if f.name not in unset}
+        if "theta" in tensors:
+            tensors["threshold"] = _lowered(tensors.pop("theta"), kept.get("below_zero"))
+        return cls(dictionary.architecture, tensors, config, dictionary.provenance)
+
+    def build(self) -> Dictionary:
+        """The dictionary.
+
+        Raises:
+            InputError: this version has no such architecture, or its config refuses a value.
+        """
+        from ..files import ARCHITECTURES, build
+
+        if self.architecture not in ARCHITECTURES:
+            raise unknown("architecture", self.architecture, ARCHITECTURES)
+        known = {f.name for f in fields(ARCHITECTURES[self.architecture][1])}
+        config = {name: value for name, value in self.fields.items() if name in known}
+        kept: dict[str, Any] = dict(self.provenance.training.get(IMPORTED, {}))
+        if "k" in known and "k" not in config:  # a target for training, which the file does not tell
+            config["k"], kept["unset"] = min(32, self.n_latents), ["k"]
+        dictionary = build(self.architecture, d_in=self.d_in, n_latents=self.n_latents, **config)
+        tensors = dict(self.tensors)
+        if "theta" in dictionary.tensors():
+            tensors["theta"] = tensors["threshold"].clamp_min(0)
+            if below := _below_zero(tensors["threshold"]):
+                kept["below_zero"] = below
+        dictionary.load_state_dict({name: tensors[name] for name in dictionary.tensors()})
+        training = self.provenance.training | ({IMPORTED: kept} if kept else {})
+        dictionary.provenance = replace(self.provenance, training=training)
+        return dictionary
+
+
+def _below_zero(threshold: Tensor) -> dict[str, list[Any]]:
+    # under a relu a negative threshold acts as zero, which is what our thresholds are then; the file's are kept beside
+    where = (threshold < 0).nonzero().squeeze(-1)
+    return {"latents": where.tolist(), "thresholds": threshold[where].tolist()} if len(where) else {}
+
+
+def _lowered(theta: Tensor, below: dict[str, list[Any]] | None) -> Tensor:
+    if not below:
+        return theta
+    where, values = torch.tensor(below["latents"]), torch.tensor(below["thresholds"], dtype=theta.dtype)
+    lowered = theta.clone()
+    lowered[where] = torch.where(lowered[where] == 0, values, lowered[where])
+    return lowered
+
+
+def centre(portable: Portable, centred: bool, losses: Losses) -> Portable:
+    """The same function with the encoder reading `x - b_dec` (or `x`): the constant moves into the encoder's biases.
+
+    The product is fp64; the new biases are rounded to fp32.
+    """
+    if portable.centred == centred:
+        return portable
+    tensors = dict(portable.tensors)
+    constant = tensors["W_enc"].double() @ tensors["b_dec"].double() * (1 if centred else -1)
+    moved: dict[str, float | Tensor] = {"b_enc": 1.0}
+    if "r_mag" in tensors:
+        moved["b_mag"] = tensors["r_mag"].double().exp()
+    for name, scale in moved.items():
+        tensors[name] = (tensors[name].double() + constant * scale).float()
+    losses.round(f"W_enc b_dec was {'added to' if centred else 'taken from'} the encoder's biases and rounded to fp32")
+    return replace(portable, tensors=tensors, fields={**portable.fields, "centre_input": centred})
+
+
+def unit_decoder(portable: Portable) -> Portable:
+    """Decoder rows of norm one, with pre-activations (and so the codes) multiplied by the old norms."""
+    norms = portable.tensors["W_dec"].double().norm(dim=-1).clamp_min(1e-8)
+    scales = {"W_enc": norms[:, None], "W_dec": 1 / norms[:, None], "b_enc": norms, "b_mag": norms}
+    tensors = {k: (t.double() * scales[k]).float() if k in scales else t for k, t in portable.tensors.items()}
+    if tensors.get("threshold", norms.new_zeros(())).dim():
+        tensors["threshold"] = (tensors["threshold"].double() * norms).float()
+    return replace(portable, tensors=tensors)
+
+
+def _with_thresholds(portable: Portable) -> Portable:
+    threshold = portable.tensors.get("threshold", torch.zeros(()))
+    tensors = portable.tensors | {"threshold": threshold.expand(portable.n_latents).contiguous()}
+    return replace(portable, architecture="jumprelu", tensors=tensors)
+
+
+def _without_prefixes(portable: Portable) -> Portable:
+    return replace(portable, architecture=portable.fields.get("base", "batchtopk"))
+
+
+SAME_CODES = {"matryoshka": _without_prefixes, "batchtopk": _with_thresholds, "relu": _with_thresholds}
+"""Steps to another architecture that gives the same codes at inference."""
+
+TO_TOPK = {
+    "jumprelu": "its thresholds: every row will keep exactly k codes",
+    "batchtopk": "its threshold: every row will keep exactly k codes",
+    "matryoshka": "its threshold and prefixes: every row will keep exactly k codes",
+    "groupmax": "its groups: the k largest codes of a row are kept wherever they are",
+}
+"""What is lost when an architecture is written as TopK."""
+
+
+def recast(portable: Portable, held: Collection[str], losses: Losses) -> Portable:
+    """`portable` as one of the architectures that a format holds.
+
+    Raises:
+        InputError: there is no way, or only one that loses something and that was not asked for.
+    """
+    same = portable
+    while same.architecture not in held and same.architecture in SAME_CODES:
+        same = SAME_CODES[same.architecture](same)
+    if same.architecture in held:
+        return same
+    if "topk" in held and portable.architecture in TO_TOPK and portable.fields.get("k"):
+        losses.lose(f"{portable.architecture} becomes topk and loses {TO_TOPK[portable.architecture]}")
+        return replace(portable, architecture="topk")
+    names = ", ".join(sorted(held))
+    raise InputError(f"{losses.subject}: the format holds {names} dictionaries, and this is {portable.architecture}")

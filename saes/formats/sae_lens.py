@@ -1,0 +1,229 @@
+"""SAELens v6: a folder with `cfg.json` and `sae_weights.safetensors`, as on the hub and in Neuronpedia.
+
+Older configs (before 6.0) are read too. `metadata.monosem`, which SAELens keeps and ignores, says what a dictionary
+of ours was before it was written, so that a BatchTopK (a jumprelu there) comes back as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...lab.errors import InputError, unknown
+from ...lab.sites import PATH, Site
+from ...lab.storage import read_tensors, write_json, write_tensors
+from ..dictionary import Provenance
+from .format import Format
+from .losses import Losses
+from .portable import IMPORTED, Portable, recast, unit_decoder
+from .table import Key, Raw, dtypes, put, take
+from .untrusted import known_site, number, read_config
+
+NAME, CONFIG, WEIGHTS = "sae-lens", "cfg.json", "sae_weights.safetensors"
+VERSION = "6.54.12"
+"""Written as `metadata.sae_lens_version`; without one SAELens drops the metadata. Tests run against it."""
+
+DECODER = {"W_dec": Key("W_dec", "nd"), "b_dec": Key("b_dec", "d")}
+PLAIN = {"W_enc": Key("W_enc", "dn"), "b_enc": Key("b_enc", "n"), **DECODER}
+THRESHOLDS = {**PLAIN, "threshold": Key("threshold", "n")}
+GATED = {"W_enc": Key("W_enc", "dn"), "b_gate": Key("b_enc", "n"), "b_mag": Key("b_mag", "n"),
+         "r_mag": Key("r_mag", "n"), **DECODER}  # fmt: skip
+CALIBRATED = {**PLAIN, "topk_threshold": Key("threshold", "")}
+ACROSS = {**PLAIN, "W_dec": Key("W_dec", "no"), "b_dec": Key("b_dec", "o")}
+SKIP = {"W_skip": Key("W_skip", "od")}
+
+ARCHITECTURES: dict[str, tuple[str, Mapping[str, Key], dict[str, Any]]] = {
+    "standard": ("relu", PLAIN, {}),
+    "topk": ("topk", PLAIN, {}),
+    "abstopk": ("abstopk", PLAIN, {}),
+    "jumprelu": ("jumprelu", THRESHOLDS, {}),
+    "gated": ("gated", GATED, {}),
+    "batchtopk": ("batchtopk", CALIBRATED, {}),
+    "matryoshka_batchtopk": ("matryoshka", CALIBRATED, {}),
+    "transcoder": ("transcoder", ACROSS, {"activation": "relu"}),
+    "skip_transcoder": ("transcoder", ACROSS | SKIP, {"activation": "relu"}),
+    "jumprelu_transcoder": ("transcoder", ACROSS | {"threshold": Key("threshold", "n")}, {"activation": "jumprelu"}),
+    "jumprelu_skip_transcoder": (
+        "transcoder", ACROSS | SKIP | {"threshold": Key("threshold", "n")}, {"activation": "jumprelu"},
+    ),
+}  # fmt: skip
+"""Their architecture to ours, its tensors, and fields that it settles. batchtopk ones are training checkpoints."""
+
+WRITTEN = {"relu": "standard", "topk": "topk", "abstopk": "abstopk", "jumprelu": "jumprelu", "gated": "gated"}
+WITH_K = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
+
+NORMALISED = {
+    "expected_average_only_in": "it expects activations scaled to a mean norm of sqrt(d_in) by a factor that the file"
+    " does not hold: the dictionary will too",
+    "layer_norm": "it standardises every row before encoding: the dictionary will expect such rows",
+    "constant_norm_rescale": "it rescales every row to norm sqrt(d_in): the dictionary will expect such rows",
+    "covariance_whitening": "it expects whitened activations: the dictionary will too",
+}
+UNIT = 1e-5
+"""Decoder norms this near to one are one: rescaling by them then changes nothing but the last bit."""
+
+
+def load(path: Path) -> Raw:
+    """Read both files."""
+    config = read_config(path / CONFIG, "SAELens config")
+    return Raw(path / WEIGHTS, read_tensors(path / WEIGHTS, "SAELens weight file"), config)
+
+
+def parse(raw: Raw, losses: Losses) -> Portable:
+    """By `architecture`; normalisation that depends on the row or on an absent factor is a loss."""
+    config = _modern(raw)
+    name = config.get("architecture", "standard")
+    if name not in ARCHITECTURES:
+        raise unknown("SAELens architecture", name, ARCHITECTURES)
+    architecture, table, settled = ARCHITECTURES[name]
+    if (norm := config.get("normalize_activations") or "none") != "none":
+        losses.lose(NORMALISED.get(norm, f"normalize_activations is {norm!r}, which is unknown here"))
+    tensors = take(_tidy(raw), table, losses, sizes=_sizes(raw, config))
+    told = dict(settled)
+    if not config.get("apply_b_dec_to_input", architecture != "transcoder"):
+        told["centre_input"] = False
+    if name in WITH_K:
+        told["k"] = _whole(raw.path, config, losses)
+    if name == "matryoshka_batchtopk":
+        told["prefixes"] = config.get("matryoshka_widths") or (tensors["W_dec"].shape[0],)
+    portable = Portable(architecture, tensors, told, _provenance(raw, config))
+    if name in WITH_K and config.get("rescale_acts_by_decoder_norm", name.endswith("batchtopk")):
+        portable = _rescaled(portable, losses)
+    return _as_it_was(portable, config)
+
+
+def _modern(raw: Raw) -> dict[str, Any]:
+    """The config in the form of version 6: before it, TopK was a standard SAE with another activation."""
+    config = dict(raw.config)
+    activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+    if activation == "topk" and config.get("architecture", "standard") in ("standard", "topk"):
+        config |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k", config.get("k"))}
+    elif activation != "relu":
+        raise InputError(
+            f"{raw.path.parent / CONFIG}: activation_fn is {activation!r}, this version reads relu and topk"
+        )
+    if config.get("finetuning_scaling_factor"):
+        raise InputError(f"{raw.path.parent / CONFIG}: finetuning_scaling_factor is set, which no dictionary here has")
+    if isinstance(config.get("normalize_activations"), bool):
+        config["normalize_activations"] = "expected_average_only_in" if config["normalize_activations"] else "none"
+    config.setdefault("metadata", {})
+    return config
+
+
+def _tidy(raw: Raw) -> Raw:
+    """Without what older versions added (a scaling factor of ones, logarithms of thresholds); the training threshold,
+    a running mean in fp64, in fp32 as SAELens rounds it for inference."""
+    tensors = dict(raw.tensors)
+    if "topk_threshold" in tensors:
+        tensors["topk_threshold"] = tensors["topk_threshold"].float()
+    if "scaling_factor" in tensors and bool((tensors["scaling_factor"] == 1).all()):
+        del tensors["scaling_factor"]
+    if "log_threshold" in tensors and "threshold" not in tensors:
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+    return raw._replace(tensors=tensors)
+
+
+def _sizes(raw: Raw, config: dict[str, Any]) -> dict[str, int]:
+    named = {"d": "d_in", "n": "d_sae", "o": "d_out"}
+    where = raw.path.parent / CONFIG
+    return {axis: int(number(where, config, name)) for axis, name in named.items() if name in config}
+
+
+def _whole(path: Path, config: dict[str, Any], losses: Losses) -> int:
+    k = number(path.parent / CONFIG, config, "k")
+    if k != int(k):
+        losses.lose(f"k is {k}, and is rounded to {round(k)} (it matters in training only)")
+    return round(k)
+
+
+def _rescaled(portable: Portable, losses: Losses) -> Portable:
+    norms = portable.tensors["W_dec"].norm(dim=-1)
+    if float((norms - 1).abs().max()) <= UNIT:
+        return portable
+    losses.lose("codes are rescaled by decoder norms that are not one: the norms move into the encoder, rounded")
+    return unit_decoder(portable)
+
+
+def _provenance(raw: Raw, config: dict[str, Any]) -> Provenance:
+    metadata = config["metadata"]
+    said = {key: metadata.get(key, config.get(key)) for key in ("hook_name", "hook_point", "model_name")}
+    model = {"name": said["model_name"]} if said["model_name"] else {}
+    kept = {"format": NAME, "config": raw.config, "dtypes": dtypes(raw)}
+    return Provenance(known_site(said["hook_name"] or said["hook_point"]), model, training={IMPORTED: kept})
+
+
+def _as_it_was(portable: Portable, config: dict[str, Any]) -> Portable:
+    """The dictionary of ours that the file was written from, where the tensors still are its."""
+    ours = config["metadata"].get("monosem")
+    if not isinstance(ours, dict) or WRITTEN.get(portable.architecture) != config.get("architecture"):
+        return portable
+    known = {f.name for f in fields(Provenance)}
+    if not {"architecture", "config", "provenance"} <= ours.keys() or not set(ours["provenance"]) <= known:
+        return portable
+    config_fields = dict(ours["config"]) | {"centre_input": portable.centred}
+    tensors = dict(portable.tensors)
+    if portable.architecture == "jumprelu" and ours["architecture"] != "jumprelu":
+        threshold = tensors.pop("threshold")
+        if bool((threshold != threshold[0]).any()):
+            return portable
+        tensors["threshold"] = threshold[0].clone()
+    elif portable.architecture == "topk" and ours["architecture"] == "matryoshka":
+        tensors["threshold"] = torch.tensor(-1.0)
+    elif portable.architecture != ours["architecture"]:
+        return portable
+    return Portable(ours["architecture"], tensors, config_fields, Provenance(**ours["provenance"]))
+
+
+def compose(portable: Portable, losses: Losses) -> Raw:
+    """Every architecture but GroupMax. BatchTopK and its kin become jumprelu, as SAELens itself writes them."""
+    kept = portable.kept(NAME)
+    same = recast(portable, WRITTEN, losses)
+    name = WRITTEN[same.architecture]
+    config = kept.get("config", {})
+    if _modern(Raw(Path(CONFIG), {}, config)).get("architecture") != name or losses.lost:
+        kept, config = {}, _config(portable, name)
+    _, table, _ = ARCHITECTURES[name]
+    if name in WITH_K:
+        config = config | {"k": same.fields["k"]}
+    tensors = put(same.tensors, table, kept.get("dtypes"))
+    return Raw(Path(), tensors, config | {"apply_b_dec_to_input": same.centred})
+
+
+def _config(portable: Portable, name: str) -> dict[str, Any]:
+    origin = portable.provenance
+    site = Site.parse(origin.site) if origin.site else None
+    hook = None if site is None else site.path if site.kind == PATH else site.to_transformer_lens()
+    ours = {"architecture": portable.architecture, "config": portable.fields, "provenance": asdict(origin)}
+    config = {
+        "architecture": name,
+        "d_in": portable.d_in,
+        "d_sae": portable.n_latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if site is not None and site.kind == "z" else "none",
+        "metadata": {
+            "sae_lens_version": VERSION,
+            "model_name": origin.model.get("name"),
+            "hook_name": hook,
+            "monosem": ours,
+        },
+    }
+    return config | ({"rescale_acts_by_decoder_norm": False} if name in WITH_K else {})
+
+
+def store(raw: Raw, folder: Path) -> None:
+    """Write both files, the config last."""
+    write_tensors(folder / WEIGHTS, raw.tensors)
+    write_json(folder / CONFIG, raw.config)
+
+
+def _recognise(path: Path) -> bool:
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+FORMAT = Format(NAME, _recognise, load, parse, compose, store)

@@ -1,0 +1,95 @@
+"""EleutherAI's sparsify: a folder a hookpoint (`layers.10`, `layers.10.mlp`) with `cfg.json` and `sae.safetensors`.
+
+TopK and GroupMax. A plain SAE subtracts b_dec before encoding, a transcoder does not.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ...lab.errors import InputError, unknown
+from ...lab.storage import read_tensors, write_json, write_tensors
+from ..dictionary import Provenance
+from .format import Format
+from .losses import Losses
+from .portable import IMPORTED, Portable, centre, recast
+from .table import Key, Raw, dtypes, put, take
+from .untrusted import number, read_config
+
+NAME, CONFIG, WEIGHTS = "sparsify", "cfg.json", "sae.safetensors"
+
+TABLE = {"encoder.weight": Key("W_enc", "nd"), "encoder.bias": Key("b_enc", "n"), "W_dec": Key("W_dec", "nd"),
+         "b_dec": Key("b_dec", "d")}  # fmt: skip
+SKIP = {"W_skip": Key("W_skip", "dd")}
+ACTIVATIONS = ("topk", "groupmax")
+
+_HOOKPOINT = re.compile(r"(?:layers|h)\.(\d+)(\.mlp|\.attn|\.self_attn)?")
+_SITES = {None: "resid_post", ".mlp": "mlp_out", ".attn": "attn_out", ".self_attn": "attn_out"}
+
+
+def load(path: Path) -> Raw:
+    """Read both files."""
+    config = read_config(path / CONFIG, "sparsify config")
+    return Raw(path / WEIGHTS, read_tensors(path / WEIGHTS, "sparsify weight file"), config)
+
+
+def parse(raw: Raw, losses: Losses) -> Portable:
+    """An SAE, or a transcoder where the config says `transcode` or there is a skip matrix."""
+    config, where = raw.config, raw.path.parent / CONFIG
+    activation = config.get("activation", "topk")
+    if activation not in ACTIVATIONS:
+        raise unknown("sparsify activation", activation, ACTIVATIONS)
+    if config.get("signed"):
+        raise InputError(f"{where}: signed is set, and no dictionary here keeps the k largest codes without a relu")
+    d = int(number(where, config, "d_in"))
+    n = config.get("num_latents") or d * int(number(where, config, "expansion_factor"))
+    skip = SKIP if config.get("skip_connection") else {}
+    tensors = take(raw, TABLE | skip, losses, sizes={"d": d, "n": n})
+    fields: dict[str, Any] = {"k": int(number(where, config, "k"))}
+    if config.get("transcode"):
+        fields["centre_input"] = False
+    architecture = activation
+    if config.get("transcode") or skip:
+        architecture, fields["activation"] = "transcoder", activation
+    kept = {"format": NAME, "config": config, "dtypes": dtypes(raw)}
+    return Portable(architecture, tensors, fields, Provenance(_site(raw.path.parent), training={IMPORTED: kept}))
+
+
+def _site(folder: Path) -> str | None:
+    found = [match for part in folder.parts if (match := _HOOKPOINT.fullmatch(part))]
+    return f"{_SITES[found[-1][2]]}.{found[-1][1]}" if found else None
+
+
+def compose(portable: Portable, losses: Losses) -> Raw:
+    """TopK and GroupMax."""
+    kept = portable.kept(NAME)
+    same = recast(portable, ACTIVATIONS, losses)
+    same = centre(same, not kept.get("config", {}).get("transcode", False), losses)
+    config = {
+        "activation": same.architecture,
+        "expansion_factor": max(1, same.n_latents // same.d_in),
+        "normalize_decoder": True,
+        "num_latents": same.n_latents,
+        "k": same.fields["k"],
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": same.d_in,
+    }
+    changed = {name: config[name] for name in ("activation", "k")}
+    return Raw(Path(), put(same.tensors, TABLE, kept.get("dtypes")), kept.get("config", config) | changed)
+
+
+def store(raw: Raw, folder: Path) -> None:
+    """Write both files, the config last."""
+    write_tensors(folder / WEIGHTS, raw.tensors)
+    write_json(folder / CONFIG, raw.config)
+
+
+def _recognise(path: Path) -> bool:
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+FORMAT = Format(NAME, _recognise, load, parse, compose, store)

@@ -1,0 +1,121 @@
+"""Gated: one product decides which latents are active and, rescaled, how much (Rajamanoharan et al. 2024, 2404.16014).
+
+    gate = x W_enc + b_enc        magnitude = relu(exp(r_mag) * x W_enc + b_mag)        f = 1[gate > 0] * magnitude
+
+The penalty is on relu(gate) and does not shrink the magnitudes; so that open gates mean something, relu(gate) must
+also reconstruct the row, through a decoder that this term does not train (section 3.2).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from ..kernels.dispatch import choose
+from ..kernels.encode import Shadow
+from ..kernels.threshold import encode_above
+from .objectives import Gradients, PenalisedObjective, latent_sums
+from .parts import Part
+from .sae import PenaltyConfig, SparseAutoencoder
+from .sparse_code import SparseCode
+
+PRESENT = 1e-30
+"""Value of a code with an open gate and no magnitude: the encoder learns from it and the decoder does not."""
+
+
+class Gated(SparseAutoencoder):
+    """Codes where the gate's pre-activation is positive; `b_enc` is the gate's bias, r_mag and b_mag [n_latents]."""
+
+    architecture = "gated"
+    ragged = True
+    config: PenaltyConfig
+    r_mag: Tensor
+    b_mag: Tensor
+
+    def __init__(self, config: PenaltyConfig) -> None:
+        super().__init__(config)
+        for name in ("r_mag", "b_mag"):
+            self.register_parameter(name, nn.Parameter(torch.zeros(config.n_latents), requires_grad=False))
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
+        """A code for every open gate, zero where its magnitude is not positive."""
+        return self.training_code(self.centred(x), None)
+
+    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+        """The same rule as at inference."""
+        return self.magnitudes(self.gates(centred, shadow))
+
+    def gates(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+        """Every positive pre-activation of the gates."""
+        precision = choose(centred.device, self.precision).encode
+        bound = self.b_enc.new_zeros(())
+        found = encode_above(centred, self.W_enc, self.b_enc, bound, precision=precision, shadow=shadow)
+        return SparseCode(*found, self.n_latents)
+
+    def magnitudes(self, gates: SparseCode) -> SparseCode:
+        """The codes of some open gates."""
+        columns = gates.indices.long()
+        products = gates.values - self.b_enc[columns]
+        values = torch.addcmul(self.b_mag[columns], self.r_mag.exp()[columns], products).clamp_min_(0)
+        return SparseCode(gates.indptr, gates.indices, values, gates.n_latents)
+
+    def fold_scale(self, scale: float) -> None:
+        """Also the magnitudes' bias is in activation units."""
+        super().fold_scale(scale)
+        self.b_mag /= scale
+
+    def objective(self) -> GatedObjective:
+        """Reconstruction from the codes and from the gates, plus the penalty on the gates."""
+        return GatedObjective(self, self.config)
+
+
+class GatedObjective(PenalisedObjective):
+    """Half of both squared errors plus weight * sum relu(gate).
+
+    Trained in place of b_mag is `offset` in magnitude = relu(exp(r_mag) * gate + offset), so that
+    b_mag = offset + exp(r_mag) * b_enc: the gate is then the only way to the encoder, and a code has one gradient.
+    """
+
+    dictionary: Gated
+
+    def own_parameters(self) -> dict[str, Tensor]:
+        """The logarithm of the magnitudes' scale, and their offset from it."""
+        return {"r_mag": self.dictionary.r_mag.data, "offset": torch.zeros_like(self.dictionary.b_mag)}
+
+    def start(self, centred: Float32[Tensor, "batch d"]) -> None:
+        """Gates that open where the batch's L0 is k, magnitudes that do not lose what the gates' bias takes."""
+        bound = self.start_at(centred, cut=False)
+        self.dictionary.b_enc.fill_(-bound)
+        self.own["offset"].fill_(bound)
+        self.settle()
+        self.control.begin(float(bound))
+
+    def gradients(
+        self,
+        centred: Float32[Tensor, "batch d"],
+        rows: Float[Tensor, "batch d"],
+        decoder: Tensor,
+        shadow: Shadow | None,
+    ) -> Gradients:
+        """A gate's gradient comes by way of its magnitude, its own reconstruction and the penalty."""
+        gates = self.dictionary.gates(centred, shadow)
+        code = self.dictionary.magnitudes(gates)
+        out = self.decoded(code, rows, decoder)
+        n, columns = gates.n_latents, gates.indices
+        through = out.grads * self.dictionary.r_mag.exp()[columns.long()]
+        total = self.decoded(gates, rows, decoder).grads + through + self.weight(code)
+        codes = (code.indptr, code.indices, code.values.clamp_min(PRESENT))
+        own = {
+            "r_mag": latent_sums(columns, through * gates.values, n),
+            "offset": latent_sums(columns, out.grads, n),
+        }
+        part = Part(slice(None), codes, out._replace(grads=total))
+        return Gradients(code, out.residual, out.squares, (part,), out.residual, own)
+
+    def settle(self) -> None:
+        """The bias that offset, gate bias and scale make."""
+        self.dictionary.b_mag.copy_(
+            torch.addcmul(self.own["offset"], self.dictionary.r_mag.exp(), self.dictionary.b_enc)
+        )

@@ -1,0 +1,122 @@
+"""Matryoshka: prefixes of the latents must each reconstruct alone (Bussmann et al. 2025, arXiv 2503.17547).
+
+The loss is the mean over prefixes of the error of the reconstruction from the codes below each prefix. A latent is in
+all prefixes that reach beyond it, so its gradient comes from the mean of their residuals: each block of latents
+between two prefixes is updated against its own such mean, at the cost of one decode of all codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from ..kernels.decode import Residual, decode_residual
+from ..kernels.dispatch import choose
+from ..kernels.encode import Shadow, encode_topk
+from ..kernels.sampled import code_gradients
+from ..lab.errors import InputError, unknown
+from .batchtopk import BatchTopK
+from .objectives import Gradients, Objective
+from .parts import Part
+from .sae import SAEConfig
+from .sparse_code import SparseCode
+
+BASES = ("batchtopk", "topk")
+SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
+"""Sizes of the first blocks as shares of the latents; the last has the rest."""
+
+
+@dataclass(frozen=True)
+class MatryoshkaConfig(SAEConfig):
+    """Nested prefixes over a selection rule."""
+
+    prefixes: tuple[int, ...] = ()
+    """Ascending numbers of latents, the last being n_latents. By default blocks of `SHARES` and the rest."""
+    base: Literal["batchtopk", "topk"] = "batchtopk"
+    """Which pre-activations become codes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        n = self.n_latents
+        given = tuple(self.prefixes)
+        if not given:
+            ends = [round(n * sum(SHARES[: i + 1])) for i in range(len(SHARES))]
+            given = (*sorted({end for end in ends if 0 < end < n}), n)
+        object.__setattr__(self, "prefixes", given)
+        if any(low >= high for low, high in zip((0, *given), given)) or given[-1] != n:  # noqa: B905
+            raise InputError(f"prefixes must ascend from at least 1 to n_latents={n}, got {given}")
+        if self.base not in BASES:
+            raise unknown("matryoshka base", self.base, BASES)
+
+
+class Matryoshka(BatchTopK):
+    """Codes of BatchTopK (or TopK) whose early latents are the coarse ones."""
+
+    architecture = "matryoshka"
+    config: MatryoshkaConfig
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
+        """The base's rule at inference."""
+        return self._topk(self.centred(x), None) if self.config.base == "topk" else super().encode(x)
+
+    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+        """The base's rule in training."""
+        return self._topk(centred, shadow) if self.config.base == "topk" else super().training_code(centred, shadow)
+
+    def _topk(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+        precision = choose(centred.device, self.precision).encode
+        values, columns = encode_topk(
+            centred, self.W_enc, self.b_enc, self.config.k, precision=precision, shadow=shadow
+        )
+        return SparseCode.fixed(values.clamp_min_(0), columns, self.n_latents)
+
+    def observe(self, code: SparseCode) -> None:
+        """Only BatchTopK has a threshold."""
+        if self.config.base == "batchtopk":
+            super().observe(code)
+
+    def objective(self) -> NestedObjective:
+        """The mean error over prefixes."""
+        return NestedObjective(self)
+
+
+class NestedObjective(Objective):
+    """Half the squared error, averaged over prefixes."""
+
+    dictionary: Matryoshka
+
+    def gradients(
+        self,
+        centred: Float32[Tensor, "batch d"],
+        rows: Float[Tensor, "batch d"],
+        decoder: Tensor,
+        shadow: Shadow | None,
+    ) -> Gradients:
+        """Each block of latents against the mean residual of the prefixes that hold it."""
+        code = self.dictionary.training_code(centred, shadow)
+        ends = self.dictionary.config.prefixes
+        blocks = [slice(low, high) for low, high in zip((0, *ends[:-1]), ends, strict=True)]
+        codes = [_within(code, block) for block in blocks]
+        nothing = torch.zeros_like(self.dictionary.b_dec)
+        residuals = [-centred]
+        for block, part in zip(blocks, codes, strict=True):
+            residuals.append(decode_residual(*part, decoder[block], nothing, -residuals[-1]).residual)
+        last, squares = residuals[-1], residuals[-1].square().sum(1)
+        parts, above = [], torch.zeros_like(centred)
+        for block, part, residual in zip(blocks[::-1], codes[::-1], residuals[:0:-1], strict=True):
+            above = above + residual / len(blocks)
+            grads = code_gradients(*part[:2], decoder[block], above)
+            parts.append(Part(block, part, Residual(above, squares, grads)))
+        return Gradients(code, last, squares, tuple(parts[::-1]), above, {})
+
+
+def _within(code: SparseCode, block: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """The codes of a block's latents, counted from its start."""
+    inside = (code.indices >= block.start) & (code.indices < block.stop)
+    before = torch.cat([code.indptr.new_zeros(1), inside.cumsum(0)])
+    return before[code.indptr], code.indices[inside] - block.start, code.values[inside]

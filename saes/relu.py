@@ -1,0 +1,98 @@
+"""ReLU codes under an L1 penalty, or an Lp one with p annealed (Bricken et al. 2023; Karvonen et al. 2024, 2408.00113).
+
+Decoder rows have unit norm, so that the penalty sum |f| is also the one of decoder norms, sum |f| |W_dec|.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from ..kernels.dispatch import choose
+from ..kernels.encode import Shadow
+from ..kernels.threshold import encode_above
+from ..lab.errors import InputError
+from .objectives import Gradients, PenalisedObjective
+from .sae import PenaltyConfig, SparseAutoencoder
+from .schedules import ramp
+from .sparse_code import SparseCode
+
+SMALLEST = 1e-2
+"""Codes below it count as it in the slope of |f|^p, which has no bound at 0 for p < 1."""
+
+
+@dataclass(frozen=True)
+class ReLUConfig(PenaltyConfig):
+    """The penalty is sum |f|^p."""
+
+    p_end: float = 1.0
+    """p at the end; 1 is plain L1. Below 1 large codes shrink less."""
+    anneal_from: float = 0.3
+    """Share of the run after which p falls linearly from 1."""
+    anneal_to: float = 0.8
+    """Share of the run at which it has reached `p_end`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.p_end <= 1:
+            raise InputError(f"p_end must be above 0 and at most 1 (plain L1), got {self.p_end}")
+        if not 0 <= self.anneal_from <= self.anneal_to <= 1:
+            raise InputError("anneal_from and anneal_to are shares of the run in this order,"
+                             f" got {self.anneal_from} and {self.anneal_to}")  # fmt: skip
+
+
+class ReLU(SparseAutoencoder):
+    """Keeps every positive pre-activation."""
+
+    architecture = "relu"
+    ragged = True
+    config: ReLUConfig
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
+        """Every positive pre-activation."""
+        return self.training_code(self.centred(x), None)
+
+    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+        """The same rule as at inference."""
+        precision = choose(centred.device, self.precision).encode
+        bound = self.b_enc.new_zeros(())
+        found = encode_above(centred, self.W_enc, self.b_enc, bound, precision=precision, shadow=shadow)
+        return SparseCode(*found, self.n_latents)
+
+    def objective(self) -> PenalisedReLU:
+        """Reconstruction plus the penalty on the codes."""
+        return PenalisedReLU(self, self.config)
+
+
+class PenalisedReLU(PenalisedObjective):
+    """Adds weight * sum |f|^p to half the squared error."""
+
+    dictionary: ReLU
+
+    @property
+    def p(self) -> float:
+        """The exponent now."""
+        config = self.dictionary.config
+        return 1 + (config.p_end - 1) * ramp(self.progress, config.anneal_from, config.anneal_to)
+
+    def start(self, centred: Float32[Tensor, "batch d"]) -> None:
+        """A negative bias for all latents, with which the batch's L0 is k."""
+        bound = self.start_at(centred, cut=True)
+        self.dictionary.b_enc.fill_(-bound)
+        self.control.begin(float(bound) / 4)
+
+    def gradients(
+        self,
+        centred: Float32[Tensor, "batch d"],
+        rows: Float[Tensor, "batch d"],
+        decoder: Tensor,
+        shadow: Shadow | None,
+    ) -> Gradients:
+        """The penalty's slope is added to every code's gradient."""
+        found = super().gradients(centred, rows, decoder, shadow)
+        slope = found.code.values.clamp_min(SMALLEST).pow(self.p - 1).mul_(self.p)
+        return found.plus(slope * self.weight(found.code))

@@ -1,0 +1,396 @@
+"""Exchange with the libraries themselves: our save -> their load, their save -> our load, and back unchanged."""
+
+import json
+import os
+import warnings
+
+os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
+
+import pytest
+import torch
+from monosem.lab.errors import InputError
+from monosem.saes import build, formats, load
+from monosem.saes.formats import sae_lens
+from monosem.saes.formats.forward import reference
+from monosem.saes.formats.losses import Losses
+from safetensors.torch import load_file, save_file
+
+D, N, K = 8, 24, 4
+NEAR = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def fill(module, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.data.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def made(architecture, n=N, **config):
+    """A dictionary of ours with random weights, a quarter of whose thresholds are zero."""
+    dictionary = fill(build(architecture, d_in=D, n_latents=n, k=K, **config))
+    for name, tensor in dictionary.state_dict().items():
+        if name in ("threshold", "theta"):
+            tensor.copy_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(2)).sub(0.25).clamp_min(0))
+    dictionary.provenance.site, dictionary.provenance.model = "resid_post.2", {"name": "gpt2"}
+    return dictionary
+
+
+def rows(count=40):
+    return 2 * torch.randn(count, D, generator=torch.Generator().manual_seed(3))
+
+
+def same_tensors(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]), name
+
+
+# --- SAELens
+
+
+@pytest.fixture
+def lens():
+    library = pytest.importorskip("sae_lens")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield library
+
+
+OURS_THERE = {
+    "topk": "topk",
+    "abstopk": "abstopk",
+    "relu": "standard",
+    "gated": "gated",
+    "jumprelu": "jumprelu",
+    "batchtopk": "jumprelu",
+    "matryoshka": "jumprelu",
+}
+
+
+@pytest.mark.parametrize("n", [N, D])
+@pytest.mark.parametrize("centre_input", [True, False])
+@pytest.mark.parametrize("architecture", OURS_THERE)
+def test_sae_lens_runs_ours_and_they_come_back(lens, tmp_path, architecture, centre_input, n):
+    ours = made(architecture, n, centre_input=centre_input)
+    done = formats.write(ours, tmp_path / "out", "sae-lens")
+    assert not done.lost and not done.rounded
+    theirs = lens.SAE.load_from_disk(tmp_path / "out", device="cpu")
+    assert theirs.cfg.architecture() == OURS_THERE[architecture]
+    assert theirs.cfg.metadata.hook_name == "blocks.2.hook_resid_post" and theirs.cfg.metadata.model_name == "gpt2"
+    torch.testing.assert_close(theirs(rows()), ours(rows()), **NEAR)
+    again = load(tmp_path / "out")
+    assert type(again) is type(ours) and again.config == ours.config and again.provenance == ours.provenance
+    same_tensors(again.tensors(), ours.tensors())
+
+
+def lens_sae(lens, architecture, n=N, **config):
+    """One of theirs with random weights."""
+    from sae_lens.registry import get_sae_class
+
+    kind, config_kind = get_sae_class(architecture)
+    if architecture.endswith("topk"):
+        config = {"k": K} | config
+    theirs = fill(kind(config_kind(d_in=D, d_sae=n, **config)), seed=5)
+    theirs.cfg.metadata["hook_name"] = "blocks.3.hook_mlp_out"
+    return theirs
+
+
+@pytest.mark.parametrize("n", [N, D])
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("architecture", ["standard", "topk", "abstopk", "jumprelu", "gated"])
+def test_sae_lens_files_run_here_and_go_back_unchanged(lens, tmp_path, architecture, centred, n):
+    theirs = lens_sae(lens, architecture, n, apply_b_dec_to_input=centred)
+    theirs.save_model(tmp_path / "theirs")
+    ours = load(tmp_path / "theirs")
+    assert ours.provenance.site == "mlp_add.3"
+    torch.testing.assert_close(ours(rows()), theirs(rows()), **NEAR)
+    kept = load(ours.save(tmp_path / "ours"))
+    formats.write(kept, tmp_path / "back", "sae-lens")
+    same_tensors(load_file(tmp_path / "back/sae_weights.safetensors"), theirs.state_dict())
+    first, second = ((tmp_path / name / "cfg.json").read_text() for name in ("theirs", "back"))
+    assert json.loads(first) == json.loads(second)
+
+
+def test_negative_and_unset_thresholds_act_as_zero_and_are_kept(lens, tmp_path):
+    theirs = lens_sae(lens, "jumprelu")
+    theirs.threshold.data[:12] = -1.0
+    theirs.save_model(tmp_path / "theirs")
+    assert (theirs.encode(rows())[:, :12] >= 0).all() and theirs.encode(rows())[:, :12].any()
+    ours = load(tmp_path / "theirs")
+    torch.testing.assert_close(ours.encode(rows()).to_dense(), theirs.encode(rows()), **NEAR)
+    formats.write(ours, tmp_path / "back", "sae-lens")
+    same_tensors(load_file(tmp_path / "back/sae_weights.safetensors"), theirs.state_dict())
+
+    unset = made("batchtopk")
+    unset.threshold.fill_(-1.0)
+    formats.write(unset, tmp_path / "unset", "sae-lens")
+    theirs = lens.SAE.load_from_disk(tmp_path / "unset", device="cpu")
+    torch.testing.assert_close(theirs(rows()), unset(rows()), **NEAR)
+    assert load(tmp_path / "unset").threshold == -1.0
+
+
+def test_more_codes_asked_for_than_are_positive(lens, tmp_path):
+    ours = made("topk")
+    ours.b_enc.sub_(3.0)
+    formats.write(ours, tmp_path / "out", "sae-lens")
+    theirs = lens.SAE.load_from_disk(tmp_path / "out", device="cpu")
+    assert ((ours.encode(rows()).values > 0).sum() < K * 40).item()
+    torch.testing.assert_close(theirs(rows()), ours(rows()), **NEAR)
+
+
+def test_bf16_file_under_a_float32_config(lens, tmp_path):
+    theirs = lens_sae(lens, "jumprelu")
+    theirs.save_model(tmp_path / "theirs")
+    file = tmp_path / "theirs/sae_weights.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+    ours = load(tmp_path / "theirs")
+    torch.testing.assert_close(ours(rows()), lens.SAE.load_from_disk(tmp_path / "theirs", device="cpu")(rows()), **NEAR)
+    formats.write(ours, tmp_path / "back", "sae-lens")
+    same_tensors(load_file(tmp_path / "back/sae_weights.safetensors"), load_file(file))
+
+
+def test_configs_without_a_version_and_older_than_6(lens, tmp_path):
+    theirs = lens_sae(lens, "topk")
+    theirs.save_model(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    del config["metadata"]["sae_lens_version"]
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    torch.testing.assert_close(load(tmp_path)(rows()), theirs(rows()), **NEAR)
+
+    old = {"architecture": "standard", "d_in": D, "d_sae": N, "dtype": "torch.float32", "activation_fn_str": "topk",
+           "activation_fn_kwargs": {"k": K}, "hook_point": "blocks.1.hook_resid_pre", "model_name": "gpt2-small",
+           "normalize_activations": False}  # fmt: skip
+    (tmp_path / "cfg.json").write_text(json.dumps(old))
+    ours = load(tmp_path)
+    assert (ours.architecture, ours.provenance.site, ours.provenance.model["name"]) == (
+        "topk",
+        "resid_pre.1",
+        "gpt2-small",
+    )
+    torch.testing.assert_close(ours(rows()), lens.SAE.load_from_disk(tmp_path, device="cpu")(rows()), **NEAR)
+    formats.write(ours, tmp_path / "back", "sae-lens")
+    torch.testing.assert_close(lens.SAE.load_from_disk(tmp_path / "back", device="cpu")(rows()), theirs(rows()), **NEAR)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "abstopk"])
+def test_rescaling_by_decoder_norms(lens, tmp_path, architecture):
+    theirs = lens_sae(lens, architecture, rescale_acts_by_decoder_norm=True)
+    theirs.save_model(tmp_path / "rough")
+    with pytest.raises(InputError, match="rescaled by decoder norms that are not one"):
+        load(tmp_path / "rough")
+    ours = formats.read(tmp_path / "rough", lossy=True)
+    torch.testing.assert_close(ours(rows()), theirs(rows()), **NEAR)
+    assert "decoder norms" in ours.provenance.training["imported"]["lost"][0]
+
+    theirs.fold_W_dec_norm()
+    theirs.save_model(tmp_path / "folded")
+    ours = load(tmp_path / "folded")
+    torch.testing.assert_close(ours(rows()), theirs(rows()), **NEAR)
+    formats.write(ours, tmp_path / "back", "sae-lens")
+    same_tensors(load_file(tmp_path / "back/sae_weights.safetensors"), theirs.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "constant_norm_rescale", "expected_average_only_in"])
+def test_normalisation_that_no_dictionary_holds_is_refused(lens, tmp_path, kind):
+    theirs = lens_sae(lens, "topk", normalize_activations=kind)
+    theirs.save_model(tmp_path)
+    with pytest.raises(InputError, match=r"the dictionary will.*give lossy"):
+        load(tmp_path)
+    ours = formats.read(tmp_path, lossy=True)
+    scaled = theirs.run_time_activation_norm_fn_in(rows())
+    expected = theirs.encode(rows())
+    torch.testing.assert_close(ours.encode(scaled).to_dense(), expected, **NEAR)
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_training_checkpoints_of_batchtopk(lens, tmp_path, architecture):
+    from sae_lens.registry import get_sae_training_class
+
+    kind, config = get_sae_training_class(architecture)
+    more = {"matryoshka_widths": [6, N]} if "matryoshka" in architecture else {}
+    theirs = fill(kind(config(d_in=D, d_sae=N, k=K, rescale_acts_by_decoder_norm=False, **more)))
+    theirs.topk_threshold.fill_(0.6)
+    theirs.save_model(tmp_path / "training")
+    theirs.save_inference_model(tmp_path / "inference")
+    inference = lens.SAE.load_from_disk(tmp_path / "inference", device="cpu")
+    ours = load(tmp_path / "training")
+    assert ours.architecture == architecture.removesuffix("_batchtopk")
+    assert more == {} or ours.config.prefixes == (6, N)
+    torch.testing.assert_close(ours(rows()), inference(rows()), **NEAR)
+    torch.testing.assert_close(load(tmp_path / "inference")(rows()), inference(rows()), **NEAR)
+
+
+@pytest.mark.parametrize("architecture", ["transcoder", "skip_transcoder", "jumprelu_skip_transcoder"])
+def test_transcoders_of_sae_lens(lens, tmp_path, architecture):
+    theirs = lens_sae(lens, architecture, apply_b_dec_to_input=False, d_out=5)
+    theirs.save_model(tmp_path)
+    assert formats.recognise(tmp_path) is sae_lens.FORMAT
+    portable = sae_lens.parse(sae_lens.load(tmp_path), Losses("test"))
+    torch.testing.assert_close(reference(portable, rows()), theirs(rows()), **NEAR)
+
+
+# --- sparsify
+
+
+@pytest.fixture
+def sparsify():
+    return pytest.importorskip("sparsify")
+
+
+@pytest.mark.parametrize("n", [N, D])
+@pytest.mark.parametrize("architecture", ["topk", "groupmax"])
+def test_sparsify_runs_ours_and_they_come_back(sparsify, tmp_path, architecture, n):
+    ours = made(architecture, n)
+    formats.write(ours, tmp_path / "layers.2", "sparsify")
+    theirs = sparsify.SparseCoder.load_from_disk(tmp_path / "layers.2")
+    torch.testing.assert_close(theirs(rows()).sae_out, ours(rows()), **NEAR)
+    again = load(tmp_path / "layers.2")
+    assert again.config == ours.config and again.provenance.site == "resid_post.2"
+    same_tensors(again.tensors(), ours.tensors())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [N, D])
+@pytest.mark.parametrize("activation", ["topk", "groupmax"])
+def test_sparsify_files_run_here_and_go_back_unchanged(sparsify, tmp_path, activation, n, dtype):
+    from sparsify.config import SparseCoderConfig
+
+    config = SparseCoderConfig(activation=activation, num_latents=n, k=K, normalize_decoder=False)
+    theirs = fill(sparsify.SparseCoder(D, config, dtype=dtype))
+    theirs.save_to_disk(tmp_path / "layers.5.mlp")
+    ours = load(tmp_path / "layers.5.mlp")
+    assert ours.provenance.site == "mlp_out.5"
+    torch.testing.assert_close(ours(rows()), theirs.float()(rows()).sae_out, **NEAR)
+    formats.write(load(ours.save(tmp_path / "ours")), tmp_path / "back", "sparsify")
+    files = (load_file(tmp_path / name / "sae.safetensors") for name in ("layers.5.mlp", "back"))
+    same_tensors(*files)
+    configs = (json.loads((tmp_path / name / "cfg.json").read_text()) for name in ("layers.5.mlp", "back"))
+    assert next(configs) == next(configs)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_transcoders_of_sparsify(sparsify, tmp_path, skip):
+    from monosem.saes.formats import sparsify as ours
+    from sparsify.config import SparseCoderConfig
+
+    config = SparseCoderConfig(num_latents=N, k=K, transcode=True, skip_connection=skip)
+    theirs = fill(sparsify.SparseCoder(D, config))
+    theirs.save_to_disk(tmp_path)
+    portable = ours.parse(ours.load(tmp_path), Losses("test"))
+    torch.testing.assert_close(reference(portable, rows()), theirs(rows()).sae_out, **NEAR)
+
+
+def test_an_uncentred_dictionary_is_folded_for_sparsify(sparsify, tmp_path):
+    ours = made("topk", centre_input=False)
+    done = formats.write(ours, tmp_path / "out", "sparsify")
+    assert "rounded to fp32" in done.rounded[0] and not done.lost
+    theirs = sparsify.SparseCoder.load_from_disk(tmp_path / "out")
+    torch.testing.assert_close(theirs(rows()).sae_out, ours(rows()), **NEAR)
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "batchtopk", "matryoshka"])
+def test_thresholds_do_not_go_into_topk_unasked(sparsify, tmp_path, architecture):
+    ours = made(architecture)
+    with pytest.raises(InputError, match=f"{architecture} becomes topk and loses its threshold"):
+        formats.write(ours, tmp_path / "out", "sparsify")
+    assert not (tmp_path / "out").exists()
+    done = formats.write(ours, tmp_path / "out", "sparsify", lossy=True)
+    assert len(done.lost) == 1
+    codes = sparsify.SparseCoder.load_from_disk(tmp_path / "out").encode(rows()).top_acts
+    assert codes.shape == (40, K)
+    for impossible in ("gated", "relu", "abstopk"):
+        with pytest.raises(InputError, match=f"holds groupmax, topk dictionaries, and this is {impossible}"):
+            formats.write(made(impossible), tmp_path / "no", "sparsify", lossy=True)
+
+
+# --- dictionary_learning
+
+
+@pytest.fixture
+def learning():
+    """Their classes by name."""
+    library = pytest.importorskip("dictionary_learning")
+    from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+    from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
+    from dictionary_learning.trainers.top_k import AutoEncoderTopK
+
+    plain = {name: getattr(library.dictionary, name) for name in list(CLASSES)[:4]}
+    return plain | {kind.__name__: kind for kind in (AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE)}
+
+
+CLASSES = {
+    "AutoEncoder": ({}, "relu"),
+    "AutoEncoderNew": ({}, "relu"),
+    "GatedAutoEncoder": ({}, "gated"),
+    "JumpReluAutoEncoder": ({}, "jumprelu"),
+    "AutoEncoderTopK": ({"k": K}, "topk"),
+    "BatchTopKSAE": ({"k": K}, "batchtopk"),
+    "MatryoshkaBatchTopKSAE": ({"k": K, "group_sizes": True}, "matryoshka"),
+}
+
+
+def learned(learning, name, n=N):
+    arguments = dict(CLASSES[name][0])
+    if "group_sizes" in arguments:
+        arguments["group_sizes"] = [n // 4, n // 4, n // 2]
+    theirs = fill(learning[name](D, n, **arguments))
+    if "threshold" in dict(theirs.named_buffers()):
+        theirs.threshold.fill_(0.3)
+    return theirs
+
+
+def saved(theirs, folder, **trainer):
+    folder.mkdir()
+    torch.save(theirs.state_dict(), folder / "ae.pt")
+    told = {"dict_class": type(theirs).__name__, "k": K, "lm_name": "gpt2", "submodule_name": "resid_post_layer_4"}
+    (folder / "config.json").write_text(json.dumps({"trainer": told | trainer, "buffer": {}}))
+    return folder
+
+
+@pytest.mark.parametrize("n", [N, D])
+@pytest.mark.parametrize("name", CLASSES)
+def test_dictionary_learning_files_run_here_and_go_back_unchanged(learning, tmp_path, name, n):
+    theirs = learned(learning, name, n)
+    if name != "AutoEncoderNew":
+        with torch.no_grad():
+            theirs.scale_biases(3.0)  # as its trainer does before saving: biases and thresholds, not weights
+    ours = load(saved(theirs, tmp_path / "theirs"))
+    assert ours.architecture == CLASSES[name][1] and ours.provenance.site == "resid_post.4"
+    torch.testing.assert_close(ours(rows()), theirs(rows()), **NEAR)
+    formats.write(load(ours.save(tmp_path / "ours")), tmp_path / "back", "dictionary-learning")
+    same_tensors(torch.load(tmp_path / "back/ae.pt", weights_only=True), theirs.state_dict())
+    configs = (json.loads((tmp_path / one / "config.json").read_text()) for one in ("theirs", "back"))
+    assert next(configs) == next(configs)
+
+
+@pytest.mark.parametrize("centre_input", [True, False])
+@pytest.mark.parametrize("architecture", ["relu", "gated", "jumprelu", "topk", "batchtopk", "matryoshka"])
+def test_dictionary_learning_runs_ours(learning, tmp_path, architecture, centre_input):
+    ours = made(architecture, centre_input=centre_input)
+    formats.write(ours, tmp_path / "out", "dictionary-learning")
+    trainer = json.loads((tmp_path / "out/config.json").read_text())["trainer"]
+    theirs = learning[trainer["dict_class"]].from_pretrained(tmp_path / "out/ae.pt")
+    torch.testing.assert_close(theirs(rows()), ours(rows()), **NEAR)
+    assert trainer["submodule_name"] == "resid_post_layer_2"
+    again = load(tmp_path / "out")
+    assert type(again) is type(ours)
+    if centre_input == again.config.centre_input:
+        same_tensors(again.tensors(), ours.tensors())
+
+
+def test_topk_and_batchtopk_state_dicts_look_the_same(learning, tmp_path):
+    theirs = learned(learning, "BatchTopKSAE")
+    folder = saved(theirs, tmp_path / "run")
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match="may be AutoEncoderTopK or BatchTopKSAE"):
+        load(folder)
+    torch.save(learned(learning, "GatedAutoEncoder").state_dict(), folder / "ae.pt")
+    assert load(folder).architecture == "gated"
+
+
+def test_a_backup_from_the_middle_of_a_run_is_refused(learning, tmp_path):
+    state = {"step": 3, "ae": learned(learning, "AutoEncoder").state_dict(), "norm_factor": 2.0}
+    torch.save(state, tmp_path / "ae.pt")
+    with pytest.raises(InputError, match="backup from the middle of a run"):
+        load(tmp_path)
