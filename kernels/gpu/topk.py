@@ -185,13 +185,14 @@ def _kth_of_rows(pre: Tensor, k: int, bias: Tensor | None, mask: Tensor | None) 
 
 
 def specs(shape: Shape) -> list[Spec]:
-    """Every kernel of `topk` at a shape, over fp32 and bf16 rows with bias and mask."""
+    """Every kernel of `topk` at a shape and the scan of larger k, over fp32 and bf16 rows with bias and mask."""
     route, group, groups, _ = plan(shape.n, shape.k)
+    scan = [_spec(entries_reaching, dtype, {"SLOTS": SHORT}, 8) for dtype in ("fp32", "bf16")]
     if route == "scan":
-        return [_spec(entries_reaching, dtype, {"SLOTS": SHORT}, 8) for dtype in ("fp32", "bf16")]
+        return scan
     slots = width(shape.n if route == "row" else shape.k * group)
     sizes = {"GROUP": group, "SLOTS": slots} | ({"chosen": None} if route == "row" else {})
-    found = [_spec(best_entries, dtype, sizes, warps(slots)) for dtype in ("fp32", "bf16")]
+    found = [*scan, *(_spec(best_entries, dtype, sizes, warps(slots)) for dtype in ("fp32", "bf16"))]
     if route == "groups":
         found += [_spec(group_maxima, dtype, {"GROUP": group, "TILE": TILE}, 4) for dtype in ("fp32", "bf16")]
         found.append(_spec(best_groups, "keys", {"SLOTS": width(groups)}, warps(width(groups))))
