@@ -32,7 +32,10 @@ COPIES = 6
 
 @dataclass(frozen=True)
 class BenchStep:
-    """Time the training step of each library on the same batches, in turn, without a model in the way."""
+    """Time the training step of each library on the same batches, in turn, without a model in the way.
+
+    A turn is two steps, of which the second is timed: in training, a step follows another of the same library.
+    """
 
     shape: str = "first"
     """Shapes d,n,k,batch, parted by spaces; or `first`, or `all` of those this kind of machine is measured at."""
@@ -60,7 +63,7 @@ class BenchStep:
 
     def _race(self, shape: Shape, peers: list[str]) -> dict[str, Any]:
         batches = self._batches(shape)
-        total = self.steps + self.warmup
+        total = 2 * (self.steps + self.warmup)
         makers: dict[str, Callable[[], Contestant]] = {
             "monosem": partial(Ours, batches[0], shape.n, shape.k, total),
             **{
@@ -88,12 +91,18 @@ class BenchStep:
 
     def _timed(self, makers: dict[str, Callable[[], Contestant]], batches: list[Tensor]) -> dict[str, float]:
         racers = {name: maker() for name, maker in makers.items()}
-        turns = {name: lambda number, racer=racer: racer.step(batches[number]) for name, racer in racers.items()}
-        return interleaved(turns, self.steps, self.warmup)
+        leads, turns = (
+            {
+                name: lambda number, racer=racer, last=last: racer.step(batches[2 * number + last])
+                for name, racer in racers.items()
+            }
+            for last in (0, 1)
+        )
+        return interleaved(turns, self.steps, self.warmup, lead_in=leads)
 
     def _batches(self, shape: Shape) -> list[Tensor]:
         """A batch for every step, none used twice by one contestant."""
-        count = self.steps + self.warmup
+        count = 2 * (self.steps + self.warmup)
         if self.store is None:
             supply = Planted(shape)
             return [supply.rows() for _ in range(count)]

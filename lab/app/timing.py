@@ -18,17 +18,21 @@ def interleaved(
     rounds: int,
     warmup: int,
     prepare: Callable[[int], object] | None = None,
+    lead_in: Mapping[str, Callable[[int], object]] | None = None,
 ) -> dict[str, float]:
     """Median seconds of every contestant over `rounds`, each called once a round in turn with the round's number.
 
     Interleaving makes a noisy machine slow all of them alike. The first `warmup` rounds are not counted, nor is
-    `prepare`, which is called before each round (for fresh inputs).
+    `prepare`, which is called before each round (for fresh inputs). `lead_in` is what a contestant does just before
+    its timed call, untimed: what then lies in caches is its own, not the one's before it.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(warmup + rounds):
         if prepare is not None:
             prepare(number)
         for name, call in contestants.items():
+            if lead_in is not None:
+                lead_in[name](number)
             _wait()
             start = time.perf_counter()
             call(number)
