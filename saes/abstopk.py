@@ -5,7 +5,6 @@ One latent then stands for a direction and its opposite.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,13 +19,8 @@ class AbsTopK(SparseAutoencoder):
 
     architecture = "abstopk"
 
-    @torch.no_grad()
-    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
-        """k signed codes a row."""
-        return self.training_code(self.centred(x), None)
-
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
-        """The same rule as at inference."""
+        """k signed codes a row."""
         return select_rows(self, centred, shadow, self._largest)
 
     def _largest(self, pre: Float[Tensor, "rows n"]) -> Codes:

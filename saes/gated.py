@@ -12,12 +12,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from ..kernels.dispatch import choose
 from ..kernels.encode import Shadow
-from ..kernels.threshold import encode_above
 from .objectives import Gradients, PenalisedObjective, latent_sums
 from .parts import Part
-from .sae import PenaltyConfig, SparseAutoencoder
+from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 from .sparse_code import SparseCode
 
 PRESENT = 1e-30
@@ -38,21 +36,13 @@ class Gated(SparseAutoencoder):
         for name in ("r_mag", "b_mag"):
             self.register_parameter(name, nn.Parameter(torch.zeros(config.n_latents), requires_grad=False))
 
-    @torch.no_grad()
-    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
-        """A code for every open gate, zero where its magnitude is not positive."""
-        return self.training_code(self.centred(x), None)
-
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
-        """The same rule as at inference."""
+        """A code for every open gate, zero where its magnitude is not positive."""
         return self.magnitudes(self.gates(centred, shadow))
 
     def gates(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
         """Every positive pre-activation of the gates."""
-        precision = choose(centred.device, self.precision).encode
-        bound = self.b_enc.new_zeros(())
-        found = encode_above(centred, self.W_enc, self.b_enc, bound, precision=precision, shadow=shadow)
-        return SparseCode(*found, self.n_latents)
+        return keep_above(self, centred, self.b_enc.new_zeros(()), shadow)
 
     def magnitudes(self, gates: SparseCode) -> SparseCode:
         """The codes of some open gates."""

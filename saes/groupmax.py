@@ -35,13 +35,8 @@ class GroupMax(SparseAutoencoder):
 
     architecture = "groupmax"
 
-    @torch.no_grad()
-    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
-        """k codes a row, zero where a whole group was negative."""
-        return self.training_code(self.centred(x), None)
-
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
-        """The same rule as at inference."""
+        """k codes a row, zero where a whole group was negative."""
         return select_rows(self, centred, shadow, self._largest)
 
     def _largest(self, pre: Float[Tensor, "rows n"]) -> Codes:

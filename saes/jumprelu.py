@@ -23,11 +23,10 @@ from ..kernels.dispatch import choose
 from ..kernels.encode import Shadow
 from ..kernels.jumprelu import encode_jumprelu, jumprelu_gradients, jumprelu_values
 from ..kernels.sampled import code_gradients
-from ..kernels.threshold import encode_above
 from ..lab.errors import InputError, unknown
 from .objectives import Gradients, PenalisedObjective
 from .parts import Part
-from .sae import PenaltyConfig, SparseAutoencoder
+from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 from .sparse_code import SparseCode
 
 PENALTIES = ("quadratic", "step", "tanh")
@@ -65,16 +64,9 @@ class JumpReLU(SparseAutoencoder):
         super().__init__(config)
         self.register_parameter("theta", nn.Parameter(torch.zeros(config.n_latents), requires_grad=False))
 
-    @torch.no_grad()
-    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
-        """Every pre-activation above its threshold."""
-        return self.training_code(self.centred(x), None)
-
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
-        """The same rule as at inference."""
-        precision = choose(centred.device, self.precision).encode
-        found = encode_above(centred, self.W_enc, self.b_enc, self.theta, precision=precision, shadow=shadow)
-        return SparseCode(*found, self.n_latents)
+        """Every pre-activation above its threshold."""
+        return keep_above(self, centred, self.theta, shadow)
 
     def fold_scale(self, scale: float) -> None:
         """Also the thresholds are in activation units."""

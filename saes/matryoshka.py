@@ -15,14 +15,13 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from ..kernels.decode import Residual, decode_residual
-from ..kernels.dispatch import choose
-from ..kernels.encode import Shadow, encode_topk
+from ..kernels.encode import Shadow
 from ..kernels.sampled import code_gradients
 from ..lab.errors import InputError, unknown
 from .batchtopk import BatchTopK
 from .objectives import Gradients, Objective
 from .parts import Part
-from .sae import SAEConfig
+from .sae import SAEConfig, keep_largest
 from .sparse_code import SparseCode
 
 BASES = ("batchtopk", "topk")
@@ -62,18 +61,12 @@ class Matryoshka(BatchTopK):
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
         """The base's rule at inference."""
-        return self._topk(self.centred(x), None) if self.config.base == "topk" else super().encode(x)
+        return keep_largest(self, self.centred(x), None) if self.config.base == "topk" else super().encode(x)
 
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
         """The base's rule in training."""
-        return self._topk(centred, shadow) if self.config.base == "topk" else super().training_code(centred, shadow)
-
-    def _topk(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
-        precision = choose(centred.device, self.precision).encode
-        values, columns = encode_topk(
-            centred, self.W_enc, self.b_enc, self.config.k, precision=precision, shadow=shadow
-        )
-        return SparseCode.fixed(values.clamp_min_(0), columns, self.n_latents)
+        by_row = self.config.base == "topk"
+        return keep_largest(self, centred, shadow) if by_row else super().training_code(centred, shadow)
 
     def observe(self, code: SparseCode) -> None:
         """Only BatchTopK has a threshold."""

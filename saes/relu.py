@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from ..kernels.dispatch import choose
 from ..kernels.encode import Shadow
-from ..kernels.threshold import encode_above
 from ..lab.errors import InputError
 from .objectives import Gradients, PenalisedObjective
-from .sae import PenaltyConfig, SparseAutoencoder
+from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 from .schedules import ramp
 from .sparse_code import SparseCode
 
@@ -51,17 +48,9 @@ class ReLU(SparseAutoencoder):
     ragged = True
     config: ReLUConfig
 
-    @torch.no_grad()
-    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
-        """Every positive pre-activation."""
-        return self.training_code(self.centred(x), None)
-
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
-        """The same rule as at inference."""
-        precision = choose(centred.device, self.precision).encode
-        bound = self.b_enc.new_zeros(())
-        found = encode_above(centred, self.W_enc, self.b_enc, bound, precision=precision, shadow=shadow)
-        return SparseCode(*found, self.n_latents)
+        """A code for every positive pre-activation."""
+        return keep_above(self, centred, self.b_enc.new_zeros(()), shadow)
 
     def objective(self) -> PenalisedReLU:
         """Reconstruction plus the penalty on the codes."""

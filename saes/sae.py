@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..kernels.dispatch import Precision, choose
-from ..kernels.encode import Shadow, chunk_buffer, chunk_rows, product
+from ..kernels.encode import Shadow, chunk_buffer, chunk_rows, encode_topk, product
+from ..kernels.threshold import encode_above
 from ..kernels.topk import Codes
 from ..lab.errors import InputError
 from .dictionary import Dictionary, DictionaryConfig
@@ -79,6 +80,11 @@ class SparseAutoencoder(Dictionary):
         """What a training step minimises."""
         return Objective(self)
 
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
+        """The codes of activations: by the rule of training, unless an architecture has another at inference."""
+        return self.training_code(self.centred(x), None)
+
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
         """Codes of one training batch (a batch-wide rule may differ from the inference rule)."""
         raise NotImplementedError
@@ -93,6 +99,27 @@ class SparseAutoencoder(Dictionary):
         """
         self.b_enc /= scale
         self.b_dec /= scale
+
+
+def keep_largest(dictionary: SparseAutoencoder, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    """The k largest pre-activations of every row, cut at zero."""
+    precision = choose(centred.device, dictionary.precision).encode
+    values, columns = encode_topk(
+        centred, dictionary.W_enc, dictionary.b_enc, dictionary.config.k, precision=precision, shadow=shadow
+    )
+    return SparseCode.fixed(values.clamp_min_(0), columns, dictionary.n_latents)
+
+
+def keep_above(
+    dictionary: SparseAutoencoder,
+    centred: Float[Tensor, "batch d"],
+    bound: Float[Tensor, " n"] | Float[Tensor, ""],
+    shadow: Shadow | None,
+) -> SparseCode:
+    """Every pre-activation above its latent's bound."""
+    precision = choose(centred.device, dictionary.precision).encode
+    found = encode_above(centred, dictionary.W_enc, dictionary.b_enc, bound, precision=precision, shadow=shadow)
+    return SparseCode(*found, dictionary.n_latents)
 
 
 def select_rows(

@@ -283,6 +283,10 @@ class Trainer:
         if shape != tuple(self.weights.W_dec.shape):
             raise InputError(f"the checkpoint holds a dictionary of shape {shape}, this run asks for "
                              f"{tuple(self.weights.W_dec.shape)}: use the run's own config")  # fmt: skip
+        missing = sorted(self.state_dict().keys() - state.keys())
+        if missing:
+            raise InputError(f"the checkpoint lacks {', '.join(missing)}: it is of an earlier version, "
+                             "which cannot be continued; start the run anew")  # fmt: skip
         self.dictionary.load_state_dict(state["dictionary"])
         self.objective.load_state_dict(state["objective"])
         for mine, saved in ((self.moments.first, state["first"]), (self.moments.second, state["second"])):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..encode import Shadow, chunk_buffer, chunk_rows
 from ..topk import Codes
-from .keys import GROUP, flip, flip_all, fold_keys, keep_best, kth_key, largest_magnitude, n_groups
+from .keys import GROUP, flip, flip_all, fold_keys, gather_reaching, keep_best, kth_key, largest_magnitude, n_groups
 from .products import dot, dot4
 from .threads import run_rows
 
@@ -73,17 +73,6 @@ def flag_groups(maxima, group_norm, group_scale, scale_x, norm_x, bound, flags):
     """flags[g]: the largest estimate of group g may, with twice its margin, reach `bound`."""
     for g in range(flags.shape[0]):
         flags[g] = maxima[g] + scale_x * group_norm[g] + norm_x * group_scale[g] >= bound
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def gather_reaching(estimates, limit, base, found, values, columns):
-    """Append the entries of one group that reach `limit`. Returns the new count. Without branches."""
-    slot = np.uintp(found)
-    for i in range(estimates.shape[0]):
-        values[slot] = estimates[i]
-        columns[slot] = base + i
-        slot += np.uintp(estimates[i] >= limit)
-    return np.int64(slot)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

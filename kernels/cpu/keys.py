@@ -93,6 +93,20 @@ def kth_key(keys, k, slack):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def gather_reaching(part, bound, base, found, values, columns):
+    """Append the entries of one group (keys or numbers) that reach `bound`. Returns the new count. Without branches.
+
+    `values` and `columns` have room for one entry more than can be found.
+    """
+    slot = np.uintp(found)
+    for i in range(part.shape[0]):
+        values[slot] = part[i]
+        columns[slot] = base + i
+        slot += np.uintp(part[i] >= bound)
+    return np.int64(slot)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def keep_best(keys, columns, found, k):
     """Move the k best of `found` candidates to the front, in the order they came. Returns the count.
 

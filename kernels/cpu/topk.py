@@ -12,7 +12,7 @@ from numba import njit
 from torch import Tensor
 
 from ..topk import Codes
-from .keys import GROUP, LOWEST, flip, fold_keys, keep_best, kth_key, n_groups
+from .keys import GROUP, LOWEST, flip, fold_keys, gather_reaching, keep_best, kth_key, n_groups
 from .threads import run_rows
 
 NAN = np.float32(np.nan)
@@ -42,17 +42,6 @@ def order_row(row, bias, mask, exact, keys):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def gather_keys(part, bound, base, found, keys, columns):
-    """Append the keys of one group that reach `bound`. Returns the new count. Without branches."""
-    slot = np.uintp(found)
-    for i in range(part.shape[0]):
-        keys[slot] = part[i]
-        columns[slot] = base + i
-        slot += np.uintp(part[i] >= bound)
-    return np.int64(slot)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
 def topk_rows(start, stop, pre, bias, mask, k, out_values, out_columns):
     """Rows start..stop of pre [rows, n] -> the k largest, ascending by column."""
     n = pre.shape[1]
@@ -66,7 +55,7 @@ def topk_rows(start, stop, pre, bias, mask, k, out_values, out_columns):
         for g in range(maxima.shape[0]):
             if maxima[g] >= bound:
                 part = row[g * GROUP : min((g + 1) * GROUP, n)]
-                found = gather_keys(part, bound, g * GROUP, found, keys, columns)
+                found = gather_reaching(part, bound, g * GROUP, found, keys, columns)
         keep_best(keys, columns, found, k)
         for i in range(k):
             out_columns[r, i] = columns[i]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import kernels
+from ..errors import InputError
+from ..storage import atomic_path
 from .timing import machine
 
 FILE = Path(str(kernels.__file__)).parent / "BENCHMARKS.md"
@@ -28,7 +30,10 @@ def append(title: str, command: str, table: str) -> None:
     hardware = ", ".join([*told["accelerators"], processor(), f"{told['threads']} threads"])
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     section = f"\n## {title}\n\n{today}, {hardware}; {versions}. `{command}`\n\n{table}\n"
-    FILE.write_text(FILE.read_text() + section)
+    if not FILE.is_file():
+        raise InputError(f"--write adds to {FILE}, which is not there: run from a checkout of the repository")
+    with atomic_path(FILE) as beside:
+        beside.write_text(FILE.read_text() + section)
 
 
 def processor() -> str:
