@@ -1,4 +1,4 @@
-"""Compile every GPU kernel for Hopper without a GPU, and read its registers and spills from the machine code.
+"""Compile every GPU kernel for Hopper without a GPU, and read its registers and spills from the compiled code.
 
     python -m monosem.kernels.gpu.compile [--json]
 
@@ -53,15 +53,14 @@ class Spec(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What one compiled kernel takes of the GPU: registers a thread, spill loads and stores in its code, bytes of
-    shared memory a block, instructions in all, and how many of them multiply matrices on tensor cores."""
+    """What one compiled kernel takes of the GPU: registers a thread, bytes a thread of the stack that holds what does
+    not fit in them, bytes of shared memory a block, and its instructions that multiply matrices on tensor cores."""
 
     label: str
     kernel: str
     registers: int
-    spills: int
+    spilled_bytes: int
     shared_bytes: int
-    instructions: int
     matrix_instructions: int
 
 
@@ -76,6 +75,8 @@ SHAPES = (
 CAPABILITY = 90
 """Compute capability times ten: Hopper."""
 
+INTERPRETED = "kernels cannot be compiled while TRITON_INTERPRET is set: unset it"
+
 
 def modules() -> list[ModuleType]:
     """The modules of this folder that define `specs`, in alphabetical order."""
@@ -85,13 +86,13 @@ def modules() -> list[ModuleType]:
 
 
 def inspect(spec: Spec) -> Resources:
-    """Compile one kernel for Hopper and count registers and spills in its machine code.
+    """Compile one kernel for Hopper and read its registers and stack from the machine code.
 
     Raises:
         RuntimeError: the interpreter is on, so that there is nothing to compile.
     """
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET is set: unset it")
+        raise RuntimeError(INTERPRETED)
     signature, constants = tuple(spec.signature.items()), tuple(spec.constants.items())
     return _compiled(spec.kernel, signature, constants, spec.warps, spec.stages)._replace(label=spec.label)
 
@@ -109,29 +110,30 @@ def _compiled(kernel: Any, signature: Any, constants: Any, warps: int, stages: i
         target=GPUTarget("cuda", CAPABILITY, 32),
         options={"num_warps": warps, "num_stages": stages},
     )
-    usage, code = _disassembled(built.asm["cubin"])
-    opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", code, flags=re.MULTILINE)
+    usage = _usage(built.asm["cubin"])
+    registers, stack, local = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "STACK", "LOCAL"))
     return Resources(
         label="",
         kernel=kernel.__name__,
-        registers=int(re.findall(r"REG:(\d+)", usage)[0]),
-        spills=sum(opcode.split(".")[0] in ("LDL", "STL") for opcode in opcodes),
+        registers=registers,
+        spilled_bytes=stack + local,
         shared_bytes=built.metadata.shared,
-        instructions=len(opcodes),
-        matrix_instructions=sum("MMA" in opcode for opcode in opcodes),
+        matrix_instructions=len(
+            re.findall(r"^\s*(?:@%p\d+ )?(?:wgmma\.mma_async|mma)\.", built.asm["ptx"], re.MULTILINE)
+        ),
     )
 
 
-def _disassembled(cubin: bytes) -> tuple[str, str]:
-    """Resource usage and machine code of a compiled kernel, from the disassembler that Triton carries."""
+def _usage(cubin: bytes) -> str:
+    """Resource usage of a compiled kernel, by the tool that Triton carries."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        commands = [[knobs.nvidia.cuobjdump.path, option, str(path)] for option in ("-res-usage", "-sass")]
-        done = [subprocess.run(command, check=True, capture_output=True, text=True) for command in commands]
-    return done[0].stdout + done[0].stderr, done[1].stdout
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout + done.stderr
 
 
 def report(shapes: tuple[Shape, ...] = SHAPES) -> list[dict[str, Any]]:
@@ -148,7 +150,7 @@ def report(shapes: tuple[Shape, ...] = SHAPES) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The report as a markdown table."""
-    names = ("registers", "spills", "shared_bytes", "instructions", "matrix_instructions")
+    names = ("registers", "spilled_bytes", "shared_bytes", "matrix_instructions")
     lines = [f"| kernel | d, n, k, batch | {' | '.join(name.replace('_', ' ') for name in names)} |"]
     lines.append("| --- | --- |" + " ---: |" * len(names))
     for row in rows:
@@ -159,5 +161,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    rows = report()
+    try:
+        rows = report()
+    except RuntimeError as error:
+        if str(error) != INTERPRETED:
+            raise
+        sys.exit(f"compile: {error}")
     sys.stdout.write((json.dumps(rows) if "--json" in sys.argv[1:] else table(rows)) + "\n")

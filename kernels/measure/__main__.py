@@ -22,6 +22,9 @@ SECONDS = 450
 def main() -> int:
     """Measure everything; returns the exit status."""
     options = _options()
+    if not options.out.absolute().parent.is_dir():
+        sys.stderr.write(f"--out {options.out}: there is no folder {options.out.parent}: create it first\n")
+        return 2
     bare: Any = importlib.import_module(f"{__package__}.bare" if __package__ else "bare")
     bare.prepare(options.wheels)
     session: Any = importlib.import_module("monosem.kernels.measure.session").Session(

@@ -107,7 +107,9 @@ class Session:
     def say(self, line: str) -> None:
         """Keep a line of text, and write everything to disk."""
         self.lines.append(line)
-        self.out.write_text(self.markdown())
+        beside = self.out.with_name(self.out.name + ".part")
+        beside.write_text(self.markdown())
+        beside.replace(self.out)
 
     def add(
         self,
