@@ -4,7 +4,7 @@ Memory is one chunk of pre-activations, whatever the batch. Three precisions pro
 
     fp32   plain products
     bf16   bf16 products of fp32 weights, summed in fp32 (hardware with fast bf16)
-    int8   int8 products screen, fp32 dot products decide: exact fp32 codes (`cpu.encode`)
+    int8   int8 products screen, fp32 dot products decide: exact fp32 codes (`cpu.screen`, `cpu.encode`)
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _encode(x, W_enc, b_enc, k, precision, s_enc, s_scale, s_norm, mask):
     x = x.float().contiguous()
     shadow = None if s_enc is None else Shadow(s_enc, s_scale, s_norm)
     if precision == "int8" and mask is None:
-        from .cpu.encode import encode_topk as screened
+        from .cpu.screen import encode_topk as screened
 
         return tuple(screened(x, W_enc, b_enc, k, shadow or quantise(W_enc)))
     weight = W_enc

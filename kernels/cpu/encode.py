@@ -5,6 +5,9 @@ is close to normal with deviation at most (sx*|w| + sw*|x|) / sqrt(12). Candidat
 plus twelve deviations reaches a bound that k estimates reach. The k best are recomputed in fp32, then those whose
 estimate plus six deviations reaches the smallest of these. The values returned are always exact; a wrong set needs
 a six-sigma rounding error.
+
+`encode_topk` here stores the products of a chunk of rows, made by oneDNN, and runs on any CPU; `cpu.screen` makes them
+in registers where the CPU has AVX512-VNNI. Both decide by the same candidates, so their results have the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +21,18 @@ from torch import Tensor
 
 from ..encode import Shadow, chunk_buffer, chunk_rows
 from ..topk import Codes
-from .keys import GROUP, flip, flip_all, fold_keys, gather_reaching, keep_best, kth_key, largest_magnitude, n_groups
+from .keys import (
+    GROUP,
+    flip,
+    flip_all,
+    fold_keys,
+    gather_reaching,
+    keep_best,
+    kth_key,
+    largest_magnitude,
+    n_groups,
+    places,
+)
 from .products import dot, dot4
 from .threads import run_rows
 
@@ -77,21 +91,53 @@ def flag_groups(maxima, group_norm, group_scale, scale_x, norm_x, bound, flags):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def rescore(x, weight, bias, columns, which, count, values):
-    """values[i] = x . weight[columns[i]] + bias for the first `count` i of `which`, four at a time."""
-    p = 0
-    while p + 4 <= count:
-        i = which[p : p + 4]
-        a, b, c, d = columns[i[0]], columns[i[1]], columns[i[2]], columns[i[3]]
+    """values[i] = x . weight[columns[i]] + bias for the first `count` i of `which`, four at a time.
+
+    The last ones are repeated to make four, so that a value does not depend on its place in the list.
+    """
+    last = count - 1
+    for p in range(0, count, 4):
+        i, j, l, m = which[p], which[min(p + 1, last)], which[min(p + 2, last)], which[min(p + 3, last)]
+        a, b, c, d = columns[i], columns[j], columns[l], columns[m]
         s, t, u, v = dot4(x, weight[a], weight[b], weight[c], weight[d])
-        values[i[0]], values[i[1]], values[i[2]], values[i[3]] = s + bias[a], t + bias[b], u + bias[c], v + bias[d]
-        p += 4
-    for q in range(p, count):
-        values[which[q]] = dot(x, weight[columns[which[q]]]) + bias[columns[which[q]]]
+        values[i], values[j], values[l], values[m] = s + bias[a], t + bias[b], u + bias[c], v + bias[d]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def decide(x, s, z, weight, bias, scale_w, norm_w, k, estimates, columns, found, out_values, out_columns, scratch):
+    """Exact top-k of a row from its `found` candidates, ascending by column, whose estimates are `estimates`.
+
+    s, z: the row's scale and norm. An estimate that is NaN is recomputed too.
+    scratch: (values fp32, keys int32, which int32, flags bool), each at least `found` long.
+    """
+    margin = np.float32(MARGIN)
+    values, keys, which, flags = scratch
+    bound = np.empty(1, np.float32)
+    flip_all(estimates[:found].view(np.int32), keys)
+    bound.view(np.int32)[0] = flip(kth_key(keys[:found], k, k >> 4))
+    for i in range(found):
+        values[i] = -np.inf
+        flags[i] = not (estimates[i] < bound[0])
+    count = places(flags[:found], which)
+    rescore(x, weight, bias, columns, which, count, values)
+    reach = np.float32(np.inf)
+    for i in range(count):
+        reach = min(reach, values[which[i]])
+    for i in range(found):
+        c = columns[i]
+        upper = estimates[i] + margin * (s * norm_w[c] + z * scale_w[c])
+        flags[i] = (estimates[i] < bound[0]) & (upper >= reach)
+    count = places(flags[:found], which)
+    rescore(x, weight, bias, columns, which, count, values)
+    flip_all(values[:found].view(np.int32), keys)
+    keep_best(keys, columns, found, k)
+    flip_all(keys[:k], out_values.view(np.int32))
+    out_columns[:] = columns[:k]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def screen_rows(
-    start, stop, products, x, scale_x, norm_x, weight, bias, scale_w, norm_w, k, out_values, out_columns, rescored
+    start, stop, products, x, scale_x, norm_x, weight, bias, scale_w, norm_w, k, out_values, out_columns
 ):  # fmt: skip
     """Exact top-k of x @ weight.T + bias for rows start..stop of x, from the int8 products of all its rows."""
     n = weight.shape[0]
@@ -103,13 +149,13 @@ def screen_rows(
         group_scale[g], group_norm[g] = 2 * margin * scale_w[own].max(), 2 * margin * norm_w[own].max()
     keys, bits, flags = np.empty(groups, np.int32), np.empty(groups, np.int32), np.empty(groups, np.bool_)
     maxima, bound = bits.view(np.float32), np.empty(1, np.float32)
-    row, estimates, values = np.empty(n, np.float32), np.empty(n + 1, np.float32), np.empty(n, np.float32)
-    columns, which, scratch = np.empty(n + 1, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
+    row, estimates, columns = np.empty(n, np.float32), np.empty(n + 1, np.float32), np.empty(n + 1, np.int32)
+    scratch = np.empty(n, np.float32), np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.bool_)
     for r in range(start, stop):
         s, z = scale_x[r], norm_x[r]
         estimate_row(products, r, x.shape[0], scale_w, bias, s, row)
-        flip_all(row.view(np.int32), scratch)
-        fold_keys(scratch, keys)
+        flip_all(row.view(np.int32), scratch[1])
+        fold_keys(scratch[1], keys)
         bound.view(np.int32)[0] = flip(kth_key(keys, k, k >> 4))
         if k > groups:
             bound[0] = -np.inf
@@ -121,29 +167,10 @@ def screen_rows(
                 part = row[g * GROUP : min((g + 1) * GROUP, n)]
                 limit = bound[0] - (s * group_norm[g] + z * group_scale[g])
                 found = gather_reaching(part, limit, g * GROUP, found, estimates, columns)
-        flip_all(estimates[:found].view(np.int32), scratch)
-        bound.view(np.int32)[0] = flip(kth_key(scratch[:found], k, k >> 4))
-        count = 0
-        for i in range(found):
-            values[i] = -np.inf
-            which[count] = i
-            count += estimates[i] >= bound[0]
-        rescore(x[r], weight, bias, columns, which, count, values)
-        reach = np.float32(np.inf)
-        for i in range(count):
-            reach = min(reach, values[which[i]])
-        rescored[r] = count
-        count = 0
-        for i in range(found):
-            c = columns[i]
-            which[count] = i
-            count += estimates[i] < bound[0] and estimates[i] + margin * (s * norm_w[c] + z * scale_w[c]) >= reach
-        rescore(x[r], weight, bias, columns, which, count, values)
-        rescored[r] += count
-        flip_all(values[:found].view(np.int32), scratch)
-        keep_best(scratch, columns, found, k)
-        flip_all(scratch[:k], out_values[r].view(np.int32))
-        out_columns[r] = columns[:k]
+        decide(
+            x[r], s, z, weight, bias, scale_w, norm_w, k, estimates, columns, found, out_values[r], out_columns[r],
+            scratch,
+        )  # fmt: skip
 
 
 def quantise(rows: Tensor) -> Shadow:
@@ -157,7 +184,6 @@ def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow)
     """`kernels.encode.encode_topk` with the int8 screen."""
     batch, n = len(x), len(W_enc)
     out = Codes(torch.zeros(batch, k), torch.zeros(batch, k, dtype=torch.int32))
-    rescored = torch.zeros(batch, dtype=torch.int32)
     chunk = max(1, min(chunk_rows(n), batch))
     products = chunk_buffer(chunk, n, torch.int32, x.device).view(-1)
     for start in range(0, batch, chunk):
@@ -168,14 +194,14 @@ def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow)
             weight = shadow.W_enc[first : first + BLOCK]
             block = products[len(part) * first : len(part) * (first + len(weight))].view(len(part), -1)
             torch._int_mm(quantised.W_enc, weight.T, out=block)
-        rounded = _margins(quantised), _margins(shadow)
+        rounded = margins(quantised), margins(shadow)
         inputs = (products, part, *rounded[0], W_enc, b_enc, *rounded[1])
-        outputs = (out.values[rows], out.columns[rows], rescored[rows])
+        outputs = (out.values[rows], out.columns[rows])
         run_rows(screen_rows, len(part), *(t.numpy() for t in inputs), k, *(t.numpy() for t in outputs))
     return out
 
 
-def _margins(copy: Shadow) -> tuple[Tensor, Tensor]:
+def margins(copy: Shadow) -> tuple[Tensor, Tensor]:
     """Scale and norm of the rows of an int8 copy."""
     if copy.scale is None or copy.norm is None:
         raise ValueError("the int8 screen needs an int8 copy of the encoder, and this one is bf16")

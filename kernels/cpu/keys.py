@@ -107,6 +107,16 @@ def gather_reaching(part, bound, base, found, values, columns):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def places(flags, out):
+    """out = where the flags are set. Returns how many are. Without branches; out has room for every flag."""
+    slot = np.uintp(0)
+    for i in range(flags.shape[0]):
+        out[slot] = i
+        slot += np.uintp(flags[i])
+    return np.int64(slot)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def keep_best(keys, columns, found, k):
     """Move the k best of `found` candidates to the front, in the order they came. Returns the count.
 
@@ -118,12 +128,11 @@ def keep_best(keys, columns, found, k):
     ties = k
     for i in range(found):
         ties -= keys[i] > bound
-    kept = 0
+    slot = np.uintp(0)
     for i in range(found):
-        tie = keys[i] == bound and ties > 0
-        if keys[i] > bound or tie:
-            ties -= tie
-            keys[kept] = keys[i]
-            columns[kept] = columns[i]
-            kept += 1
-    return kept
+        key = keys[i]
+        tie = (key == bound) & (ties > 0)
+        ties -= tie
+        keys[slot], columns[slot] = key, columns[i]
+        slot += np.uintp((key > bound) | tie)
+    return np.int64(slot)
