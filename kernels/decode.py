@@ -13,7 +13,8 @@ from .dispatch import backend, dense_is_faster
 
 
 class Residual(NamedTuple):
-    """Of one batch: x_hat - x [batch, d], its squared norms [batch], and W_dec[index] . residual per code [nnz]."""
+    """Of one batch: x_hat - x [batch, d] (x is what is to be reconstructed, whatever was encoded), its squared norms
+    [batch], and W_dec[index] . residual per code [nnz]."""
 
     residual: Float32[Tensor, "batch d"]
     squares: Float32[Tensor, " batch"]

@@ -20,7 +20,7 @@ from .encode import Shadow, make_shadow
 
 
 class Weights(NamedTuple):
-    """W_enc [n, d], W_dec [n, d] with unit rows, b_enc [n]; the same tuple holds Adam's moments."""
+    """W_enc [n, d], W_dec [n, d_out] with unit rows, b_enc [n]; the same tuple holds Adam's moments."""
 
     W_enc: Tensor
     W_dec: Tensor
@@ -28,7 +28,7 @@ class Weights(NamedTuple):
 
 
 class RowGradients(NamedTuple):
-    """Gradient rows of some latents: their distinct ids [r] int64, then [r, d], [r, d] and [r, 1]."""
+    """Gradient rows of some latents: their distinct ids [r] int64, then [r, d], [r, d_out] and [r, 1]."""
 
     latents: Tensor
     W_enc: Tensor
@@ -123,6 +123,7 @@ def latent_step(
 
     Args:
         codes: (indptr [batch + 1], indices [nnz] int32, values [nnz]).
+        out: its residual [batch, d_out] is as wide as what is reconstructed: d, but for a transcoder.
         x: rows that were encoded (centred) [batch, d].
         scale: a number, or a tensor of one entry on x's device.
         extra: gradient rows to add (those of the dead-latent aid, or of `latent_gradients`).
@@ -200,8 +201,8 @@ def apply_gradients(
     """The update of `latent_step` from gradient rows alone; `fired` counts nothing."""
     nothing = rows.W_enc.new_zeros(0)
     codes = (torch.zeros(2, dtype=torch.int64, device=nothing.device), nothing.int(), nothing)
-    x = rows.W_enc.new_zeros(1, rows.W_enc.shape[1])
-    return latent_step(codes, Residual(x, x[:, 0], nothing), x, 1.0, weights, moments, adam, shadow, rows)
+    x, residual = (part.new_zeros(1, part.shape[1]) for part in (rows.W_enc, rows.W_dec))
+    return latent_step(codes, Residual(residual, x[:, 0], nothing), x, 1.0, weights, moments, adam, shadow, rows)
 
 
 def gradients_reference(
@@ -219,7 +220,7 @@ def _dense_gradients(
     indptr, indices, values = codes
     rows, columns = row_of_entry(indptr, len(indices)), indices.long()
     active = (values != 0).float()
-    zeros = torch.zeros(2, n, x.shape[1], device=x.device)
+    zeros = [torch.zeros(n, summed.shape[1], device=x.device) for summed in (x, out.residual)]
     grads = Weights(zeros[0], zeros[1], torch.zeros(n, device=x.device))
     grads.W_enc.index_add_(0, columns, scale * (out.grads * active)[:, None] * x[rows])
     grads.W_dec.index_add_(0, columns, scale * (values * active)[:, None] * out.residual[rows])

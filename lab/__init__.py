@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .store import ActivationStore
     from .streams import ActivationStream, Batch, StreamConfig
     from .text import Corpus, TextConfig
+    from .token_stream import TokenStream
 
 _HOMES = {
     "ActivationStore": "store",
@@ -35,6 +36,7 @@ _HOMES = {
     "Site": "sites",
     "StreamConfig": "streams",
     "TextConfig": "text",
+    "TokenStream": "token_stream",
     "load_model": "loading",
     "train": "loop",
 }
@@ -52,6 +54,7 @@ __all__ = [
     "Site",
     "StreamConfig",
     "TextConfig",
+    "TokenStream",
     "load_model",
     "train",
 ]

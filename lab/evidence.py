@@ -29,6 +29,8 @@ class Evidence:
     """What was kept out of training."""
     better: str = "lower"
     """What is better: lower, higher, or nearest one."""
+    note: str = ""
+    """What a reader must know before believing the number: a known failure, or how few cases it rests on."""
 
     def beats_nulls(self) -> bool:
         """Whether the score is better than every null."""

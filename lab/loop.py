@@ -22,6 +22,7 @@ from .runs import Run, require_same
 from .sinks import Sink, open_sink
 from .storage import State
 from .streams import ActivationStream
+from .token_stream import TokenStream
 
 STREAM = "stream"  # the name of the stream's own lines in the metrics
 SHOWN = 4  # metrics beside the bar
@@ -29,7 +30,7 @@ CONSUMER = ("name", "sites", "done", "step", "metrics", "state_dict", "load_stat
 
 
 def train(
-    stream: ActivationStream,
+    stream: ActivationStream | TokenStream,
     consumers: Sequence[Consumer] | Consumer,
     run: Run,
     *,
@@ -95,7 +96,7 @@ def train(
 class _Loop:
     """What a step, a log point and a checkpoint do, and the counters they share."""
 
-    stream: ActivationStream
+    stream: ActivationStream | TokenStream
     consumers: list[Consumer]
     run: Run
     steps: int = 0
@@ -199,7 +200,7 @@ class _Every:
 class _Interrupt:
     """The first Ctrl-C is a request, honoured between two steps or two reads; the second is immediate."""
 
-    def __init__(self, stream: ActivationStream):
+    def __init__(self, stream: ActivationStream | TokenStream):
         self.requested = False
         self._stream = stream
         self._before: Any = None
@@ -228,7 +229,7 @@ def _bar(loop: _Loop, steps: int | None, progress: bool) -> tqdm:
     return tqdm(total=total, initial=loop.rows, unit="tok", unit_scale=True, disable=not progress)
 
 
-def _check(stream: ActivationStream, consumers: Sequence[Consumer], **counts: int | None) -> None:
+def _check(stream: ActivationStream | TokenStream, consumers: Sequence[Consumer], **counts: int | None) -> None:
     for option, value in counts.items():
         if value is not None and value < 1:
             raise InputError(f"{option}={value} must be 1 or more")

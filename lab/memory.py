@@ -1,14 +1,24 @@
-"""Keeping freed memory in the process, so that every forward pass does not fault its activations in again."""
+"""Memory of the process: freed memory kept, so that no forward pass faults its activations in again; what is left."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
+
+import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 LARGEST_KEPT = 32 << 20  # glibc's upper limit for M_MMAP_THRESHOLD
 GROWTH = 64 << 20  # the heap grows by at least this
 KEPT = 1 << 30
+
+_GROUP = Path("/sys/fs/cgroup")
+GROUPS = (
+    (_GROUP / "memory.max", _GROUP / "memory.stat", "anon"),
+    (_GROUP / "memory/memory.limit_in_bytes", _GROUP / "memory/memory.stat", "total_rss"),
+)
+"""Of control groups, versions 2 and 1: the limit, where use is told, and what in there cannot be given back."""
 
 
 def keep_freed_memory() -> bool:
@@ -22,3 +32,21 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     options = {M_MMAP_THRESHOLD: LARGEST_KEPT, M_TOP_PAD: GROWTH, M_TRIM_THRESHOLD: KEPT}
     return bool(mallopt and all(mallopt(option, value) for option, value in options.items()))
+
+
+def available_memory(device: torch.device | str = "cpu") -> int | None:
+    """Bytes that may still be allocated on a device without swapping; None where the system does not tell.
+
+    On a CPU the lesser of what the machine has and what the process's control group (a container) leaves.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    told = Path("/proc/meminfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    for limit, told, anonymous in GROUPS:
+        if limit.exists() and limit.read_text().strip().isdecimal():
+            used = dict(line.split() for line in told.read_text().splitlines())[anonymous]
+            found.append(int(limit.read_text()) - int(used))
+    return min(found, default=None)

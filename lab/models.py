@@ -121,6 +121,8 @@ class HookedModel:
             InputError: an unknown name, layer or module (says the nearest), or a kind the family has not.
         """
         site = Site.parse(text)
+        if site.model:
+            raise InputError(f"{site} is a site of a pair of models and {self.name} is one: use {str(site)[2:]}")
         if site.kind == PATH:
             self.wiring.tap(site)
         elif self.family is None:

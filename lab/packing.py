@@ -61,7 +61,7 @@ class TokenBatch(NamedTuple):
     attention: Bool[Tensor, "R T"]
     """False at padding, which is on the right."""
     usable: Bool[Tensor, "R T"]
-    """True where an activation may be taken: a document's own token, not special, not first in its row."""
+    """True where an activation may be taken: a document's own token, by default not special, not first in its row."""
     doc: Int64[Tensor, "R T"]
     """The document's id in the source; -1 at inserted tokens and padding."""
     offset: Int64[Tensor, "R T"]
@@ -159,7 +159,12 @@ def by_length(rows: Sequence[Row], size: int, seed: int, start: Position) -> lis
 
 
 def collate(
-    rows: Sequence[Row], padding: int, special: Int64[np.ndarray, " n"], width: int | None = None
+    rows: Sequence[Row],
+    padding: int,
+    special: Int64[np.ndarray, " n"] | Sequence[int],
+    width: int | None = None,
+    *,
+    keep_first: bool = False,
 ) -> tuple[TokenBatch, dict[str, int]]:
     """Pad rows to a batch and count every cell that is not usable, by the first reason that holds.
 
@@ -168,6 +173,7 @@ def collate(
         padding: id for cells without a token.
         special: ids that are never usable.
         width: T; None takes the longest row.
+        keep_first: a document's token in the first place of a row is usable.
 
     Returns:
         The batch, and tokens lost to `padding`, `special` (special and inserted tokens), `first` (a
@@ -184,11 +190,11 @@ def collate(
     tokens, doc, offset = cells
     content = attention & (offset != NOWHERE) & ~np.isin(tokens, special)
     usable = content.copy()
-    usable[:, 0] = False
+    usable[:, 0] &= keep_first
     dropped = {
         "padding": int((~attention).sum()),
         "special": int((attention & ~content).sum()),
-        "first": int(content[:, 0].sum()),
+        "first": int((content & ~usable).sum()),
         "truncated": sum(row.cut for row in rows),
     }
     return TokenBatch(*map(torch.from_numpy, (tokens, attention, usable, doc, offset))), dropped

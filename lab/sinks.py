@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from .errors import InputError, unknown
 from .runs import Run
 
 PROJECT = "monosem"
+LOGIN = "run 'wandb login', set WANDB_API_KEY, or set WANDB_MODE=offline to keep the metrics in the run's folder"
 
 
 @runtime_checkable
@@ -51,7 +53,11 @@ class TensorBoard:
 
 
 def _wandb(run: Run) -> Sink:
-    return Tracker(_imported("wandb", "wandb"), run, id=run.id, dir=str(run.folder))
+    module = _imported("wandb", "wandb")
+    try:
+        return Tracker(module, run, id=run.id, dir=str(run.folder))
+    except module.errors.Error as error:
+        raise InputError(f"the wandb sink could not be opened ({str(error).rstrip('.')}): {LOGIN}") from error
 
 
 def _trackio(run: Run) -> Sink:
@@ -65,11 +71,24 @@ def _tensorboard(run: Run) -> Sink:
 SINKS: dict[str, Callable[[Run], Sink]] = {"wandb": _wandb, "tensorboard": _tensorboard, "trackio": _trackio}
 
 
+def check_sink(name: str) -> None:
+    """Refuse a sink that cannot be opened, before anything is started.
+
+    Raises:
+        InputError: the name is none of `SINKS`, or wandb is asked for and nobody is logged in.
+    """
+    if name not in SINKS:
+        raise unknown("metrics sink", name, SINKS)
+    online = os.environ.get("WANDB_MODE", "online") in ("online", "shared")
+    if name == "wandb" and online and not _imported("wandb", "wandb").login(prompt=False):
+        raise InputError(f"the wandb sink needs a login: {LOGIN}")
+
+
 def open_sink(name: str, run: Run) -> Sink:
     """A sink by name: `wandb`, `tensorboard` or `trackio`.
 
     Raises:
-        InputError: the name is none of these, or its package is not installed.
+        InputError: the name is none of these, its package is not installed, or wandb has no login.
     """
     if name not in SINKS:
         raise unknown("metrics sink", name, SINKS)

@@ -1,7 +1,8 @@
 """Places in a model, and their TransformerLens names.
 
 A site is a kind and a layer, written `resid_post.12`, or the output of any module, written
-`path:model.layers.3.mlp.gate_proj`. Two pairs of kinds are easy to confuse, so both have names of their own:
+`path:model.layers.3.mlp.gate_proj`. Of a pair of models (see `pairs`) it is written `a:resid_post.12`. Two pairs of
+kinds are easy to confuse, so both have names of their own:
 
     attn_out, mlp_out    what the attention or MLP module returns
     attn_add, mlp_add    what is really added to the residual stream
@@ -13,7 +14,7 @@ TransformerLens calls the first `blocks.3.mlp.hook_out` and the second `blocks.3
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import total_ordering
 
 from .errors import InputError, unknown
@@ -48,6 +49,7 @@ LENS_NAMES = {
 }
 _KIND_OF_HOOK = {hook: kind for kind, hooks in LENS_NAMES.items() for hook in hooks}
 _LENS = re.compile(r"blocks\.(\d+)\.(.+)")
+_OF_PAIR = re.compile(r"([ab]):(.+)")
 _OURS = re.compile(r"(\w+)\.(\d+)")
 
 
@@ -62,6 +64,8 @@ class Site:
     """Block number from 0; -1 for `path`."""
     path: str = ""
     """Dotted module name for `path`, else empty."""
+    model: str = ""
+    """Which model of a pair, `a` or `b`; empty where there is only one."""
 
     def __post_init__(self) -> None:
         if self.kind == PATH:
@@ -73,14 +77,17 @@ class Site:
             raise InputError(f"site {self.kind!r} needs a layer from 0 and no path, as in {self.kind}.0")
 
     def __str__(self) -> str:
-        return f"{PATH}:{self.path}" if self.kind == PATH else f"{self.kind}.{self.layer}"
+        place = f"{PATH}:{self.path}" if self.kind == PATH else f"{self.kind}.{self.layer}"
+        return f"{self.model}:{place}" if self.model else place
 
     def __lt__(self, other: Site) -> bool:
         return self._rank() < other._rank()
 
-    def _rank(self) -> tuple[int, int, str]:
+    def _rank(self) -> tuple[str, int, int, str]:
         # Paths go last: where in the forward pass they run is only known to the module.
-        return (1 << 30, 0, self.path) if self.kind == PATH else (self.layer, KINDS.index(self.kind), "")
+        if self.kind == PATH:
+            return (self.model, 1 << 30, 0, self.path)
+        return (self.model, self.layer, KINDS.index(self.kind), "")
 
     @classmethod
     def parse(cls, text: str | Site) -> Site:
@@ -94,6 +101,8 @@ class Site:
         if not isinstance(text, str):
             raise InputError(f"a site is text such as 'resid_post.12', not {text!r}")
         text = text.strip()
+        if named := _OF_PAIR.fullmatch(text):
+            return replace(cls.parse(named[2]), model=named[1])
         if text.startswith(f"{PATH}:"):
             return cls(PATH, path=text.removeprefix(f"{PATH}:"))
         if lens := _LENS.fullmatch(text):

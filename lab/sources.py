@@ -6,6 +6,7 @@
 | `text:PATH` | a file, or each .txt and .md below a folder |
 | `jsonl:PATH[#field]` | a row per line: `field` (default `text`), or a conversation under `messages` |
 | `hf:NAME[:config][:split][#field]` | rows of a Hugging Face data set, streamed; the same fields |
+| `chat:` or `chat:MODEL[:TOKENS[:TEMPERATURE]]` | questions about `docs:`, answered by it or by a model |
 | a Python iterable | texts, lists of messages, or mappings with `text` or `messages` |
 
 A new source is one file with a class like those here, and one line in `SCHEMES`.
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .conversations import open_chats
 from .docs_source import DocsSource
 from .documents import Document, Source, content_key, content_of
 from .errors import InputError, unknown
@@ -71,6 +73,7 @@ def _hub(rest: str) -> Source:
 
 SCHEMES: dict[str, Callable[[str], Source]] = {
     "docs": DocsSource,
+    "chat": open_chats,
     "text": TextFiles,
     "jsonl": _json_lines,
     "hf": _hub,

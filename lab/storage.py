@@ -105,9 +105,16 @@ def read_json(path: Path | str, what: str = "file") -> Any:
 
 
 def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all."""
+    """Write tensors as safetensors, whole or not at all. Those that share memory are each written."""
+    apart: dict[str, torch.Tensor] = {}
+    held: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if place in held else plain
+        held.add(place)
     with atomic_path(path) as beside:
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, beside, metadata=metadata)
+        save_file(apart, beside, metadata=metadata)
 
 
 def read_tensors(path: Path | str, what: str = "safetensors file") -> dict[str, torch.Tensor]:

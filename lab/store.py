@@ -182,13 +182,13 @@ class StoreSource:
         for number, (shard, start) in enumerate(self._schedule()):
             if number < (state or 0):
                 continue
-            acts, origin = self.store.read(shard, start, start + READ_ROWS, self.sites)
+            read = self.store.read(shard, start, start + READ_ROWS, self.sites)
             yield Chunk(
-                acts={site: rows.to(self.dtype) for site, rows in acts.items()},
-                origin=origin,
+                acts={site: rows.to(self.dtype) for site, rows in read.acts.items()},
+                origin=read.origin,
                 state=number + 1,
                 limits=limits,
-                tokens=len(origin),
+                tokens=len(read.origin),
                 special=0,
                 too_long=dict.fromkeys(self.sites, 0),
             )

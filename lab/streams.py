@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .buffer import Mixing, ShuffleBuffer
 from .errors import InputError, unknown
 from .harvest import Chunk, Harvest, RowSource
+from .packing import TokenBatch
 from .prefetch import Prefetch
 from .sites import Site
 from .storage import State
@@ -30,12 +31,24 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class ForwardPass(NamedTuple):
+    """The whole pass of a model that rows come from, for consumers that run it again with something replaced."""
+
+    batch: TokenBatch
+    rows: Bool[Tensor, "R T"]
+    """Which positions are rows of the batch, in order."""
+    logits: Float[Tensor, "R T vocab"]
+    """What the model says, in its own dtype."""
+
+
 class Batch(NamedTuple):
     """Rows drawn from the whole buffer, aligned across sites: row i is the same token everywhere."""
 
     acts: dict[Site, Float[Tensor, "b d"]]
     origin: Int[Tensor, "b 2"]
     """(document, offset) of every row, on the CPU."""
+    source: ForwardPass | None = None
+    """Where rows come from, on a `TokenStream`."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import numpy as np
 
 from .documents import Document, Source, content_key, is_heldout
 from .errors import InputError, unknown
+from .filters import Deduplicated
 from .packing import (
     Position,
     Row,
@@ -55,6 +56,14 @@ class TextConfig:
     """Rows in a batch."""
     bos: bool | None = None
     """Begin every row with BOS: True, False, or None for whenever the tokenizer has one."""
+    separator: bool = True
+    """With pack=True, end every document with EOS (BOS where there is none)."""
+    keep_special: bool = False
+    """Use the activations of a document's own special tokens too, such as those of a chat template. Inserted tokens
+    (BOS, separators) and padding are never used."""
+    keep_first: bool = False
+    """Use the first position of a row too, where models keep an attention sink. The stream drops sinks by their norm
+    besides: max_norm_multiple=None keeps them."""
     split: Literal["all", "train", "heldout"] = "all"
     """Which documents to use. The side of a document depends on its text only."""
     heldout: float = 0.05
@@ -67,6 +76,9 @@ class TextConfig:
     """Read only the first tokens of a document, this many, so that long documents do not crowd out the others."""
     chat: bool = False
     """Put plain text through the chat template as one user turn; conversations always go through it."""
+    dedup: int | None = None
+    """Leave out a document if any so many words in a row of it stood in an earlier one (FAST: 20). Comes before the
+    chat template, the limit and the split."""
     sort_by_length: bool = True
     """With pack=False, batch rows of similar length together, to waste less on padding."""
     lookahead: int = 16
@@ -74,9 +86,25 @@ class TextConfig:
     seed: int = 0
     """Order of the batches within a length-sorted window."""
 
+    def sequential(self) -> TextConfig:
+        """For instruct models: one conversation a row, cut off at `context`, never packed; template tokens are used.
+
+        How FAST reads (arXiv 2506.07691, section 3). Whether position 0 is used stays as it is.
+        """
+        return replace(self, pack=False, long="truncate", keep_special=True)
+
+    def blocks(self) -> TextConfig:
+        """Its counterpart: documents end to end with nothing inserted; their own special tokens are used.
+
+        Over conversations this is BT(F) of arXiv 2506.07691, over pre-training text BT(P). The first position of a
+        block holds a document's own token, so `keep_first` means the same as in `sequential`.
+        """
+        return replace(self, pack=True, bos=False, separator=False, keep_special=True)
+
     def __post_init__(self) -> None:
-        optional = ("limit", "document_tokens")
-        for name, least in (("context", 2), ("batch_rows", 1), ("lookahead", 1), ("limit", 1), ("document_tokens", 1)):
+        optional = ("limit", "document_tokens", "dedup")
+        for name in ("context", "batch_rows", "lookahead", *optional):
+            least = 2 if name == "context" else 1
             value = getattr(self, name)
             possible = isinstance(value, int) and not isinstance(value, bool) and value >= least
             if not possible and not (value is None and name in optional):
@@ -93,8 +121,8 @@ class Corpus:
     """Batches of tokens from a text source, restartable after every batch.
 
     Args:
-        source: `docs:`, `text:PATH`, `jsonl:PATH[#field]`, `hf:NAME[:config][:split][#field]`, or an iterable
-            of texts or conversations (see `monosem.lab.sources`).
+        source: `docs:`, `chat:[MODEL]`, `text:PATH`, `jsonl:PATH[#field]`, `hf:NAME[:config][:split][#field]`, or
+            an iterable of texts or conversations (see `monosem.lab.sources`).
         tokenizer: a Hugging Face tokenizer, or an object like one.
         config: how to cut rows; its defaults if None.
         **fields: fields of `TextConfig` to set, over `config`.
@@ -115,7 +143,8 @@ class Corpus:
         **fields: Any,
     ) -> None:
         self.config = replace(config or TextConfig(), **fields)
-        self.source = open_source(source)
+        found = open_source(source)
+        self.source = found if self.config.dedup is None else Deduplicated(found, self.config.dedup)
         self.tokenizer = TextTokenizer(tokenizer)
         if self.config.bos and self.tokenizer.bos is None:
             raise InputError(f"bos=True, but {self.tokenizer.label} has no BOS token: use bos=None or bos=False")
@@ -160,8 +189,9 @@ class Corpus:
                 batch, lost = collate(
                     block[number],
                     self.tokenizer.padding,
-                    self.tokenizer.special_ids,
+                    () if config.keep_special else self.tokenizer.special_ids,
                     config.context if config.pack else None,
+                    keep_first=config.keep_first,
                 )
                 dropped = {reason: dropped.get(reason, 0) + count for reason, count in lost.items()}
                 self.dropped = dropped
@@ -175,7 +205,8 @@ class Corpus:
     def _rows(self, start: Position, epochs: int | None) -> Iterator[Row]:
         documents, config = self._tokenized(start, epochs), self.config
         if config.pack:
-            return packed_rows(documents, config.context, self._bos, self.tokenizer.separator, start.offset)
+            separator = self.tokenizer.separator if config.separator else None
+            return packed_rows(documents, config.context, self._bos, separator, start.offset)
         return document_rows(documents, config.context, self._bos, config.long == "truncate", start.offset)
 
     def _tokenized(self, start: Position, epochs: int | None) -> Iterator[TokenizedDocument]:
@@ -268,6 +299,11 @@ class Corpus:
             "tokenizer": self.tokenizer.fingerprint(),
         }
 
+    @property
+    def repeats(self) -> int:
+        """Documents left out so far because they repeat an earlier one (`dedup`)."""
+        return len(self.source.repeats) if isinstance(self.source, Deduplicated) else 0
+
     def tokens(self, doc: int) -> np.ndarray:
         """All token ids of a document `[length]`, whole and without inserted tokens; the last few are kept.
 
@@ -318,6 +354,8 @@ class Corpus:
 
     def _repr_html_(self) -> str:
         facts = {"source": self.source.name, "tokenizer": self.tokenizer.label, **asdict(self.config)}
+        if self.repeats:
+            facts["repeats left out so far"] = self.repeats
         if self.dropped:
             facts["dropped so far"] = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
         rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())

@@ -79,18 +79,19 @@ class TextTokenizer:
             rows = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
         return [np.asarray(row, dtype=np.int64) for row in rows]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens included."""
-        return self._tokenizer.decode(list(map(int, ids)))
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of `ids`; special tokens are part of it unless they are to be skipped."""
+        special = set(self.special_ids.tolist()) if skip_special else ()
+        return self._tokenizer.decode([i for i in map(int, ids) if i not in special])
 
-    def render(self, messages: Conversation, where: str) -> str:
-        """A conversation through the chat template, as text."""
+    def render(self, messages: Conversation, where: str, *, asks: bool = False) -> str:
+        """A conversation through the chat template, as text; `asks` opens the assistant's next turn."""
         if not getattr(self._tokenizer, "chat_template", None):
             raise InputError(
                 f"{where} is a conversation, but {self.label} has no chat template: give an instruct model's "
                 "tokenizer or set tokenizer.chat_template"
             )
-        return self._tokenizer.apply_chat_template(messages, tokenize=False)
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
 
     @property
     def label(self) -> str:

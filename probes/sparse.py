@@ -9,7 +9,7 @@ training labels, on k principal components and on k coordinates, and a probe on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,7 @@ def sparse_probe(
     *,
     groups: Sequence[Any] | None = None,
     config: SparseProbeConfig | None = None,
+    others: Mapping[str, Float[Tensor, "rows m"]] | None = None,
 ) -> SparseProbe:
     """Probe one binary label.
 
@@ -94,6 +95,7 @@ def sparse_probe(
         x: what the codes were made from, for the baselines.
         labels: two values of any kind; the one that sorts last is the positive class.
         groups: rows of one group stay on one side of the split; None groups equal rows of `x`.
+        others: codes of other dictionaries for the same rows, by name; probed alike, as further nulls.
 
     Raises:
         InputError: lengths differ, there is one class or more than two, a number is not finite, k is above
@@ -109,6 +111,7 @@ def sparse_probe(
     centred = dense - dense[train].mean(0)
     components = np.linalg.svd(centred[train], full_matrices=False)[2]
     bases = {"pca": centred @ components.T, "neurons": dense}
+    bases |= {name: codes.detach().float().cpu().numpy() for name, codes in (others or {}).items()}
     scores, chosen = {}, {}
     for k in config.k:
         chosen[k] = by_mean_difference(z[train], y[train], k)

@@ -1,4 +1,9 @@
-"""Sparse probing of labelled texts: what a model's dictionary says about whole texts, over many data sets."""
+"""Sparse probing of labelled texts: what a model's dictionary says about whole texts, over many data sets.
+
+probe_accuracy_kK, probe_auc_kK, probe_f1_kK   of a logistic regression on the K latents whose means differ most
+                                               between the classes, on held-out texts, mean over data sets
+probe_accuracy_full, probe_auc_full, probe_f1_full   the same of a regression on the activations themselves
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from ..lab.evidence import Evidence, bootstrap
 from ..lab.models import HookedModel
 from ..lab.tokenization import TextTokenizer
 from ..saes.dictionary import Dictionary
-from ..saes.evaluation import matching_site
+from ..saes.matching import matching_site
 from .datasets import LabelledTexts
 from .sparse import SparseProbe, SparseProbeConfig, sparse_probe
 

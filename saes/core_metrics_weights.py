@@ -2,7 +2,7 @@
 
     decoder_max_cosine       mean over latents of the largest cosine with another latent's decoder row
     encoder_max_cosine       the same of encoder rows
-    encoder_decoder_cosine   mean cosine of a latent's own encoder and decoder rows
+    encoder_decoder_cosine   mean cosine of a latent's own encoder and decoder rows; not of a transcoder's
 
 A high maximum tells of copies, but random rows have one too, larger the more of them there are: see the nulls.
 """
@@ -45,9 +45,10 @@ def weight_scores(dictionary: Dictionary) -> dict[str, float]:
     decoder = dictionary.W_dec.detach()
     encoder = getattr(dictionary, "W_enc", None)
     found = {"decoder_max_cosine": float(max_cosine(decoder).mean())}
-    if isinstance(encoder, Tensor) and encoder.shape == decoder.shape:
+    if isinstance(encoder, Tensor) and encoder.shape == (dictionary.n_latents, dictionary.d_in):
         encoder = encoder.detach()
         found["encoder_max_cosine"] = float(max_cosine(encoder).mean())
+    if isinstance(encoder, Tensor) and encoder.shape == decoder.shape and dictionary.config.d_out is None:
         found["encoder_decoder_cosine"] = float(F.cosine_similarity(encoder.float(), decoder.float()).mean())
     return found
 

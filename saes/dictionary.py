@@ -27,11 +27,26 @@ class DictionaryConfig:
     """Width of the activations."""
     n_latents: int
     """Number of latents."""
+    d_out: int | None = field(default=None, kw_only=True)
+    """Width of the activations that a transcoder predicts from those it reads. None: it reconstructs what it reads."""
+    skip: bool = field(default=False, kw_only=True)
+    """Whether a transcoder adds a linear map of its input (Paulo et al. 2025, arXiv 2501.18823)."""
+    sources: tuple[int, ...] = field(default=(), kw_only=True)
+    """Widths of the sources of a crosscoder, which lie side by side in its d_in columns (Lindsey et al. 2024)."""
 
     def __post_init__(self) -> None:
         for name in ("d_in", "n_latents"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        object.__setattr__(self, "sources", tuple(self.sources))
+        if self.d_out is not None and self.d_out < 1:
+            raise InputError(f"d_out must be at least 1 (or None, to reconstruct the input), got {self.d_out}")
+        if self.skip and self.d_out is None:
+            raise InputError("skip=True is for transcoders: give d_out, the width of what is predicted")
+        if self.sources and (min(self.sources) < 1 or sum(self.sources) != self.d_in):
+            raise InputError(f"sources are widths that add up to d_in={self.d_in}, got {self.sources}")
+        if self.sources and self.d_out is not None:
+            raise InputError("a crosscoder reconstructs its own sources: give either sources or d_out")
 
 
 @dataclass
@@ -39,33 +54,52 @@ class Provenance:
     """Where a dictionary comes from; saved beside the weights and checked before it is used."""
 
     site: str | None = None
-    """Text form of the site it was trained on."""
+    """Text form of the site it was trained on; of a transcoder the one it reads; of a crosscoder None."""
     model: dict[str, Any] = field(default_factory=dict)
     """Fingerprint of the model."""
     norm_limit: float | None = None
     """Rows with a larger norm were dropped in training and pass through unedited."""
     training: dict[str, Any] = field(default_factory=dict)
     """Training config and counts."""
+    target: str | None = None
+    """The site whose activations a transcoder predicts."""
+    targets: list[str] = field(default_factory=list)
+    """The sites whose outputs a cross-layer transcoder predicts, in the order of its columns."""
+    sources: list[str] = field(default_factory=list)
+    """The sites that a crosscoder or a cross-layer transcoder reads, in the order of its columns."""
+    scales: list[float] = field(default_factory=list)
+    """What each source of a crosscoder was multiplied by in training, to unit mean square: decoder norms of different
+    sources compare after division by these."""
+    norm_limits: dict[str, float] = field(default_factory=dict)
+    """As `norm_limit`, of the target and the sources, by site."""
 
 
 class Dictionary(nn.Module):
-    """Base class: `encode(x) -> SparseCode`, `decode(code) -> x_hat`, decoder rows `W_dec [n_latents, d_in]`."""
+    """Base class: `encode(x) -> SparseCode`, `reconstruct(x) -> x_hat`, decoder rows `W_dec [n_latents, d_out]`."""
 
     architecture: ClassVar[str]
     config: DictionaryConfig
     provenance: Provenance
     W_dec: Tensor
     b_dec: Tensor
+    W_skip: Tensor | None
+    """A skip transcoder's linear map [d_out, d_in]."""
 
     def __init__(self, config: DictionaryConfig) -> None:
         super().__init__()
         self.config = config
         self.provenance = Provenance()
+        self.register_parameter("W_skip", None)
 
     @property
     def d_in(self) -> int:
         """Width of the activations."""
         return self.config.d_in
+
+    @property
+    def d_out(self) -> int:
+        """Width of what is reconstructed: `d_in`, but for a transcoder."""
+        return self.d_in if self.config.d_out is None else self.config.d_out
 
     @property
     def n_latents(self) -> int:
@@ -81,7 +115,7 @@ class Dictionary(nn.Module):
         if x.shape[-1] != self.d_in:
             raise InputError(
                 f"activations of width {x.shape[-1]} given to a dictionary of width {self.d_in}"
-                f" (trained on {self.provenance.site or 'an unnamed site'}): capture the site it was trained on"
+                f" (trained on {self._trained_on()}): capture the site it was trained on"
             )
         return x.reshape(-1, self.d_in).float().contiguous()
 
@@ -90,13 +124,34 @@ class Dictionary(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def decode(self, code: SparseCode) -> Float[Tensor, "rows d"]:
-        """Reconstruction of every row: codes times decoder rows, plus `b_dec`."""
+    def decode(self, code: SparseCode) -> Float[Tensor, "rows d_out"]:
+        """What codes add up to: codes times decoder rows, plus `b_dec`. A skip's part is not in it."""
         return decode_kernel.decode(code.indptr, code.indices, code.values, self.W_dec, self.b_dec)
 
-    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """The reconstruction of `x`, in its shape and dtype."""
-        return self.decode(self.encode(x)).reshape(x.shape).to(x.dtype)
+    @torch.no_grad()
+    def reconstruct(
+        self, x: Float[Tensor, "*batch d_in"], code: SparseCode | None = None
+    ) -> Float[Tensor, "rows d_out"]:
+        """Every row of `x` reconstructed, or what a transcoder predicts from it, fp32.
+
+        Args:
+            code: the codes to use (edited ones, or those already at hand); by default those of `x`.
+        """
+        rows = self.rows(x)
+        x_hat = self.decode(self.encode(rows) if code is None else code)
+        return x_hat if self.W_skip is None else x_hat.addmm_(rows, self.W_skip.T)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """`reconstruct` in the leading shape and the dtype of `x`."""
+        return self.reconstruct(x).reshape(*x.shape[:-1], self.d_out).to(x.dtype)
+
+    def split(self, rows: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_source"], ...]:
+        """Views of the columns of each source; all of them at once where there is one."""
+        return rows.split(self.config.sources or (rows.shape[-1],), -1)
+
+    def decoder_of(self, source: int) -> Float[Tensor, "n_latents d_source"]:
+        """The decoder rows of one source of a crosscoder: a view."""
+        return self.split(self.W_dec)[source]
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved: every parameter and buffer by name."""
@@ -109,12 +164,22 @@ class Dictionary(nn.Module):
         return save(self, folder)
 
     def __repr__(self) -> str:
-        shape = ", ".join(f"{key}={value}" for key, value in asdict(self.config).items())
-        where = f" @ {self.provenance.site}" if self.provenance.site else ""
-        return f"{type(self).__name__}({shape}){where}"
+        shape = ", ".join(f"{key}={value}" for key, value in self._shown().items())
+        where = self._trained_on() if self.provenance.site or self.provenance.sources else ""
+        return f"{type(self).__name__}({shape}){where and ' @ '}{where}"
+
+    def _trained_on(self) -> str:
+        origin = self.provenance
+        read = " + ".join(origin.sources) or origin.site or "an unnamed site"
+        return f"{read} -> {origin.target}" if origin.target else read
+
+    def _shown(self) -> dict[str, Any]:
+        """The config, without what marks transcoders and crosscoders where this is none."""
+        rare = ("d_out", "skip", "sources")
+        return {key: value for key, value in asdict(self.config).items() if value or key not in rare}
 
     def _repr_html_(self) -> str:
-        rows = {"architecture": self.architecture, **asdict(self.config), "site": self.provenance.site,
+        rows = {"architecture": self.architecture, **self._shown(), "site": self._trained_on(),
                 "model": self.provenance.model.get("name")}  # fmt: skip
         cells = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in rows.items())
         return f"<table>{cells}</table>"

@@ -16,10 +16,13 @@ from ..lab.storage import file_sha256, read_json, read_tensors, write_json, writ
 from .abstopk import AbsTopK
 from .baselines import PCA, Neurons
 from .batchtopk import BatchTopK
+from .clt import CrossLayer, CrossLayerConfig
 from .dictionary import Dictionary, DictionaryConfig, Provenance
 from .gated import Gated
 from .groupmax import GroupMax, GroupMaxConfig
 from .jumprelu import JumpReLU, JumpReLUConfig
+from .linear import Linear
+from .matching_pursuit import MatchingPursuit, MatchingPursuitConfig
 from .matryoshka import Matryoshka, MatryoshkaConfig
 from .relu import ReLU, ReLUConfig
 from .sae import PenaltyConfig, SAEConfig, SparseAutoencoder
@@ -36,6 +39,7 @@ TRAINABLE: dict[str, tuple[type[SparseAutoencoder], type[DictionaryConfig]]] = {
     "abstopk": (AbsTopK, SAEConfig),
     "groupmax": (GroupMax, GroupMaxConfig),
     "matryoshka": (Matryoshka, MatryoshkaConfig),
+    "mp": (MatchingPursuit, MatchingPursuitConfig),
     "relu": (ReLU, ReLUConfig),
     "gated": (Gated, PenaltyConfig),
     "jumprelu": (JumpReLU, JumpReLUConfig),
@@ -46,6 +50,8 @@ ARCHITECTURES: dict[str, tuple[type[Dictionary], type[DictionaryConfig]]] = {
     **TRAINABLE,
     "pca": (PCA, SAEConfig),
     "neurons": (Neurons, SAEConfig),
+    "linear": (Linear, SAEConfig),
+    "clt": (CrossLayer, CrossLayerConfig),
 }
 """Every architecture that can be built by name: its class and its config."""
 
@@ -71,7 +77,7 @@ def build_trainable(architecture: str, **config: Any) -> SparseAutoencoder:
         raise InputError(f"architecture {architecture!r} cannot be trained: give {' or '.join(TRAINABLE)}")
     if architecture not in TRAINABLE:
         raise unknown("architecture", architecture, TRAINABLE)
-    if not config.get("centre_input", True):
+    if not config.get("centre_input", True) and config.get("d_out") is None:
         raise InputError("centre_input=False is for dictionaries of other libraries: training subtracts b_dec")
     return _built(architecture, *TRAINABLE[architecture], config)
 
@@ -102,30 +108,45 @@ def save(dictionary: Dictionary, folder: Path | str) -> Path:
 def load(folder: Path | str) -> Dictionary:
     """Read a dictionary: a directory of ours, or a folder or file of another library, told by its files (`formats`).
 
+    `hf:ORG/REPO[/FOLDER][@REVISION]` is one on the Hugging Face hub, `sae-lens:RELEASE/ID` one of SAELens' registry.
+
     Raises:
         InputError: no dictionary, another schema, an unknown architecture, weights that are not the ones described,
             or shapes that disagree with the config; the sentence names the file. From another library also what this
             one could not hold; `formats.read(..., lossy=True)` goes on.
     """
-    folder = Path(folder)
-    if not (folder / DESCRIPTION).is_file():
-        from .formats import read
+    from .formats import located, read
 
+    if str(folder).startswith("sae-lens:"):
+        return read(folder)
+    folder = located(folder)
+    if not (folder / DESCRIPTION).is_file():
         return read(folder)
     description = read_json(folder / DESCRIPTION, "dictionary description")
     if not isinstance(description, dict) or description.get("schema") != SCHEMA:
         schema = description.get("schema") if isinstance(description, dict) else None
         raise InputError(f"{folder / DESCRIPTION} has schema {schema!r}, this version reads {SCHEMA}")
-    dictionary = build(description["architecture"], **description["config"])
+    dictionary, sha256 = _described(folder / DESCRIPTION, description)
     tensors = read_tensors(folder / WEIGHTS, "dictionary weight file")
-    if file_sha256(folder / WEIGHTS) != description["sha256"]:
+    if file_sha256(folder / WEIGHTS) != sha256:
         raise InputError(
             f"{folder / WEIGHTS} is not the file its description was written for: restore both from one save"
         )
     _check_shapes(folder / WEIGHTS, tensors, dictionary.tensors())
     dictionary.load_state_dict(tensors)
-    dictionary.provenance = Provenance(**description["provenance"])
     return dictionary
+
+
+def _described(path: Path, description: dict[str, Any]) -> tuple[Dictionary, str]:
+    """The dictionary of a description, with zero weights, and the SHA-256 of its weight file."""
+    try:
+        dictionary = build(description["architecture"], **description["config"])
+        dictionary.provenance = Provenance(**description["provenance"])
+        return dictionary, description["sha256"]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(f"{path}: an entry is missing or of the wrong type ({error})") from error
 
 
 def _check_shapes(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -9,11 +9,11 @@ also reconstruct the row, through a decoder that this term does not train (secti
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..kernels.encode import Shadow
-from .objectives import Gradients, PenalisedObjective, latent_sums
+from .objectives import Gradients, PenalisedObjective, Rows, latent_sums
 from .parts import Part
 from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 from .sparse_code import SparseCode
@@ -56,6 +56,11 @@ class Gated(SparseAutoencoder):
         super().fold_scale(scale)
         self.b_mag /= scale
 
+    def shift(self, constant: Float[Tensor, " n"]) -> None:
+        """Magnitudes rescale the same product."""
+        super().shift(constant)
+        self.b_mag += self.r_mag.exp() * constant
+
     def objective(self) -> GatedObjective:
         """Reconstruction from the codes and from the gates, plus the penalty on the gates."""
         return GatedObjective(self, self.config)
@@ -74,28 +79,28 @@ class GatedObjective(PenalisedObjective):
         """The logarithm of the magnitudes' scale, and their offset from it."""
         return {"r_mag": self.dictionary.r_mag.data, "offset": torch.zeros_like(self.dictionary.b_mag)}
 
-    def start(self, centred: Float32[Tensor, "batch d"]) -> None:
+    def start(self, rows: Rows) -> None:
         """Gates that open where the batch's L0 is k, magnitudes that do not lose what the gates' bias takes."""
-        bound = self.start_at(centred, cut=False)
+        bound = self.start_at(rows, cut=False)
         self.dictionary.b_enc.fill_(-bound)
         self.own["offset"].fill_(bound)
         self.settle()
         self.control.begin(float(bound))
 
-    def gradients(
-        self,
-        centred: Float32[Tensor, "batch d"],
-        rows: Float[Tensor, "batch d"],
-        decoder: Tensor,
-        shadow: Shadow | None,
-    ) -> Gradients:
+    def adopt(self) -> None:
+        """The offset from the biases that are there; the penalty as weak as at a start with these gates."""
+        sae = self.dictionary
+        self.own["offset"].copy_(sae.b_mag - sae.r_mag.exp() * sae.b_enc)
+        self.control.begin(float(-sae.b_enc.mean()))
+
+    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """A gate's gradient comes by way of its magnitude, its own reconstruction and the penalty."""
-        gates = self.dictionary.gates(centred, shadow)
+        gates = self.dictionary.gates(rows.input, shadow)
         code = self.dictionary.magnitudes(gates)
         out = self.decoded(code, rows, decoder)
         n, columns = gates.n_latents, gates.indices
         through = out.grads * self.dictionary.r_mag.exp()[columns.long()]
-        total = self.decoded(gates, rows, decoder).grads + through + self.weight(code)
+        total = self.decoded(gates, rows._replace(upstream=None), decoder).grads + through + self.weight(gates)
         codes = (code.indptr, code.indices, code.values.clamp_min(PRESENT))
         own = {
             "r_mag": latent_sums(columns, through * gates.values, n),
@@ -103,6 +108,11 @@ class GatedObjective(PenalisedObjective):
         }
         part = Part(slice(None), codes, out._replace(grads=total))
         return Gradients(code, out.residual, out.squares, (part,), out.residual, own)
+
+    def raise_bounds(self, amount: Tensor | float) -> None:
+        """The gates' biases fall; magnitudes stay what they are."""
+        self.dictionary.b_enc.sub_(amount)
+        self.own["offset"].add_(amount * self.dictionary.r_mag.exp())
 
     def settle(self) -> None:
         """The bias that offset, gate bias and scale make."""

@@ -34,6 +34,7 @@ class GroupMax(SparseAutoencoder):
     """Keeps the largest pre-activation of each of k groups of n_latents / k consecutive latents, then a relu."""
 
     architecture = "groupmax"
+    k_is_free = False
 
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
         """k codes a row, zero where a whole group was negative."""

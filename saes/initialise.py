@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from ..kernels.decode import Residual
+from ..kernels.update import latent_gradients
 from .sae import SparseAutoencoder
 
 WEISZFELD_STEPS = 50
@@ -22,33 +24,61 @@ def geometric_median(x: Float32[Tensor, "rows d"]) -> Float32[Tensor, " d"]:
 
 @torch.no_grad()
 def initialise(
-    dictionary: SparseAutoencoder, x: Float32[Tensor, "rows d"], generator: torch.Generator, blend: float
+    dictionary: SparseAutoencoder,
+    x: Float32[Tensor, "rows d_in"],
+    generator: torch.Generator,
+    blend: float,
+    target: Float32[Tensor, "rows d_out"] | None = None,
 ) -> None:
     """Set all weights in place: unit decoder rows, encoder = decoder transposed and scaled, bias at the median.
 
     Args:
-        x: normalised activations, at least a few thousand rows.
-        blend: share of a (centred, unit) data row in every decoder row; the rest is a random direction.
+        x: normalised activations, at least a few thousand rows; centred, where there is a target.
+        blend: share of a (centred, unit) data row in every encoder row; the rest is a random direction.
             0 is the published recipe, 1 starts on the data itself.
+        target: what a transcoder predicts. A decoder row then starts as the mean target of the rows on which its
+            latent is active, weighted by the code: where the first gradient would take it from zero.
 
-    The encoder's scale makes the reconstruction of `x` the best multiple of itself.
+    The encoder's scale makes the reconstruction of the first batch the best multiple of itself.
     """
-    n, d = dictionary.W_dec.shape
-    dictionary.b_dec.copy_(geometric_median(x))
+    n, d = dictionary.W_enc.shape
+    goal = x if target is None else target
+    dictionary.b_dec.copy_(geometric_median(goal))
+    goal = goal - dictionary.b_dec
+    x = goal if target is None else x
     random = torch.randn(n, d, generator=generator).to(x.device)
     random /= random.norm(dim=1, keepdim=True)
     picks = torch.randperm(max(n, len(x)), generator=generator)[:n].to(x.device) % len(x)
-    data = (x - dictionary.b_dec)[picks]
+    data = x[picks]
     data /= data.norm(dim=1, keepdim=True).clamp_min(1e-8)
     rows = blend * data + (1 - blend) * random
-    dictionary.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
-    dictionary.W_enc.copy_(dictionary.W_dec)
+    dictionary.W_enc.copy_(rows / rows.norm(dim=1, keepdim=True))
     dictionary.b_enc.zero_()
-    scale_encoder(dictionary, x)
+    dictionary.W_dec.copy_(dictionary.W_enc if target is None else _answers(dictionary, x, goal, generator))
+    scale_encoder(dictionary, x, goal)
 
 
-def scale_encoder(dictionary: SparseAutoencoder, x: Float32[Tensor, "rows d"]) -> None:
-    """Multiply the encoder by the least-squares factor between `x - b_dec` and its reconstruction."""
-    centred = dictionary.centred(x)
-    part = dictionary.decode(dictionary.training_code(centred, None)) - dictionary.b_dec
-    dictionary.W_enc.mul_((part * centred).sum() / part.square().sum().clamp_min(1e-12))
+def scale_encoder(
+    dictionary: SparseAutoencoder, x: Float32[Tensor, "rows d_in"], goal: Float32[Tensor, "rows d_out"]
+) -> None:
+    """Multiply the encoder by the least-squares factor between `goal` and what codes add up to.
+
+    Args:
+        x: rows as the encoder sees them.
+        goal: what is to be reconstructed, less b_dec.
+    """
+    part = dictionary.decode(dictionary.training_code(x, None)) - dictionary.b_dec
+    dictionary.W_enc.mul_((part * goal).sum() / part.square().sum().clamp_min(1e-12))
+
+
+def _answers(
+    dictionary: SparseAutoencoder, x: Float32[Tensor, "rows d_in"], goal: Float32[Tensor, "rows d_out"],
+    generator: torch.Generator,
+) -> Float32[Tensor, "n d_out"]:  # fmt: skip
+    """Unit rows: the code-weighted sum of every latent's targets; random for latents that no row activates."""
+    rows = torch.randn(dictionary.n_latents, goal.shape[1], generator=generator).to(x.device)
+    code = dictionary.training_code(x, None)
+    nothing = Residual(goal, goal[:, 0], torch.zeros_like(code.values))
+    found = latent_gradients((code.indptr, code.indices, code.values), nothing, x, 1.0, len(rows))
+    rows[found.latents] = found.W_dec
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)

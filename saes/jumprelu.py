@@ -6,8 +6,9 @@ Three penalties make it sparse:
     quadratic   step, plus a fixed multiple of (L0 / k - 1)^2, which also pulls thresholds down where L0 is below k
     tanh        weight * sum tanh(f / scale) (Conerly et al. 2025, Anthropic); codes feel it too
 
-The weight is steered to the asked L0 in each. Thresholds start where the first batch's L0 is k, and the bandwidth of
-the straight-through estimate is a share of that start: no number depends on the scale of the activations.
+The weight and the common level of the thresholds are steered to the asked L0 in each. Thresholds start where the
+first batch's L0 is k, and the bandwidth of the straight-through estimate is a share of that start: no number depends
+on the scale of the activations.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..kernels.dispatch import choose
@@ -24,7 +25,7 @@ from ..kernels.encode import Shadow
 from ..kernels.jumprelu import encode_jumprelu, jumprelu_gradients, jumprelu_values
 from ..kernels.sampled import code_gradients
 from ..lab.errors import InputError, unknown
-from .objectives import Gradients, PenalisedObjective
+from .objectives import Gradients, PenalisedObjective, Rows
 from .parts import Part
 from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 from .sparse_code import SparseCode
@@ -83,7 +84,6 @@ class JumpReLUObjective(PenalisedObjective):
 
     dictionary: JumpReLU
 
-    own_rate = 5.0  # few codes lie in a window: at rate 1 thresholds moved 3 % in 100 steps of SmolLM2
     own_beta2 = 0.99
     unit = 1.0
     """The thresholds' start: what bandwidth and tanh are measured in."""
@@ -92,23 +92,22 @@ class JumpReLUObjective(PenalisedObjective):
         """The thresholds."""
         return {"theta": self.dictionary.theta.data}
 
-    def start(self, centred: Float32[Tensor, "batch d"]) -> None:
+    def start(self, rows: Rows) -> None:
         """One threshold for all, at which the batch's L0 is k; then the best encoder scale for those codes."""
-        self.dictionary.theta.fill_(self.start_at(centred, cut=False))
+        self.dictionary.theta.fill_(self.start_at(rows, cut=False))
         self.unit = float(self.dictionary.theta[0])
         self.control.begin(self.unit**2 / 2)
 
-    def gradients(
-        self,
-        centred: Float32[Tensor, "batch d"],
-        rows: Float[Tensor, "batch d"],
-        decoder: Tensor,
-        shadow: Shadow | None,
-    ) -> Gradients:
+    def adopt(self) -> None:
+        """The mean threshold is the unit."""
+        self.unit = float(self.dictionary.theta.mean())
+        self.control.begin(self.unit**2 / 2)
+
+    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """Codes above theta teach encoder and decoder; theta learns from its window."""
         sae, config = self.dictionary, self.dictionary.config
-        precision, width = choose(centred.device, sae.precision).encode, config.bandwidth * self.unit
-        raw = encode_jumprelu(centred, sae.W_enc, sae.b_enc, sae.theta, width, precision=precision, shadow=shadow)
+        precision, width = choose(rows.input.device, sae.precision).encode, config.bandwidth * self.unit
+        raw = encode_jumprelu(rows.input, sae.W_enc, sae.b_enc, sae.theta, width, precision=precision, shadow=shadow)
         code = SparseCode(raw.indptr, raw.indices, jumprelu_values(raw, sae.theta), sae.n_latents)
         out = self.decoded(code, rows, decoder)
         per_code, per_active = self._penalty(code)
@@ -119,15 +118,20 @@ class JumpReLUObjective(PenalisedObjective):
 
     def _penalty(self, code: SparseCode) -> tuple[Tensor | float, float]:
         """Its slope at every code, and its weight on each active latent."""
-        weight, k = self.weight(code), self.dictionary.config.k
+        active = code.values > 0
+        margins = code.values - self.dictionary.theta[code.indices.long()] * active
+        weight, k = self.weight(code, margins), self.dictionary.config.k
         match self.dictionary.config.penalty:
             case "tanh":
                 return weight / self.unit * (1 - torch.tanh(code.values / self.unit).square()), 0.0
             case "quadratic":
-                active = int((code.values != 0).sum()) / len(code)
-                return 0.0, weight + QUADRATIC * self.unit**2 * (active / k - 1)
+                return 0.0, weight + QUADRATIC * self.unit**2 * (int(active.sum()) / len(code) / k - 1)
             case _:
                 return 0.0, weight
+
+    def raise_bounds(self, amount: Tensor | float) -> None:
+        """All thresholds."""
+        self.dictionary.theta.add_(amount)
 
     def settle(self) -> None:
         """A threshold below zero would keep negative codes."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from ..kernels.decode import Residual, decode_residual
@@ -19,7 +19,7 @@ from ..kernels.encode import Shadow
 from ..kernels.sampled import code_gradients
 from ..lab.errors import InputError, unknown
 from .batchtopk import BatchTopK
-from .objectives import Gradients, Objective
+from .objectives import Gradients, Objective, Rows
 from .parts import Part
 from .sae import SAEConfig, keep_largest
 from .sparse_code import SparseCode
@@ -68,10 +68,10 @@ class Matryoshka(BatchTopK):
         by_row = self.config.base == "topk"
         return keep_largest(self, centred, shadow) if by_row else super().training_code(centred, shadow)
 
-    def observe(self, code: SparseCode) -> None:
+    def observe(self, code: SparseCode, step: int) -> None:
         """Only BatchTopK has a threshold."""
         if self.config.base == "batchtopk":
-            super().observe(code)
+            super().observe(code, step)
 
     def objective(self) -> NestedObjective:
         """The mean error over prefixes."""
@@ -82,34 +82,23 @@ class NestedObjective(Objective):
     """Half the squared error, averaged over prefixes."""
 
     dictionary: Matryoshka
+    takes_upstream = False
 
-    def gradients(
-        self,
-        centred: Float32[Tensor, "batch d"],
-        rows: Float[Tensor, "batch d"],
-        decoder: Tensor,
-        shadow: Shadow | None,
-    ) -> Gradients:
+    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """Each block of latents against the mean residual of the prefixes that hold it."""
-        code = self.dictionary.training_code(centred, shadow)
+        code = self.dictionary.training_code(rows.input, shadow)
         ends = self.dictionary.config.prefixes
         blocks = [slice(low, high) for low, high in zip((0, *ends[:-1]), ends, strict=True)]
-        codes = [_within(code, block) for block in blocks]
+        within = [code.within(block) for block in blocks]
+        codes = [(part.indptr, part.indices, part.values) for part in within]
         nothing = torch.zeros_like(self.dictionary.b_dec)
-        residuals = [-centred]
+        residuals = [-rows.target]
         for block, part in zip(blocks, codes, strict=True):
             residuals.append(decode_residual(*part, decoder[block], nothing, -residuals[-1]).residual)
         last, squares = residuals[-1], residuals[-1].square().sum(1)
-        parts, above = [], torch.zeros_like(centred)
+        parts, above = [], torch.zeros_like(rows.target)
         for block, part, residual in zip(blocks[::-1], codes[::-1], residuals[:0:-1], strict=True):
             above = above + residual / len(blocks)
             grads = code_gradients(*part[:2], decoder[block], above)
             parts.append(Part(block, part, Residual(above, squares, grads)))
         return Gradients(code, last, squares, tuple(parts[::-1]), above, {})
-
-
-def _within(code: SparseCode, block: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """The codes of a block's latents, counted from its start."""
-    inside = (code.indices >= block.start) & (code.indices < block.stop)
-    before = torch.cat([code.indptr.new_zeros(1), inside.cumsum(0)])
-    return before[code.indptr], code.indices[inside] - block.start, code.values[inside]

@@ -15,11 +15,14 @@ seen, so no number depends on how the rows were batched.
     relative_bias   E||x_hat||^2 / E[x . x_hat]; c for x_hat = c x (Rajamanoharan et al. 2024, 2404.16014)
     dead, alive     share of latents never, and ever, active over the rows seen
     dense_1, dense_10   share of latents active on more than 1 % and 10 % of the rows
+
+Of a transcoder, x is what it predicts, not what it reads. Of a crosscoder, x is all sources side by side, and
+`fvu_SITE` is that of one of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +53,13 @@ def total_variance(sums: Mapping[str, np.ndarray]) -> float:
     """E||x||^2 - ||E x||^2."""
     mean = sums["x"] / sums["rows"]
     return float(sums["square"] / sums["rows"] - mean @ mean)
+
+
+def source_fvu(sums: Mapping[str, np.ndarray], source: Site, own: slice) -> float:
+    """The FVU of one source of a crosscoder, which has these columns."""
+    mean = sums["x"][own] / sums["rows"]
+    variance = float(sums[f"square_{source}"] / sums["rows"] - mean @ mean)
+    return ratio(sums[f"error_{source}"] / sums["rows"], variance)
 
 
 def correlation(sums: Mapping[str, np.ndarray]) -> float:
@@ -89,12 +99,13 @@ class Reconstruction:
 
     Args:
         dictionary: in activation units; it is not changed.
-        site: where its rows come from; by default the site it was trained on.
+        site: where its rows come from; by default the site it was trained on. Several for a crosscoder, in order.
+        target: what a transcoder predicts; by default as it was trained.
         name: by default "reconstruction-" and the site.
         rows: measure this many rows, then be done; None goes on to the end of the stream.
 
     Raises:
-        InputError: no site is known, or `rows` is below 1.
+        InputError: no site is known, a transcoder's target is not, or `rows` is below 1.
     """
 
     kind = "measures"
@@ -102,19 +113,26 @@ class Reconstruction:
     def __init__(
         self,
         dictionary: Dictionary,
-        site: Site | str | None = None,
+        site: Site | str | Sequence[Site | str] | None = None,
         *,
+        target: Site | str | None = None,
         name: str | None = None,
         rows: int | None = None,
     ) -> None:
-        site = site or dictionary.provenance.site
-        if site is None:
+        origin = dictionary.provenance
+        read = site or origin.sources or origin.site
+        if read is None:
             raise InputError("the dictionary names no site: give site=, such as 'resid_post.12'")
         if rows is not None and rows < 1:
             raise InputError(f"rows must be at least 1, got {rows}")
+        target = None if dictionary.config.d_out is None else target or origin.target
+        if target is None and dictionary.config.d_out is not None:
+            raise InputError("the transcoder names no site that it predicts: give target=, such as 'mlp_out.12'")
         self.dictionary, self.limit = dictionary, rows
-        self.sites = (Site.parse(site),)
-        self.name = name or f"reconstruction-{site}"
+        self.sources = tuple(map(Site.parse, [read] if isinstance(read, Site | str) else read))
+        self.sites = self.sources if target is None else (*self.sources, Site.parse(target))
+        self.name = name or f"reconstruction-{'+'.join(map(str, self.sources))}"
+        self.scores = PER_TOKEN | self._per_source()
         self.sums = DocumentSums()
         self.rows = 0
         self.firing = torch.zeros(dictionary.n_latents, dtype=torch.int64, device=dictionary.W_dec.device)
@@ -136,7 +154,7 @@ class Reconstruction:
 
     @property
     def mean(self) -> Float[Tensor, " d"]:
-        """Mean of the rows seen.
+        """Mean of the rows seen; of a transcoder, of those it predicts.
 
         Raises:
             InputError: none were.
@@ -147,11 +165,21 @@ class Reconstruction:
     def step(self, batch: Batch) -> None:
         """Measure one batch of the stream, up to the rows asked for."""
         room = len(batch.origin) if self.limit is None else self.limit - self.rows
-        self.add(batch.acts[self.sites[0]][:room], batch.origin[:room, 0])
+        read = [batch.acts[site][:room] for site in self.sources]
+        target = batch.acts[self.sites[-1]][:room] if len(self.sites) > len(self.sources) else None
+        self.add(read[0] if len(read) == 1 else torch.cat(read, 1), batch.origin[:room, 0], target)
 
     @torch.no_grad()
-    def add(self, x: Float[Tensor, "rows d"], doc: Int[Tensor, " rows"]) -> None:
+    def add(
+        self,
+        x: Float[Tensor, "rows d_in"],
+        doc: Int[Tensor, " rows"],
+        target: Float[Tensor, "rows d_out"] | None = None,
+    ) -> None:
         """Measure rows of activations, each with the id of its document. Encodes them in one call.
+
+        Args:
+            target: what a transcoder should have predicted; None for others.
 
         Raises:
             InputError: the width is not the dictionary's.
@@ -160,8 +188,8 @@ class Reconstruction:
             return
         x = self.dictionary.rows(x.to(self.dictionary.W_dec.device))
         code = self.dictionary.encode(x)
-        x_hat = self.dictionary.decode(code)
-        exact, exact_hat = x.double(), x_hat.double()
+        x_hat = self.dictionary.reconstruct(x, code)
+        exact, exact_hat = (x if target is None else target.to(x.device)).double(), x_hat.double()
         square, square_hat = exact.square().sum(1), exact_hat.square().sum(1)
         dot = (exact * exact_hat).sum(1)
         # a row of zeros has no direction and no ratio: dividing by inf counts both as 0
@@ -180,6 +208,9 @@ class Reconstruction:
             "x": exact,
             "residual": residual,
         }
+        if self.dictionary.config.sources:
+            for source, mine, missed in zip(self.sources, *map(self.dictionary.split, (exact, residual)), strict=True):
+                columns |= {f"error_{source}": missed.square().sum(1), f"square_{source}": mine.square().sum(1)}
         self.sums.add(doc, columns)
         self.firing += code.firing_counts()
         self.rows += len(x)
@@ -192,7 +223,7 @@ class Reconstruction:
         """
         self._require_rows()
         total = self.sums.total
-        scores = {name: measure.formula(total) for name, measure in PER_TOKEN.items()}
+        scores = {name: measure.formula(total) for name, measure in self.scores.items()}
         scores |= self._latent_shares()
         return scores | {name: 1 - scores[of] for name, of in COMPLEMENTS.items()} | {"rows": float(self.rows)}
 
@@ -210,12 +241,12 @@ class Reconstruction:
         for name, value in mine.items():
             if name == "rows" or name in COMPLEMENTS:
                 continue
-            measure = PER_TOKEN.get(name)
+            measure = self.scores.get(name)
             found[name] = Evidence(
                 name,
                 value,
                 interval=self.sums.interval(measure.formula, seed=seed) if measure else None,
-                nulls={null: scores[name] for null, scores in others.items()},
+                nulls={null: scores[name] for null, scores in others.items() if name in scores},
                 n=len(self.sums) if measure else self.rows,
                 unit="documents" if measure else "tokens",
                 held_out=held_out,
@@ -232,6 +263,14 @@ class Reconstruction:
         density = self.density.cpu().numpy()
         found, _ = np.histogram(np.log10(density[density > 0]).clip(-DECADES, 0), edges)
         return {"edges": edges.tolist(), "latents": found.tolist()}
+
+    def _per_source(self) -> dict[str, Measure]:
+        """The FVU of every source, where there are several."""
+        found, begin = {}, 0
+        for source, width in zip(self.sources, self.dictionary.config.sources, strict=False):
+            own = slice(begin, begin := begin + width)
+            found[f"fvu_{source}"] = Measure(lambda s, source=source, own=own: source_fvu(s, source, own))
+        return found
 
     def _latent_shares(self) -> dict[str, float]:
         density = self.density

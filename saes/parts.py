@@ -19,7 +19,6 @@ from ..kernels.update import (
     RowGradients,
     Updated,
     Weights,
-    apply_gradients,
     latent_gradients,
     latent_step,
 )
@@ -54,7 +53,7 @@ class State(NamedTuple):
 def step_parts(
     parts: Sequence[Part], x: Tensor, scale: Tensor, state: State, adam: Adam, extra: RowGradients | None
 ) -> Updated:
-    """`kernels.update.latent_step` for every block; x and scale as there."""
+    """`kernels.update.latent_step` for every block; x (what the encoder read) and scale as there."""
     if len(parts) == 1:
         (part,) = parts
         return latent_step(part.codes, part.out, x, scale, state.weights, state.moments, adam, state.shadow, extra)
@@ -67,28 +66,18 @@ def step_parts(
     return Updated(to_input, torch.cat([updated.fired for updated in updates]))
 
 
-def step_clipped(
-    parts: Sequence[Part],
-    x: Tensor,
-    scale: Tensor,
-    state: State,
-    adam: Adam,
-    extra: RowGradients | None,
-    clip_norm: float,
-) -> tuple[Updated, Tensor]:
-    """`step_parts` with the global norm of all gradient rows at most `clip_norm`; also the factor that did it."""
-    blocks = []
+def gradient_rows(
+    parts: Sequence[Part], x: Tensor, scale: Tensor, n_latents: int, extra: RowGradients | None
+) -> tuple[RowGradients, Tensor]:
+    """The gradient rows that `step_parts` would apply, and how many codes of each latent had one [n_latents]."""
+    blocks, fired = [], torch.zeros(n_latents, dtype=torch.int64, device=x.device)
     for latents, codes, out in parts:
-        size = len(state.weights.b_enc[latents])
-        found = latent_gradients(codes, out, x, scale, size)
+        counts = fired[latents]
+        counts.index_add_(0, codes[1].long(), (codes[2] != 0).long())
+        found = latent_gradients(codes, out, x, scale, len(counts))
         blocks.append(found._replace(latents=found.latents + (latents.start or 0)))
     rows = blocks[0] if len(blocks) == 1 else RowGradients(*(torch.cat(kind) for kind in zip(*blocks, strict=True)))
-    rows = rows if extra is None else rows.plus(extra)
-    factor = (clip_norm / rows.norm()).clamp_max(1)
-    updated = apply_gradients(rows.times(factor), state.weights, state.moments, adam, state.shadow)
-    for latents, (_, indices, values), _ in parts:
-        updated.fired[latents].index_add_(0, indices.long(), (values != 0).long())
-    return updated, factor
+    return rows if extra is None else rows.plus(extra), fired
 
 
 def _within(rows: RowGradients, latents: slice) -> RowGradients | None:

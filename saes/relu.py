@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from ..kernels.encode import Shadow
 from ..lab.errors import InputError
-from .objectives import Gradients, PenalisedObjective
+from .objectives import Gradients, PenalisedObjective, Rows
 from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 from .schedules import ramp
 from .sparse_code import SparseCode
@@ -68,20 +68,22 @@ class PenalisedReLU(PenalisedObjective):
         config = self.dictionary.config
         return 1 + (config.p_end - 1) * ramp(self.progress, config.anneal_from, config.anneal_to)
 
-    def start(self, centred: Float32[Tensor, "batch d"]) -> None:
+    def start(self, rows: Rows) -> None:
         """A negative bias for all latents, with which the batch's L0 is k."""
-        bound = self.start_at(centred, cut=True)
+        bound = self.start_at(rows, cut=True)
         self.dictionary.b_enc.fill_(-bound)
         self.control.begin(float(bound) / 4)
 
-    def gradients(
-        self,
-        centred: Float32[Tensor, "batch d"],
-        rows: Float[Tensor, "batch d"],
-        decoder: Tensor,
-        shadow: Shadow | None,
-    ) -> Gradients:
+    def adopt(self) -> None:
+        """The weight that a start with these biases would have."""
+        self.control.begin(float(-self.dictionary.b_enc.mean()) / 4)
+
+    def raise_bounds(self, amount: Tensor | float) -> None:
+        """All biases fall."""
+        self.dictionary.b_enc.sub_(amount)
+
+    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """The penalty's slope is added to every code's gradient."""
-        found = super().gradients(centred, rows, decoder, shadow)
+        found = super().gradients(rows, decoder, shadow)
         slope = found.code.values.clamp_min(SMALLEST).pow(self.p - 1).mul_(self.p)
         return found.plus(slope * self.weight(found.code))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,9 @@ from .objectives import Objective
 from .schedules import check_share
 from .sparse_code import SparseCode
 
+if TYPE_CHECKING:
+    from .units import Units
+
 
 @dataclass(frozen=True)
 class SAEConfig(DictionaryConfig):
@@ -27,10 +31,12 @@ class SAEConfig(DictionaryConfig):
     k: int = 32
     """Active latents a row."""
     centre_input: bool = True
-    """Whether the encoder reads x - b_dec. False is for dictionaries of other libraries; ours are trained with it."""
+    """Whether the encoder reads x - b_dec: ours are trained so, but for transcoders; other libraries differ."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.d_out is not None:
+            object.__setattr__(self, "centre_input", False)
         if not 1 <= self.k <= self.n_latents:
             raise InputError(f"k must be from 1 to n_latents={self.n_latents}, got {self.k}")
 
@@ -54,7 +60,10 @@ class PenaltyConfig(SAEConfig):
 class SparseAutoencoder(Dictionary):
     """pre = (x - b_dec) @ W_enc.T + b_enc; codes are the selected, non-negative pre-activations.
 
-    Tensors: W_enc [n_latents, d_in], b_enc [n_latents], W_dec [n_latents, d_in], b_dec [d_in].
+    Tensors: W_enc [n_latents, d_in], b_enc [n_latents], W_dec [n_latents, d_out], b_dec [d_out].
+
+    With `d_out` it is a transcoder, pre = x @ W_enc.T + b_enc, and may have a skip matrix W_skip [d_out, d_in]; with
+    `sources` it is a crosscoder, whose latents read and write several sites, or one site of several models, at once.
     """
 
     config: SAEConfig
@@ -62,14 +71,21 @@ class SparseAutoencoder(Dictionary):
     b_enc: Tensor
     ragged = False
     """Whether rows may hold different numbers of codes."""
+    k_is_free = True
+    """Whether k can change in the course of training."""
     precision: Precision = "auto"
     """Which products propose codes; see `kernels.dispatch`."""
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
-        n, d = config.n_latents, config.d_in
-        for name, shape in {"W_enc": (n, d), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}.items():
+        n, d, d_out = config.n_latents, config.d_in, self.d_out
+        shapes = {"W_enc": (n, d), "b_enc": (n,), "W_dec": (n, d_out), "b_dec": (d_out,)}
+        for name, shape in (shapes | ({"W_skip": (d_out, d)} if config.skip else {})).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape), requires_grad=False))
+
+    def encoder_of(self, source: int) -> Float[Tensor, "n_latents d_source"]:
+        """The encoder rows of one source of a crosscoder: a view."""
+        return self.split(self.W_enc)[source]
 
     def centred(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "rows d"]:
         """Rows as the encoder sees them: with `b_dec` subtracted, unless the config says otherwise."""
@@ -89,16 +105,33 @@ class SparseAutoencoder(Dictionary):
         """Codes of one training batch (a batch-wide rule may differ from the inference rule)."""
         raise NotImplementedError
 
-    def observe(self, code: SparseCode) -> None:
+    def observe(self, code: SparseCode, step: int) -> None:
         """Learn from the codes of a training batch what inference needs; nothing for most architectures."""
 
     def fold_scale(self, scale: float) -> None:
-        """Take the dictionary from activations multiplied by `scale` back to activation units, in place.
-
-        Decoder rows keep their norm; biases (and thresholds, in subclasses) are divided.
-        """
+        """Divide codes and reconstruction by `scale`, in place: biases, and thresholds in subclasses."""
         self.b_enc /= scale
         self.b_dec /= scale
+
+    def shift(self, constant: Float[Tensor, " n"]) -> None:
+        """Add a constant to the product of every latent's encoder row, in place: to biases that stand beside it."""
+        self.b_enc += constant
+
+    def fold(self, units: Units) -> None:
+        """Take the dictionary from the units of training back to those of activations, in place.
+
+        Decoder rows keep their norm, but for a crosscoder, where those of a source with large activations grow.
+        """
+        if self.config.d_out is not None:
+            self.shift(-(self.W_enc @ units.centre))
+        if self.W_skip is not None:
+            self.b_dec -= self.W_skip @ units.centre
+            self.W_skip *= units.input / units.output[:, None]
+        scale = units.scale
+        self.fold_scale(scale)
+        self.W_enc *= units.input / scale
+        self.W_dec *= scale / units.output
+        self.b_dec *= scale / units.output
 
 
 def keep_largest(dictionary: SparseAutoencoder, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:

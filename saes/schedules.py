@@ -15,19 +15,27 @@ PROPORTIONAL = 1.0
 LARGEST_ERROR = 1.0
 """Errors beyond a factor e count as this, so that a far start does not wind the integral up."""
 
+TRUST = (0.05, 1.0)
+"""Smallest and largest share of the way to the asked L0 that bounds move after one batch; the first moves half."""
+
+AGREE, DIFFER = 1.2, 0.7
+"""Factors of that share after two errors of one sign (the L0 drifts) and of two signs (the batches are noise)."""
+
 SMALLEST = 1e-6
 """Weight and L0 ratio never count as less: both are read through a logarithm."""
 
 
-def trapezoid(rows: int, total: int, warmup: float, decay: float) -> float:
-    """Share of the peak learning rate after `rows` of `total`: a linear rise, then 1, then a linear fall to 0.
+def trapezoid(rows: int, total: int, warmup: float, decay: float, *, cosine: bool = False) -> float:
+    """Share of the peak learning rate after `rows` of `total`: a linear rise, then 1, then a fall to 0.
 
     Args:
         warmup: share of the run over which it rises; the first step is already above zero.
         decay: share of the run, at its end, over which it falls.
+        cosine: it falls along half a cosine rather than a line.
     """
     up = (rows + 1) / (warmup * total + 1)
-    down = (1 - rows / total) / decay if decay else 1.0
+    down = min(1.0, max(0.0, (1 - rows / total) / decay)) if decay else 1.0
+    down = (1 - math.cos(math.pi * down)) / 2 if cosine else down
     return max(0.0, min(1.0, up, down))
 
 
@@ -40,7 +48,9 @@ class L0Control:
     """Steers the weight of a sparsity penalty so that the measured L0 becomes the asked one.
 
     A proportional-integral controller on logarithms: with e = log(L0 / asked L0), each step adds `INTEGRAL` * e to
-    the log weight, and `PROPORTIONAL` * e applies at once.
+    the log weight, and `PROPORTIONAL` * e applies at once. `trust` is the share of the way to the asked L0 that a
+    quicker actuator (the bounds of `PenalisedObjective`) should go after a batch: it grows while errors keep
+    their sign, and shrinks while they alternate, which is the noise of small batches.
 
     Args:
         target: the asked L0.
@@ -52,6 +62,7 @@ class L0Control:
         self.target, self.warmup = target, warmup
         self.fixed = weight is not None
         self.log_weight = math.log(weight or 1.0)
+        self.error, self.trust = 0.0, 0.5
 
     def begin(self, weight: float) -> None:
         """Start from this weight, unless one is given."""
@@ -64,16 +75,18 @@ class L0Control:
             return ramp(progress, 0.0, self.warmup) * math.exp(self.log_weight)
         error = math.log(max(l0 / self.target, SMALLEST))
         error = min(LARGEST_ERROR, max(-LARGEST_ERROR, error))
+        factor = AGREE if error * self.error > 0 else DIFFER
+        self.error, self.trust = error, min(TRUST[1], max(TRUST[0], factor * self.trust))
         self.log_weight = max(math.log(SMALLEST), self.log_weight + INTEGRAL * error)
         return math.exp(self.log_weight + PROPORTIONAL * error)
 
     def state_dict(self) -> dict[str, float]:
         """What a continued run needs."""
-        return {"log_weight": self.log_weight}
+        return {"log_weight": self.log_weight, "error": self.error, "trust": self.trust}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue from `state_dict`."""
-        self.log_weight = state["log_weight"]
+        self.log_weight, self.error, self.trust = state["log_weight"], state["error"], state["trust"]
 
 
 def check_share(name: str, value: float) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 
@@ -68,6 +69,16 @@ class SparseCode:
         dense = torch.zeros(len(self), self.n_latents, device=self.values.device)
         return dense.index_put_((self.rows, self.indices.long()), self.values, accumulate=True)
 
+    def where(self, keep: Bool[Tensor, " nnz"]) -> SparseCode:
+        """The entries at which `keep` holds; on a GPU the host waits for their number."""
+        before = torch.cat([self.indptr.new_zeros(1), keep.cumsum(0)])
+        return SparseCode(before[self.indptr], self.indices[keep], self.values[keep], self.n_latents)
+
+    def within(self, latents: slice) -> SparseCode:
+        """The codes of a block of consecutive latents, counted from its start."""
+        inside = self.where((self.indices >= latents.start) & (self.indices < latents.stop))
+        return SparseCode(inside.indptr, inside.indices - latents.start, inside.values, latents.stop - latents.start)
+
     def __getitem__(self, rows: slice) -> SparseCode:
         """A contiguous block of rows, sharing memory."""
         start, stop, stride = rows.indices(len(self))
@@ -76,3 +87,18 @@ class SparseCode:
         entries = slice(int(self.indptr[start]), int(self.indptr[max(start, stop)]))
         indptr = self.indptr[start : max(start, stop) + 1] - self.indptr[start]
         return SparseCode(indptr, self.indices[entries], self.values[entries], self.n_latents, self.width)
+
+
+def beside(codes: Sequence[SparseCode]) -> SparseCode:
+    """Codes of the same rows over several blocks of latents as one code over all of them, in order."""
+    counts = [code.indptr.diff() for code in codes]
+    indptr = torch.cat([counts[0].new_zeros(1), torch.stack(counts).sum(0).cumsum(0)])
+    entries = sum(len(code.indices) for code in codes)
+    indices, values = codes[0].indices.new_empty(entries), codes[0].values.new_empty(entries)
+    begin, first = indptr[:-1], 0  # of each row's next entry; of the next block's latents
+    for code, count in zip(codes, counts, strict=True):
+        place = torch.arange(len(code.indices), device=begin.device) + (begin - code.indptr[:-1])[code.rows]
+        indices[place], values[place] = code.indices + first, code.values
+        begin, first = begin + count, first + code.n_latents
+    widths = [code.width for code in codes if code.width is not None]
+    return SparseCode(indptr, indices, values, first, sum(widths) if len(widths) == len(codes) else None)

@@ -6,6 +6,8 @@
     kl                  KL(clean || spliced), summed over the vocabulary, mean a token, nats
     kl_score_zero, kl_score_mean   (KL_ablated - KL_spliced) / KL_ablated
 
+A transcoder's prediction from the site it reads replaces the activations it predicts, at their site.
+
 The same positions are edited in every variant, ablations included. Special tokens, the first token of a row,
 padding and rows above the dictionary's norm limit pass through bit for bit, and are counted. Losses are taken
 at usable positions whose next token is usable and of the same document.
@@ -27,7 +29,7 @@ from ..lab.errors import InputError
 from ..lab.evidence import Evidence
 from ..lab.models import HookedModel
 from ..lab.packing import TokenBatch
-from ..lab.sites import Site
+from ..lab.sites import PATH, Site
 from .dictionary import Dictionary
 from .metrics import Measure
 from .sums import DocumentSums, ratio
@@ -123,15 +125,18 @@ def splice(
     *,
     tokens: int,
     norm_limit: float | None = None,
+    reads: Mapping[Site, float | None] | None = None,
     progress: bool = False,
 ) -> SpliceLosses:
     """Run the model clean, ablated and with each dictionary spliced in: one forward pass for each.
 
     Args:
+        site: what is replaced.
         dictionaries: by name; "clean", "zero" and "mean" are taken.
         mean: what the mean ablation writes.
         tokens: stop once this many next-token predictions are measured.
         norm_limit: rows with a larger norm are left as they are in every variant.
+        reads: of transcoders, the one site they read, which must run before `site`, and its norm limit.
 
     Raises:
         InputError: a taken name, `tokens` below 1, or batches without a single prediction.
@@ -141,16 +146,15 @@ def splice(
     if tokens < 1:
         raise InputError(f"tokens must be at least 1, got {tokens}")
     site = model.site(site)
-    variants: dict[str, Replace] = {
-        "zero": torch.zeros_like,
-        "mean": lambda rows: mean.to(rows).expand_as(rows),
-        **dictionaries,
-    }
+    for source in reads or ():
+        if PATH not in (source.kind, site.kind) and source > site:  # when a path runs, only the module knows
+            raise InputError(f"a transcoder that is spliced in at {site} must read an earlier site, not {source}")
+    limits = {site: norm_limit, **(reads or {})}
     sums = DocumentSums()
     counts: Counter[str] = Counter(edited=0, unedited_special=0, unedited_norm=0, predictions=0)
     with tqdm(total=tokens, unit="tok", desc="splice", disable=not progress) as bar:
-        for part in _parts(batches, model.vocab_size or 1):
-            counts.update(_measure(model, part, site, variants, norm_limit, sums))
+        for part in parts_of(batches, model.vocab_size or 1):
+            counts.update(_measure(model, part, limits, dictionaries, mean, sums))
             bar.update(min(counts["predictions"], tokens) - bar.n)
             if counts["predictions"] >= tokens:
                 break
@@ -159,7 +163,7 @@ def splice(
     return SpliceLosses(sums, dict(counts))
 
 
-def _parts(batches: Iterable[TokenBatch], vocab: int) -> Iterator[TokenBatch]:
+def parts_of(batches: Iterable[TokenBatch], vocab: int) -> Iterator[TokenBatch]:
     """The batches, cut into even blocks of rows whose logits fit `LOGIT_BYTES`."""
     for batch in batches:
         rows, length = batch.tokens.shape
@@ -171,31 +175,43 @@ def _parts(batches: Iterable[TokenBatch], vocab: int) -> Iterator[TokenBatch]:
 def _measure(
     model: HookedModel,
     batch: TokenBatch,
-    site: Site,
-    variants: Mapping[str, Replace],
-    norm_limit: float | None,
+    limits: Mapping[Site, float | None],
+    dictionaries: Mapping[str, Dictionary],
+    mean: Float[Tensor, " d"],
     sums: DocumentSums,
 ) -> dict[str, int]:
+    """One part of a batch: replaced is the first site of `limits`, read by the dictionaries is the last."""
     attention = None if bool(batch.attention.all()) else batch.attention
-    seen: list[Tensor] = []
+    seen: dict[Site, Tensor] = {}
+    site, source = next(iter(limits)), list(limits)[-1]
 
-    def read(x: Tensor) -> Tensor:
-        seen.append(x.reshape(*batch.tokens.shape, -1))
-        return x
+    def reading(at: Site) -> Callable[[Tensor], Tensor]:
+        def read(x: Tensor) -> Tensor:
+            seen[at] = x.reshape(*batch.tokens.shape, -1)
+            return x
 
-    def logits(edit: Callable[[Tensor], Tensor]) -> Float[Tensor, "predictions vocab"]:
-        with model.editing({site: edit}):
+        return read
+
+    def logits(edits: Mapping[str | Site, Callable[[Tensor], Tensor]]) -> Float[Tensor, "predictions vocab"]:
+        with model.editing(edits):
             return model.logits(batch.tokens, attention_mask=attention)[predicts]
 
     predicts = predicting(batch).to(model.device)
-    clean = log_softmax_(logits(read).float())
-    usable = batch.usable.to(seen[0].device)
-    norms = torch.linalg.vector_norm(seen[0], dim=-1, dtype=torch.float32)
-    edited = usable & (norms <= norm_limit) if norm_limit is not None else usable
+    clean = log_softmax_(logits({at: reading(at) for at in limits}).float())
+    edited = usable = batch.usable.to(seen[site].device)
+    for at, limit in limits.items():
+        if limit is not None:
+            edited = edited & (torch.linalg.vector_norm(seen[at], dim=-1, dtype=torch.float32) <= limit)
+    read_rows = seen[source][edited]  # before anything is replaced: the same in every variant
+    variants: dict[str, Replace] = {
+        "zero": torch.zeros_like,
+        "mean": lambda rows: mean.to(rows).expand_as(rows),
+        **{name: lambda _, spliced=spliced: spliced(read_rows) for name, spliced in dictionaries.items()},
+    }
     target = batch.tokens.to(clean.device).roll(-1, 1)[predicts]
     columns = {"predictions": torch.ones(len(target)), "ce_clean": -clean.gather(1, target[:, None])[:, 0]}
     for name, replace in variants.items():
-        loss, divergence = losses(logits(splice_edit(replace, edited)), clean, target)
+        loss, divergence = losses(logits({site: splice_edit(replace, edited)}), clean, target)
         columns |= {f"ce_{name}": loss, f"kl_{name}": divergence}
     sums.add(batch.doc[predicts.cpu()], columns)
     return {

@@ -121,13 +121,12 @@ def latent_rows(
 ):  # fmt: skip
     """Both weight gradients, Adam, projection, unit norm and the int8 shadow of latents start..stop, in one pass.
 
-    weights, first, second: (W_enc [n, d], W_dec [n, d], b_enc [n]) and their Adam moments; first empty if beta1 is 0.
+    weights, first, second: (W_enc [n, d], W_dec [n, d_out], b_enc [n]) and Adam moments; first empty if beta1 is 0.
     extra: (encoder, decoder) gradient rows added where extra_row[j] >= 0.
     touched: step of each latent's last update, or empty where every latent is updated at every step.
     shadow: (rows int8 [n, d], scale [n], norm [n]) of the updated encoder, or empty.
     """
-    d = x.shape[1]
-    grad_enc, grad_dec = np.empty(d, np.float32), np.empty(d, np.float32)
+    grad_enc, grad_dec = np.empty(x.shape[1], np.float32), np.empty(residual.shape[1], np.float32)
     factors = np.empty((2, longest(pointers[start : stop + 1])), np.float32)
     keep1, keep2 = step.beta1, step.beta2
     for j in range(start, stop):
@@ -196,10 +195,10 @@ def latent_step(
     extra: RowGradients | None = None,
 ) -> Updated:
     """`kernels.update.latent_step` on a CPU."""
-    n, d = weights.W_enc.shape
+    n = len(weights.b_enc)
     lists, values, grads = transposed(codes, n), *arrays(codes[2], out.grads)
     factor = np.float32(float(scale))
-    extra_row, extra_rows = np.full(n, -1, np.int32), arrays(torch.empty(0, d), torch.empty(0, d))
+    extra_row, extra_rows = np.full(n, -1, np.int32), arrays(weights.W_enc[:0], weights.W_dec[:0])
     bias_grads, fired = torch.zeros(n), torch.empty(n, dtype=torch.int64)
     if extra is not None:
         extra_row[extra.latents.numpy()] = np.arange(len(extra.latents), dtype=np.int32)
@@ -237,7 +236,7 @@ def latent_gradients(
     bias_grads, fired = torch.zeros(n_latents), torch.empty(n_latents, dtype=torch.int64)
     bias_gradients(lists.pointers, lists.entries, values, grads, factor, *arrays(bias_grads, fired))
     latents = fired.nonzero()[:, 0]
-    made = torch.empty(2, len(latents), x.shape[1])
+    made = [torch.empty(len(latents), summed.shape[1]) for summed in (x, out.residual)]
     rows = RowGradients(latents, made[0], made[1], bias_grads[latents, None])
     parts = weighted_parts(np.diff(lists.pointers)[latents.numpy()] + 1.0, torch.get_num_threads())
     run_parts(

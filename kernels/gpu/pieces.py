@@ -92,8 +92,8 @@ class Sums(NamedTuple):
     """What the sums of a latent are read from, in the order of the kernels' parameters.
 
     pointers, tokens: `Lists`. dz, z [nnz]: gradients of the codes and codes, in the order of the lists. piece_ends [n]:
-    pieces after the first, up to and with each latent; then their rows [bound, d], of dz x and of z residual. The last
-    three are None where no list can be longer than a piece.
+    pieces after the first, up to and with each latent; then their rows [bound, d] of dz x and [bound, d_out] of z
+    residual. The last three are None where no list can be longer than a piece.
     """
 
     pointers: Tensor
@@ -113,9 +113,9 @@ def prepare(lists: Lists, values: Tensor, out: Residual, x: Tensor) -> Sums:
     Raises:
         ValueError: rows are wider than one program holds.
     """
-    n, d = len(lists.pointers) - 1, x.shape[1]
-    if d > WIDEST:
-        raise ValueError(f"the latent-major kernels hold rows of at most {WIDEST} columns, got d = {d}")
+    n, widest = len(lists.pointers) - 1, max(x.shape[1], out.residual.shape[1])
+    if widest > WIDEST:
+        raise ValueError(f"the latent-major kernels hold rows of at most {WIDEST} columns, got d = {widest}")
     encoder = (out.grads[lists.entries], x.contiguous())
     decoder = (values[lists.entries], out.residual.contiguous())
     bound = len(values) // PIECE.value
@@ -123,9 +123,9 @@ def prepare(lists: Lists, values: Tensor, out: Residual, x: Tensor) -> Sums:
         return Sums(lists.pointers, lists.tokens, *encoder, *decoder)
     ends = ((lists.fired - 1).clamp_min(0) // PIECE.value).cumsum(0)
     owner = owners(ends, torch.arange(bound, device=x.device))
-    pieces = [torch.empty(bound, d, device=x.device) for _ in range(2)]
+    pieces = [torch.empty(bound, rows.shape[1], device=x.device) for _, rows in (encoder, decoder)]
     for factors_and_rows, summed in zip((encoder, decoder), pieces, strict=True):
-        passed = (lists.pointers, lists.tokens, *factors_and_rows, ends, summed, owner, n)
+        passed, d = (lists.pointers, lists.tokens, *factors_and_rows, ends, summed, owner, n), summed.shape[1]
         launch(piece_kernel, bound, passed, layout(d), warps(d))
     return Sums(lists.pointers, lists.tokens, *encoder, *decoder, ends, *pieces)
 

@@ -59,8 +59,9 @@ def update_kernel(
     extra_place, extra_enc, extra_dec, extra_bias, latents, n_latents, scale, scalars,
     W_enc, W_dec, b_enc, first_enc, first_dec, first_bias, second_enc, second_dec, second_bias, touched,
     shadow_enc, shadow_dec, to_input, n, D: tl.constexpr, PAD: tl.constexpr, TOKENS: tl.constexpr,
+    D_OUT: tl.constexpr, PAD_OUT: tl.constexpr, TOKENS_OUT: tl.constexpr,
 ):  # fmt: skip
-    """Every so-manyth latent of all n, or of the first n_latents[0] of `latents`.
+    """Every so-manyth latent of all n, or of the first n_latents[0] of `latents`. Decoder rows are D_OUT wide.
 
     to_input [programs, d], zeros before: each program's sum of bias gradient times encoder row from before the update.
     It is added to in memory, which stays in cache: in registers it would take the room of a second block of warps.
@@ -102,35 +103,40 @@ def update_kernel(
         if shadow_enc is not None:
             tl.store(shadow_enc + start + columns, w.to(shadow_enc.dtype.element_ty), mask=inside)
 
-        grad = tl.load(scale) * latent_sum(latent, pointers, tokens, z, residual, piece_ends, piece_dec, D, PAD, TOKENS)
+        columns_out = tl.arange(0, PAD_OUT)
+        inside_out = columns_out < D_OUT
+        start_out = latent.to(tl.int64) * D_OUT  # pyright: ignore[reportAttributeAccessIssue]
+        grad_out = tl.load(scale) * latent_sum(
+            latent, pointers, tokens, z, residual, piece_ends, piece_dec, D_OUT, PAD_OUT, TOKENS_OUT
+        )
         if extra_place is not None:
             extra = tl.load(extra_place + latent)
             if extra >= 0:
-                grad += tl.load(extra_dec + extra.to(tl.int64) * D + columns, mask=inside, other=0.0)
-        w = tl.load(W_dec + start + columns, mask=inside, other=0.0)
-        grad -= tl.sum(grad * w, 0) * w
-        w = adam_step(w, grad, first_dec, second_dec, start, columns, inside, scalars, keep1, keep2)
-        w *= 1.0 / tl.maximum(tl.sqrt(tl.sum(w * w, 0)), 1e-12)
-        tl.store(W_dec + start + columns, w, mask=inside)
+                grad_out += tl.load(extra_dec + extra.to(tl.int64) * D_OUT + columns_out, mask=inside_out, other=0.0)
+        row = tl.load(W_dec + start_out + columns_out, mask=inside_out, other=0.0)
+        grad_out -= tl.sum(grad_out * row, 0) * row
+        row = adam_step(row, grad_out, first_dec, second_dec, start_out, columns_out, inside_out, scalars, keep1, keep2)
+        row *= 1.0 / tl.maximum(tl.sqrt(tl.sum(row * row, 0)), 1e-12)
+        tl.store(W_dec + start_out + columns_out, row, mask=inside_out)
         if shadow_dec is not None:
-            tl.store(shadow_dec + start + columns, w.to(shadow_dec.dtype.element_ty), mask=inside)
+            tl.store(shadow_dec + start_out + columns_out, row.to(shadow_dec.dtype.element_ty), mask=inside_out)
 
 
 @triton.jit
 def gradients_kernel(
     pointers, tokens, dz, x, z, residual, piece_ends, piece_enc, piece_dec,
     latents, scale, grad_enc, grad_dec, grad_bias, D: tl.constexpr, PAD: tl.constexpr, TOKENS: tl.constexpr,
+    D_OUT: tl.constexpr, PAD_OUT: tl.constexpr, TOKENS_OUT: tl.constexpr,
 ):  # fmt: skip
     """A program per entry of `latents`: its gradient rows, times scale."""
     place = tl.program_id(0)
     latent = tl.load(latents + place)
     factor = tl.load(scale)
-    columns = tl.arange(0, PAD)
-    at = place.to(tl.int64) * D + columns
+    columns, columns_out = tl.arange(0, PAD), tl.arange(0, PAD_OUT)
     encoder = latent_sum(latent, pointers, tokens, dz, x, piece_ends, piece_enc, D, PAD, TOKENS)
-    tl.store(grad_enc + at, factor * encoder, mask=columns < D)
-    decoder = latent_sum(latent, pointers, tokens, z, residual, piece_ends, piece_dec, D, PAD, TOKENS)
-    tl.store(grad_dec + at, factor * decoder, mask=columns < D)
+    tl.store(grad_enc + place.to(tl.int64) * D + columns, factor * encoder, mask=columns < D)
+    decoder = latent_sum(latent, pointers, tokens, z, residual, piece_ends, piece_dec, D_OUT, PAD_OUT, TOKENS_OUT)
+    tl.store(grad_dec + place.to(tl.int64) * D_OUT + columns_out, factor * decoder, mask=columns_out < D_OUT)
     tl.store(grad_bias + place, factor * bias_sum(latent, pointers, dz))
 
 
@@ -174,7 +180,8 @@ def latent_step(
         *weights, *(moments.first or (None,) * 3), *moments.second, moments.touched,
         *((None, None) if shadow is None else (shadow.W_enc, shadow.W_dec)), to_input, n,
     )  # fmt: skip
-    launch(update_kernel, len(to_input), passed, layout(d), warps(d))
+    d_out = weights.W_dec.shape[1]
+    launch(update_kernel, len(to_input), passed, layouts(d, d_out), warps(max(d, d_out)))
     if moments.touched is not None:
         moments.touched.copy_(torch.where(active, scalars[6].int(), moments.touched))
     return Updated(to_input.sum(0), lists.fired)
@@ -186,10 +193,16 @@ def latent_gradients(
     """`kernels.update.latent_gradients` on a GPU. Waits for the device: how many latents fired sets the sizes."""
     lists = transpose(codes, n_latents)
     sums = prepare(lists, codes[2], out, x)
-    latents, d = lists.fired.nonzero()[:, 0], x.shape[1]
-    rows = [torch.empty(len(latents), width, device=x.device) for width in (d, d, 1)]
-    launch(gradients_kernel, len(latents), (*sums, latents, on_device(scale, x), *rows), layout(d), warps(d))
+    latents, d, d_out = lists.fired.nonzero()[:, 0], x.shape[1], out.residual.shape[1]
+    rows = [torch.empty(len(latents), width, device=x.device) for width in (d, d_out, 1)]
+    passed = (*sums, latents, on_device(scale, x), *rows)
+    launch(gradients_kernel, len(latents), passed, layouts(d, d_out), warps(max(d, d_out)))
     return RowGradients(latents, *rows)
+
+
+def layouts(d: int, d_out: int) -> dict[str, int]:
+    """The layout of encoder rows, and that of decoder rows under names ending in _OUT."""
+    return layout(d) | {f"{name}_OUT": size for name, size in layout(d_out).items()}
 
 
 def place_of_latent(latents: Tensor, n: int) -> Tensor:
@@ -239,5 +252,6 @@ def specs(shape: Shape) -> list[Spec]:
         "compact gradients": (gradients_kernel, compact),
     }
     return [
-        describe(label, kernel, passed, layout(shape.d), warps(shape.d)) for label, (kernel, passed) in every.items()
+        describe(label, kernel, passed, layouts(shape.d, shape.d), warps(shape.d))
+        for label, (kernel, passed) in every.items()
     ]

@@ -7,9 +7,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from .bench_architectures import BenchArchitectures
 from .bench_buffer import BenchBuffer
+from .bench_eval import BenchEval
 from .bench_harvest import BenchHarvest
 from .bench_kernels import BenchKernels
+from .bench_probing import BenchProbing
+from .bench_recovery import BenchRecovery
 from .bench_step import BenchStep
 from .bench_train import BenchTrain
 from .timing import machine
@@ -17,14 +21,18 @@ from .timing import machine
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure kernels, the training step, training, harvesting or the shuffle buffer, side by side with peers."""
+    """Measure speed and quality beside peers, or against what was planted."""
 
     what: (
         Annotated[BenchKernels, tyro.conf.subcommand("kernels")]
         | Annotated[BenchStep, tyro.conf.subcommand("step")]
         | Annotated[BenchTrain, tyro.conf.subcommand("train")]
+        | Annotated[BenchArchitectures, tyro.conf.subcommand("architectures")]
+        | Annotated[BenchRecovery, tyro.conf.subcommand("recovery")]
         | Annotated[BenchHarvest, tyro.conf.subcommand("harvest")]
         | Annotated[BenchBuffer, tyro.conf.subcommand("buffer")]
+        | Annotated[BenchEval, tyro.conf.subcommand("eval")]
+        | Annotated[BenchProbing, tyro.conf.subcommand("probing")]
     )
 
     def run(self) -> dict[str, Any]:

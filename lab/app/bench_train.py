@@ -13,11 +13,10 @@ from torch import Tensor
 from ...saes.training import TrainConfig
 from ..errors import InputError
 from ..sites import Site
-from ..store import ActivationStore
-from ..streams import ActivationStream, StreamConfig
 from .contestant import Contestant, Ours
 from .options import Flat, ModelText
 from .peers import PEERS
+from .rows import split_rows
 from .timing import interleaved, named
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,8 @@ class BenchTrain:
             raise InputError(f"warmup={self.warmup} leaves no step of {self.steps} to time: give more steps")
         peers = named(self.against, PEERS)
         site = Site.parse(self.site)
-        x, held = self._rows(site)
+        wanted = -(-self.steps * self.batch // self.reuse)
+        x, held = split_rows(self.source, self.store, site, wanted, self.held_out, self.batch)
         sample = x[: self.batch]
         racers: dict[str, Contestant] = {"monosem": Ours(sample, self.n_latents, self.k, self.steps, site)}
         for name in peers:
@@ -77,36 +77,6 @@ class BenchTrain:
             "ratio": {name: rates["monosem"] / rates[name] for name in peers},
             "fvu": {name: _fvu(racer, held) for name, racer in racers.items()},
         }
-
-    def _rows(self, site: Site) -> tuple[Tensor, Tensor]:
-        """Training rows and held-out rows, fp32."""
-        wanted = -(-self.steps * self.batch // self.reuse)
-        config = StreamConfig(batch=self.batch, buffer=4 * self.batch)
-        if self.store is not None:
-            stream = ActivationStream.from_store(ActivationStore.open(self.store), sites=[site], config=config)
-            rows = _collect(stream, site, wanted + self.held_out)
-            return rows[: -self.held_out], rows[-self.held_out :]
-        model = self.source.open_model()
-        log.info("harvesting %d rows", wanted + self.held_out)
-        parts = []
-        for split, rows in (("train", wanted), ("heldout", self.held_out)):
-            stream = ActivationStream(model, self.source.open_corpus(model, split=split), [site], config=config)
-            parts.append(_collect(stream, site, rows))
-        return parts[0], parts[1]
-
-
-def _collect(stream: ActivationStream, site: Site, rows: int) -> Tensor:
-    """The first `rows` rows of a stream."""
-    parts, found = [], 0
-    for batch in stream:
-        parts.append(batch.acts[site].float())
-        found += len(parts[-1])
-        if found >= rows:
-            break
-    stream.close()
-    if found < rows:
-        raise InputError(f"{rows} rows are needed and the source ends after {found}: fewer --steps, or more text")
-    return torch.cat(parts)[:rows]
 
 
 def _fvu(racer: Contestant, held: Tensor) -> float:

@@ -24,26 +24,34 @@ from .demo import Demo
 from .evaluating import Eval
 from .exploring import Features
 from .exporting import Export
+from .fast import Fast
+from .finetuning import Finetune
 from .harvesting import Harvest
+from .misspelt import misspelt
+from .sweeping import Sweep
 from .training import Train
 
 COMMANDS = {
     "demo": Demo,
     "harvest": Harvest,
     "train": Train,
+    "finetune": Finetune,
+    "sweep": Sweep,
     "eval": Eval,
     "features": Features,
     "export": Export,
+    "fast": Fast,
     "bench": Bench,
 }
 """Name on the command line to the dataclass that holds its options."""
 
 
 def parse(argv: Sequence[str]) -> Any:
-    """The command and its options; a misspelt one exits with status 2 and the nearest right spelling.
+    """The command and its options.
 
     Raises:
-        InputError: an option has a value that the dataclass it is for refuses.
+        InputError: an unknown command or option, with the nearest right spelling; one that is missing; or a value that
+            is none of its kind or that the dataclass it is for refuses.
     """
     kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
     command = Union[kinds]  # type: ignore  # noqa: UP007 (built at run time)
@@ -52,10 +60,9 @@ def parse(argv: Sequence[str]) -> Any:
         with contextlib.redirect_stderr(told):
             return tyro.cli(command, prog="monosem", args=list(argv), config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore
     except SystemExit as stop:
-        if (refused := _refusal(stop)) is not None:
-            raise refused from None
-        sys.stderr.write(told.getvalue())
-        raise
+        if not stop.code:  # --help
+            raise
+        raise _refusal(stop) or misspelt(told.getvalue()) from None
 
 
 def _refusal(error: BaseException | None) -> InputError | None:
@@ -81,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"\nmonosem: {stop or 'interrupted'}\n")
         return 130
-    sys.stdout.write(json.dumps(result) + "\n" if as_json else render(result) + "\n")
+    sys.stdout.write(json.dumps(result) + "\n" if as_json else getattr(command, "told", render)(result) + "\n")
     sys.stdout.flush()
     return 0
 

@@ -19,9 +19,10 @@ from ..runs import Run
 from ..storage import write_json
 from ..streams import ActivationStream, StreamConfig
 from ..text import TextConfig
+from .dictionary_options import DictionaryOptions
 from .options import Flat, ModelText
 from .report import write_report
-from .training import DictionaryOptions, Train, stream_counts, tokens_per_second
+from .training import Train, stream_counts, tokens_per_second
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Demo:
     source: Flat[ModelText] = field(
         default_factory=lambda: ModelText(text=TextConfig(heldout=0.2, document_tokens=256))
     )
-    dictionary: Flat[DictionaryOptions] = field(default_factory=DictionaryOptions)
+    dictionary: DictionaryOptions = field(default_factory=DictionaryOptions)
     training: TrainConfig = field(default_factory=lambda: TrainConfig(rows=327_680))
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(buffer=32_768, reuse=3))
     evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(tokens=16_384, ce_tokens=1_536))

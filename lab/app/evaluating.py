@@ -1,23 +1,23 @@
-"""`monosem eval`: the core metrics of a dictionary beside their nulls, on held-out documents; or more."""
+"""`monosem eval`: the metrics of a dictionary beside their nulls, on held-out documents."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from ...probes.datasets import dataset_names, load_dataset
-from ...probes.texts import TextProbing, over_datasets, probe_texts
+from ...probes.datasets import load_dataset
+from ...probes.texts import TextProbing
 from ...saes.dictionary import Dictionary
-from ...saes.evaluation import EvaluationConfig, evaluate
 from ...saes.files import DESCRIPTION, load
 from ...saes.scores import SCHEMA
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..storage import write_json
 from .options import Flat, ModelText
+from .suites import GROUPS, SUITES, Subject, SuiteOptions, measure
 
 log = logging.getLogger(__name__)
 
@@ -29,31 +29,37 @@ class Eval:
     dictionary: tyro.conf.Positional[Path]
     """Folder of a dictionary, or of a run with exactly one."""
     suite: Literal["core", "full"] = "core"
-    """`core`: reconstruction, sparsity, weights and spliced losses. `full`: sparse probing of labelled texts too."""
+    """`core`: reconstruction, sparsity, weights and spliced losses. `full`: every group of metrics."""
+    only: tuple[str, ...] = ()
+    """Measure these groups in place of a suite: core, probing, absorption, tpp, scr, ravel, detection, meta."""
     source: Flat[ModelText] = field(default_factory=ModelText)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    probing: TextProbing = field(default_factory=TextProbing)
+    options: Flat[SuiteOptions] = field(default_factory=SuiteOptions)
+
+    def __post_init__(self) -> None:
+        for name in self.only:
+            if name not in GROUPS:
+                raise unknown("group of metrics", name, GROUPS)
 
     def run(self) -> dict[str, Any]:
-        """Evaluate; the result is also written beside the dictionary as `evaluation.json`.
+        """Measure; the result is also written beside the dictionary as `evaluation.json`.
 
-        The full suite writes `probing.json` too, with every data set's scores.
+        Its schema is that of `Evaluation.to_json`, with `groups` that were asked for, `skipped` ones with the reason,
+        and `about`: what each score is. Groups with more to say write a file of their own, such as `probing.json`.
         """
         folder, dictionary = find_dictionary(self.dictionary)
-        names = self.probing.datasets
-        datasets = [load_dataset(name) for name in (dataset_names() if names == ("all",) else names)
-                    if self.suite == "full"]  # fmt: skip
+        groups = [name for name in GROUPS if name in (self.only or SUITES[self.suite])]
+        chosen = self.options.probing.datasets
+        if "probing" in groups and chosen not in (TextProbing.datasets, ("all",)):
+            for name in chosen:
+                load_dataset(name)  # a name that is misspelt should not wait for the model
         model = self.source.open_model()
         corpus = self.source.open_corpus(model, split="heldout")
-        evaluation = evaluate(model, corpus, dictionary, self.evaluation)
-        if datasets:
-            probes = probe_texts(model, dictionary, datasets, self.probing, progress=True)
-            found = {name: probe.to_json() for name, probe in probes.items()}
-            write_json(folder / "probing.json", {"schema": SCHEMA, "datasets": found})
-            means = over_datasets(probes, seed=self.probing.probe.seed)
-            evaluation = replace(evaluation, scores={**evaluation.scores, **means})
-        log.info("%r", evaluation)
-        result = {**evaluation.to_json(), "suite": self.suite}
+        found = measure(Subject(model, dictionary, corpus, self.options), groups)
+        for name, details in found.details.items():
+            write_json(folder / f"{name}.json", {"schema": SCHEMA, **details})
+        log.info("%r", found.evaluation)
+        result = {**found.evaluation.to_json(), "suite": self.suite, "groups": groups, "skipped": found.skipped,
+                  "about": found.about}  # fmt: skip
         write_json(folder / "evaluation.json", result)
         return result
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import tyro
 
-from ...saes.evaluation import matching_site
 from ...saes.features import collect
+from ...saes.matching import matching_site
 from .evaluating import find_dictionary
 from .options import Flat, ModelText
 

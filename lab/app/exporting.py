@@ -9,15 +9,20 @@ from typing import Any
 import tyro
 
 from ...saes import formats
+from ..errors import unknown
 from .evaluating import find_dictionary
+
+WRITTEN = tuple(name for name, one in formats.FORMATS.items() if one.compose)
+"""Formats that can be written; the others are only read."""
 
 
 @dataclass(frozen=True)
 class Export:
     """Write a dictionary in another library's format."""
 
-    dictionary: tyro.conf.Positional[Path]
-    """Folder of a dictionary, of a run with exactly one, or a dictionary of another library."""
+    dictionary: tyro.conf.Positional[str]
+    """Folder of a dictionary, of a run with exactly one, a dictionary of another library, `hf:ORG/REPO[/FOLDER]` or
+    `sae-lens:RELEASE/ID`."""
     out: tyro.conf.Positional[Path]
     """A new folder."""
     to: str = "sae-lens"
@@ -25,12 +30,19 @@ class Export:
     lossy: bool = False
     """Go on where the other format cannot hold everything; the result says what was lost."""
 
+    def __post_init__(self) -> None:
+        if self.to not in WRITTEN:
+            raise unknown("format to write", self.to, WRITTEN)
+
     def run(self) -> dict[str, Any]:
         """Convert, check that both sides give the same outputs, write."""
-        if formats.recognise(self.dictionary):
-            dictionary = formats.read(self.dictionary, lossy=self.lossy)
+        place = self.dictionary
+        if not place.startswith(formats.RELEASED):
+            place = str(formats.located(place))
+        if place.startswith(formats.RELEASED) or formats.recognise(place):
+            dictionary = formats.read(place, lossy=self.lossy)
         else:
-            _, dictionary = find_dictionary(self.dictionary)
+            _, dictionary = find_dictionary(Path(place))
         done = formats.write(dictionary, self.out, self.to, self.lossy)
         return {
             "architecture": dictionary.architecture,

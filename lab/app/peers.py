@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,25 +55,37 @@ class DictionaryLearning:
 
 
 class SaeLens:
-    """SAELens' SAETrainer with a TopKTrainingSAE; rows scaled by its own expected-norm estimate."""
+    """SAELens' SAETrainer; rows scaled by its own expected-norm estimate.
 
-    def __init__(self, sample: Tensor, n_latents: int, k: int, steps: int, warmup: float, lr: float | None) -> None:
-        lens = _module("sae_lens", "pip install sae-lens==6.54.12")
-        config = _module("sae_lens.config", "pip install sae-lens==6.54.12")
-        training = _module("sae_lens.training.sae_trainer", "pip install sae-lens==6.54.12")
-        sae = lens.TopKTrainingSAE(
-            lens.TopKTrainingSAEConfig(
-                d_in=sample.shape[1], d_sae=n_latents, k=k, device=str(sample.device),
-                normalize_activations="expected_average_only_in",
+    Args:
+        architecture: a key of `SAE_LENS`.
+        options: fields of that training config beyond its defaults.
+    """
+
+    INSTALL = "pip install sae-lens==6.54.12"
+
+    def __init__(
+        self, sample: Tensor, n_latents: int, k: int, steps: int, warmup: float, lr: float | None,
+        architecture: str = "topk", options: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        lens = _module("sae_lens", self.INSTALL)
+        config = _module("sae_lens.config", self.INSTALL)
+        training = _module("sae_lens.training.sae_trainer", self.INSTALL)
+        kind = SAE_LENS[architecture]
+        torch.manual_seed(0)
+        sae = getattr(lens, kind)(
+            getattr(lens, f"{kind}Config")(
+                d_in=sample.shape[1], d_sae=n_latents, device=str(sample.device),
+                normalize_activations="expected_average_only_in", **({"k": k} if options is None else options),
             )
         )  # fmt: skip
-        options = config.SAETrainerConfig(
+        options_of_trainer = config.SAETrainerConfig(
             total_training_samples=steps * len(sample), train_batch_size_samples=len(sample),
             device=str(sample.device),
             lr=lr or 3e-4, lr_end=(lr or 3e-4) / 10, lr_warm_up_steps=int(warmup * steps),
             logger=config.LoggingConfig(log_to_wandb=False),
         )  # fmt: skip
-        self.trainer = training.SAETrainer(options, sae, iter([sample]))
+        self.trainer = training.SAETrainer(options_of_trainer, sae, iter([sample]))
         self.trainer.activation_scaler.estimate_scaling_factor(sample.shape[1], iter([sample]), 1)
 
     def step(self, x: Tensor) -> None:
@@ -83,6 +96,12 @@ class SaeLens:
     def reconstruct(self, x: Tensor) -> Tensor:
         scaled = self.trainer.activation_scaler(x)
         return self.trainer.sae.decode(self.trainer.sae.encode(scaled)) * (x.norm() / scaled.norm())
+
+    def save(self, folder: Path) -> None:
+        """Write what it infers with, in activation units; the last call, for its weights are folded in place."""
+        sae, factor = self.trainer.sae, self.trainer.activation_scaler.scaling_factor
+        sae.fold_activation_norm_scaling_factor(factor)
+        sae.save_inference_model(folder)
 
 
 class Sparsify:
@@ -135,6 +154,16 @@ class Sparsify:
         self.optimizer.train()
         return out
 
+
+SAE_LENS = {
+    "relu": "StandardTrainingSAE",
+    "gated": "GatedTrainingSAE",
+    "topk": "TopKTrainingSAE",
+    "batchtopk": "BatchTopKTrainingSAE",
+    "jumprelu": "JumpReLUTrainingSAE",
+    "matryoshka": "MatryoshkaBatchTopKTrainingSAE",
+}
+"""Our name of an architecture to SAELens' training class."""
 
 PEERS: dict[str, Callable[..., Contestant]] = {
     "sae-lens": SaeLens,

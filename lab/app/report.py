@@ -78,7 +78,7 @@ def write_report(
         "sections": f'<nav class="sections" aria-label="Sections">{links}</nav>',
         "body": tiles(data) + body,
         "data": embedded_json(data),
-        "plotly": _plotly(),
+        "plotly": plotly_code(),
         "code": "\n".join(asset(name) for name in CODE),
     }
     text = re.sub(r"\{\{(\w+)\}\}", lambda match: page[match[1]], asset("report.html"))
@@ -93,7 +93,8 @@ def embedded_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _plotly() -> str:
+def plotly_code() -> str:
+    """plotly.js as it may stand between script tags."""
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs().replace("</script", "<\\/script")

@@ -4,6 +4,9 @@
     formats.read(path, format=..., lossy=True)     one format, or one that loses something
     formats.write(dictionary, folder, to="sae-lens")
 
+A path may also be a place on the Hugging Face hub, `hf:org/repo/folder` (`hub`), or the name of a released dictionary
+in SAELens, `sae-lens:release/id` (`released`).
+
 What a file says and we have no field for (config, dtypes) is kept in the dictionary's provenance, so that writing it
 back in its own format gives the same tensors. Every conversion is checked: both sides run the same rows.
 
@@ -18,11 +21,26 @@ from pathlib import Path
 from ...lab.errors import InputError, unknown
 from ...lab.storage import atomic_path
 from ..dictionary import Dictionary
-from . import circuit_tracer, dictionary_learning, gemma_scope, llama_scope, openai, sae_lens, sparsify
+from ..files import DESCRIPTION, WEIGHTS
+from . import (
+    circuit_tracer,
+    circuit_tracer_clt,
+    dictionary_learning,
+    gemma_scope,
+    hub,
+    llama_scope,
+    openai,
+    release_readers,
+    sae_lens,
+    sparsify,
+)
 from .format import Format
 from .forward import check
+from .hub import push
 from .losses import Losses
 from .portable import IMPORTED, Portable
+from .reading import converted
+from .released import SCHEME as RELEASED
 
 FORMATS: dict[str, Format] = {
     one.name: one
@@ -34,11 +52,14 @@ FORMATS: dict[str, Format] = {
         gemma_scope.SECOND,
         llama_scope.FORMAT,
         circuit_tracer.FORMAT,
-        circuit_tracer.CROSS_LAYER,
+        circuit_tracer_clt.FORMAT,
         openai.FORMAT,
     )
 }
 """Every format by name, in the order in which `recognise` asks them."""
+
+FILES = tuple(sorted({DESCRIPTION, WEIGHTS}.union(*(one.files for one in FORMATS.values()))))
+"""Names of the files that a folder of a dictionary may hold, ours and theirs."""
 
 
 @dataclass(frozen=True)
@@ -62,36 +83,43 @@ def read(path: Path | str, format: str | None = None, lossy: bool = False) -> Di
     """Read a dictionary of another library.
 
     Args:
-        path: a folder or a file.
+        path: a folder or a file, or a place on the hub or a released name (see the module).
         format: a name in `FORMATS`; by default it is recognised.
         lossy: go on where something would be lost; what was lost is then in `provenance.training["imported"]`.
 
     Raises:
         InputError: unknown format, damaged or wrong files, wrong shapes, or a loss that was not asked for.
     """
-    dictionary, losses = _read(Path(path), format, lossy)
+    if format is not None and format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    losses = Losses(str(path), lossy)
+    if str(path).startswith(RELEASED):
+        dictionary = release_readers.read(str(path), losses)
+    else:
+        dictionary = _read(located(path), format, losses)
     if losses.lost:
-        dictionary.provenance.training[IMPORTED]["lost"] = losses.lost
+        dictionary.provenance.training.setdefault(IMPORTED, {})["lost"] = losses.lost
     return dictionary
 
 
-def _read(path: Path, name: str | None, lossy: bool) -> tuple[Dictionary, Losses]:
-    if name is not None and name not in FORMATS:
-        raise unknown("format", name, FORMATS)
+def located(path: Path | str) -> Path:
+    """The local path of a folder or a file, fetched where `path` is a place on the hub.
+
+    Of a file that needs the others of its folder, the folder.
+
+    Raises:
+        InputError: as `hub.fetch`.
+    """
+    local = hub.fetch(hub.Reference.parse(str(path)), FILES) if str(path).startswith(hub.SCHEME) else Path(path)
+    needs_others = local.name in FILES and local.suffix in (".json", ".safetensors")
+    return local.parent if needs_others and local.is_file() else local
+
+
+def _read(path: Path, name: str | None, losses: Losses) -> Dictionary:
     found = recognise(path) if name is None else FORMATS[name]
     if found is None:
         raise InputError(f"{path} holds no dictionary: neither dictionary.json nor the files of {', '.join(FORMATS)}")
-    losses = Losses(str(path), lossy)
-    raw = found.load(path)
-    try:
-        portable = found.parse(raw, losses)
-        dictionary = portable.build()
-    except InputError as error:
-        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{raw.path}: a config value has the wrong type or range ({error})") from error
-    check(portable, dictionary, str(path))
-    return dictionary, losses
+    return converted(found.load(path), found.parse, losses)
 
 
 def write(dictionary: Dictionary, folder: Path | str, to: str, lossy: bool = False) -> Conversion:
@@ -124,4 +152,4 @@ def write(dictionary: Dictionary, folder: Path | str, to: str, lossy: bool = Fal
     return Conversion(to, folder, tuple(losses.lost), tuple(losses.rounded))
 
 
-__all__ = ["FORMATS", "Conversion", "Format", "read", "recognise", "write"]
+__all__ = ["FILES", "FORMATS", "RELEASED", "Conversion", "Format", "located", "push", "read", "recognise", "write"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from ...lab.storage import read_tensors, write_tensors
 from ..dictionary import Provenance
 from .format import Format
 from .losses import Losses
-from .portable import IMPORTED, Portable, centre
+from .portable import IMPORTED, Portable, recast
 from .table import Key, Raw, dtypes, put, take
 
 NAME = "circuit-tracer"
@@ -28,6 +27,7 @@ TABLE = {
     "W_dec": Key("W_dec", "no"),
     "b_dec": Key("b_dec", "o"),
 }
+HELD = ("relu", "jumprelu", "topk")
 THRESHOLD, SKIP = "activation_function.threshold", "W_skip"
 
 _LAYER = re.compile(r"layer_(\d+)\.safetensors")
@@ -41,18 +41,25 @@ def load(path: Path) -> Raw:
             names = ", ".join(file.name for file in files) or "none"
             raise InputError(f"{path} holds the transcoders of several layers ({names}): give one file")
         path = files[0]
-    return Raw(path, read_tensors(path, "transcoder file"), {})
+    tensors = read_tensors(path, "safetensors file of weights")
+    if not TABLE.keys() <= tensors.keys():
+        found = ", ".join(sorted(tensors)) or "nothing"
+        raise InputError(
+            f"{path} is not circuit-tracer's, which holds {', '.join(TABLE)} (this has {found}): of a dictionary with a"
+            " config beside its weights give the folder"
+        )
+    return Raw(path, tensors, {})
 
 
 def parse(raw: Raw, losses: Losses) -> Portable:
     """A transcoder, with a skip matrix where there is one."""
-    fields: dict[str, Any] = {"centre_input": False, "activation": "relu"}
+    architecture, fields = "relu", {}
     table = dict(TABLE)
     if THRESHOLD in raw.tensors:
-        fields["activation"] = "jumprelu"
+        architecture = "jumprelu"
         table[THRESHOLD] = Key("threshold", "n" if raw.tensors[THRESHOLD].numel() > 1 else "")
     elif "k" in raw.tensors:
-        fields |= {"activation": "topk", "k": int(raw.tensors["k"])}
+        architecture, fields = "topk", {"k": int(raw.tensors["k"])}
     if SKIP in raw.tensors:
         table[SKIP] = Key("W_skip", "od")
     layer = _LAYER.fullmatch(raw.path.name)
@@ -65,7 +72,7 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     if "threshold" in tensors:
         tensors["threshold"] = tensors["threshold"].expand(len(tensors["b_enc"])).contiguous()
     kept = {"format": NAME, "layer": layer and int(layer[1]), "dtypes": dtypes(raw)}
-    return Portable("transcoder", tensors, fields, Provenance(training={IMPORTED: kept}))
+    return Portable(architecture, tensors, fields, Provenance(training={IMPORTED: kept})).as_transcoder()
 
 
 def _flat(raw: Raw) -> Raw:
@@ -77,15 +84,14 @@ def _flat(raw: Raw) -> Raw:
 
 def compose(portable: Portable, losses: Losses) -> Raw:
     """Transcoders."""
-    if portable.architecture != "transcoder":
+    if not portable.across:
         raise InputError(f"{losses.subject}: it holds transcoders, and this is {portable.architecture}")
-    same = centre(portable, False, losses)
-    activation = same.fields.get("activation", "relu")
+    same = recast(portable, HELD, losses, across=True)
     table = TABLE | ({SKIP: Key("W_skip", "od")} if "W_skip" in same.tensors else {})
-    if activation == "jumprelu":
+    if same.architecture == "jumprelu":
         table |= {THRESHOLD: Key("threshold", "n")}
     tensors = put(same.tensors, table, portable.kept(NAME).get("dtypes"))
-    if activation == "topk":
+    if same.architecture == "topk":
         tensors["k"] = torch.tensor(same.fields["k"])
     return Raw(Path(), tensors, {"layer": portable.kept(NAME).get("layer") or 0})
 
@@ -101,13 +107,4 @@ def _recognise(path: Path) -> bool:
     return path.is_file() and path.suffix == ".safetensors"
 
 
-def _recognise_cross_layer(path: Path) -> bool:
-    return path.is_dir() and (path / "W_enc_0.safetensors").is_file()
-
-
-def _refuse(path: Path) -> Raw:
-    raise InputError(f"{path} holds a cross-layer transcoder, which this version does not read")
-
-
-FORMAT = Format(NAME, _recognise, load, parse, compose, store)
-CROSS_LAYER = Format("circuit-tracer-clt", _recognise_cross_layer, _refuse, parse)
+FORMAT = Format(NAME, _recognise, load, parse, (), compose, store)

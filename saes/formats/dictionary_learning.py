@@ -163,4 +163,4 @@ def _recognise(path: Path) -> bool:
     return (path / WEIGHTS).is_file() or (path.is_file() and path.suffix == ".pt" and path.stem.startswith("ae"))
 
 
-FORMAT = Format(NAME, _recognise, load, parse, compose, store)
+FORMAT = Format(NAME, _recognise, load, parse, (CONFIG, WEIGHTS), compose, store)

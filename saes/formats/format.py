@@ -23,6 +23,8 @@ class Format:
     """Read the files."""
     parse: Callable[[Raw, Losses], Portable]
     """Their content in our terms."""
+    files: tuple[str, ...] = ()
+    """Names of the files in a folder of this format, for fetching it."""
     compose: Callable[[Portable, Losses], Raw] | None = None
     """Our content in their terms (`Raw.path` is empty); None where we only read the format."""
     store: Callable[[Raw, Path], None] | None = None

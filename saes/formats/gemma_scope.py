@@ -9,9 +9,9 @@ Not in the files: embedding dictionaries read activations times sqrt(d), transco
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from .format import Format
 from .losses import Losses
 from .portable import IMPORTED, Portable, centre, recast
 from .table import Key, Raw, dtypes, put, take
-from .untrusted import read_config, read_npz
+from .untrusted import known_site, read_config, read_npz
 
 FIRST_NAME, SECOND_NAME = "gemma-scope", "gemma-scope-2"
 ARCHIVE, CONFIG, WEIGHTS = "params.npz", "config.json", "params.safetensors"
@@ -34,6 +34,9 @@ SECOND_TABLE = {"w_enc": Key("W_enc", "dn"), "w_dec": Key("W_dec", "nd"), "b_enc
 ACROSS = SECOND_TABLE | {"w_dec": Key("W_dec", "no"), "b_dec": Key("b_dec", "o")}
 AFFINE = {"affine_skip_connection": Key("W_skip", "do")}
 
+_LAYER = re.compile(r"(?:model\.)?(?:language_model\.)?layers\.(\d+)(\.self_attn\.o_proj\.input|\.output)")
+_SITES = {".output": "resid_post", ".self_attn.o_proj.input": "z"}
+
 
 def load(path: Path) -> Raw:
     """Read the archive."""
@@ -42,17 +45,25 @@ def load(path: Path) -> Raw:
 
 
 def parse(raw: Raw, losses: Losses) -> Portable:
-    """A JumpReLU dictionary."""
-    return _portable("jumprelu", raw, TABLE, losses, FIRST_NAME)
+    """A JumpReLU dictionary; a transcoder of equal widths looks the same in the file."""
+    return _portable(raw, TABLE, losses, FIRST_NAME)
 
 
-def _portable(architecture: str, raw: Raw, table: Mapping[str, Key], losses: Losses, name: str) -> Portable:
+def _portable(raw: Raw, table: Mapping[str, Key], losses: Losses, name: str) -> Portable:
     kept = {"format": name, "config": raw.config, "dtypes": dtypes(raw)}
     model = {"name": raw.config["model_name"]} if raw.config.get("model_name") else {}
-    fields: dict[str, Any] = {"centre_input": False}
-    if architecture == "transcoder":
-        fields["activation"] = "jumprelu"
-    return Portable(architecture, take(raw, table, losses), fields, Provenance(model=model, training={IMPORTED: kept}))
+    reads, writes = (_site(raw.config.get(f"hf_hook_point_{end}")) for end in ("in", "out"))
+    provenance = Provenance(reads, model, training={IMPORTED: kept}, target=writes)
+    return Portable("jumprelu", take(raw, table, losses), {"centre_input": False}, provenance)
+
+
+def _site(hook: object) -> str | None:
+    """The site of a Hugging Face hook point: the output of a layer, or the input or output of a module."""
+    if not isinstance(hook, str):
+        return None
+    if layer := _LAYER.fullmatch(hook):
+        return f"{_SITES[layer[2]]}.{layer[1]}"
+    return known_site(f"path:{hook.removesuffix('.output')}") if hook.endswith(".output") else known_site(hook)
 
 
 def compose(portable: Portable, losses: Losses) -> Raw:
@@ -84,17 +95,21 @@ def parse_second(raw: Raw, losses: Losses) -> Portable:
     reads, writes = raw.config.get("hf_hook_point_in"), raw.config.get("hf_hook_point_out")
     affine = AFFINE if "affine_skip_connection" in raw.tensors else {}
     across = bool(affine) or (writes is not None and writes != reads)
-    return _portable("transcoder" if across else "jumprelu", raw, (ACROSS if across else SECOND_TABLE) | affine, losses,
-                     SECOND_NAME)  # fmt: skip
+    portable = _portable(raw, (ACROSS if across else SECOND_TABLE) | affine, losses, SECOND_NAME)
+    return portable.as_transcoder() if across else portable
 
 
 def compose_second(portable: Portable, losses: Losses) -> Raw:
-    """As the first; the config names the architecture, the model and the width."""
+    """As the first, and transcoders; the config names the architecture, the model, the width and the sites."""
     kept = portable.kept(SECOND_NAME)
-    same = centre(recast(portable, ("jumprelu",), losses), False, losses)
-    config = {"architecture": "jump_relu", "model_name": same.provenance.model.get("name"), "width": same.n_latents,
-              "affine_connection": False}  # fmt: skip
-    return Raw(Path(), put(same.tensors, SECOND_TABLE, kept.get("dtypes")), kept.get("config", config))
+    same = centre(recast(portable, ("jumprelu",), losses, across=True), False, losses)
+    origin, affine = same.provenance, "W_skip" in same.tensors
+    config = {"architecture": "jump_relu", "model_name": origin.model.get("name"), "width": same.n_latents,
+              "affine_connection": affine}  # fmt: skip
+    if same.across:
+        config |= {"hf_hook_point_in": origin.site or "input", "hf_hook_point_out": origin.target or "output"}
+    table = (ACROSS if same.across else SECOND_TABLE) | (AFFINE if affine else {})
+    return Raw(Path(), put(same.tensors, table, kept.get("dtypes")), kept.get("config", config))
 
 
 def store_second(raw: Raw, folder: Path) -> None:
@@ -111,5 +126,7 @@ def _recognise_second(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
-FORMAT = Format(FIRST_NAME, _recognise, load, parse, compose, store)
-SECOND = Format(SECOND_NAME, _recognise_second, load_second, parse_second, compose_second, store_second)
+FORMAT = Format(FIRST_NAME, _recognise, load, parse, (ARCHIVE,), compose, store)
+SECOND = Format(
+    SECOND_NAME, _recognise_second, load_second, parse_second, (CONFIG, WEIGHTS), compose_second, store_second
+)

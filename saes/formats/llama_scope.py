@@ -92,4 +92,4 @@ def _recognise(path: Path) -> bool:
     return (path / HYPERPARAMS).is_file() or ((path / CONFIG).is_file() and (path / WEIGHTS).is_file())
 
 
-FORMAT = Format(NAME, _recognise, load, parse)
+FORMAT = Format(NAME, _recognise, load, parse, (HYPERPARAMS, CHECKPOINT, CONFIG, WEIGHTS))

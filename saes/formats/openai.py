@@ -83,4 +83,4 @@ def _recognise(path: Path) -> bool:
     return (path / WEIGHTS).is_file() or (path.is_file() and path.suffix == ".pt")
 
 
-FORMAT = Format(NAME, _recognise, load, parse, compose, store)
+FORMAT = Format(NAME, _recognise, load, parse, (WEIGHTS,), compose, store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from ...lab.errors import InputError, unknown
 from ..dictionary import Dictionary, Provenance
 from .losses import Losses
+
+if TYPE_CHECKING:
+    from ..clt import CrossLayer
 
 IMPORTED = "imported"
 """Where the provenance of a dictionary keeps what its file said and we have no field for."""
@@ -23,16 +26,16 @@ class Portable:
 
     architecture: str
     tensors: dict[str, Tensor]
-    """Our names and orientation, fp32: W_enc [n, d], W_dec [n, d], and so on."""
+    """Our names and orientation, fp32: W_enc [n, d], W_dec [n, o], and so on."""
     fields: dict[str, Any] = field(default_factory=dict)
-    """Config fields other than the shape: k, centre_input, ..."""
+    """Config fields other than d_in and n_latents: k, centre_input, of a transcoder d_out and skip, ..."""
     provenance: Provenance = field(default_factory=Provenance)
     """Site and model, where the file names ones that we know; and what was kept of the file."""
 
     @property
     def d_in(self) -> int:
         """Width of the activations that are read."""
-        return self.tensors["W_enc"].shape[1]
+        return self.tensors.get("W_enc", self.tensors["W_dec"]).shape[1]
 
     @property
     def n_latents(self) -> int:
@@ -44,6 +47,21 @@ class Portable:
         """Whether the encoder subtracts `b_dec`."""
         return self.fields.get("centre_input", True)
 
+    @property
+    def across(self) -> bool:
+        """Whether it is a transcoder."""
+        return self.fields.get("d_out") is not None
+
+    @property
+    def kind(self) -> str:
+        """What it is, for messages."""
+        return f"{self.architecture}{' transcoder' if self.across else ''}"
+
+    def as_transcoder(self) -> Portable:
+        """The same tensors, read as a transcoder's."""
+        shape = {"d_out": self.tensors["W_dec"].shape[1], "skip": "W_skip" in self.tensors, "centre_input": False}
+        return replace(self, fields=self.fields | shape)
+
     def kept(self, format_name: str) -> dict[str, Any]:
         """What was kept of the file this was read from, if it was of that format."""
         kept = self.provenance.training.get(IMPORTED, {})
@@ -54,10 +72,16 @@ class Portable:
         """The parts of a dictionary.
 
         Raises:
-            InputError: it has no encoder weights.
+            InputError: it has no encoder weights and is no matching pursuit, or it is a crosscoder.
         """
+        if dictionary.architecture == "clt":
+            from .layered import Layered
+
+            return Layered.of_layers(cast("CrossLayer", dictionary))
+        if dictionary.config.sources:
+            raise InputError("no other format holds a crosscoder: save it in monosem's own")
         tensors = {name: tensor.cpu() for name, tensor in dictionary.tensors().items()}
-        if "W_enc" not in tensors:
+        if "W_enc" not in tensors and dictionary.architecture != "mp":
             raise InputError(f"a {dictionary.architecture} dictionary has no encoder weights: no other format holds it")
         kept = dictionary.provenance.training.get(IMPORTED, {})
         unset = {"d_in", "n_latents", *kept.get("unset", ())}
@@ -158,12 +182,17 @@ TO_TOPK = {
 """What is lost when an architecture is written as TopK."""
 
 
-def recast(portable: Portable, held: Collection[str], losses: Losses) -> Portable:
+def recast(portable: Portable, held: Collection[str], losses: Losses, across: bool = False) -> Portable:
     """`portable` as one of the architectures that a format holds.
+
+    Args:
+        across: whether it holds transcoders.
 
     Raises:
         InputError: there is no way, or only one that loses something and that was not asked for.
     """
+    if portable.across and not across:
+        raise InputError(f"{losses.subject}: the format holds no transcoders, and this is one")
     same = portable
     while same.architecture not in held and same.architecture in SAME_CODES:
         same = SAME_CODES[same.architecture](same)
@@ -173,4 +202,5 @@ def recast(portable: Portable, held: Collection[str], losses: Losses) -> Portabl
         losses.lose(f"{portable.architecture} becomes topk and loses {TO_TOPK[portable.architecture]}")
         return replace(portable, architecture="topk")
     names = ", ".join(sorted(held))
-    raise InputError(f"{losses.subject}: the format holds {names} dictionaries, and this is {portable.architecture}")
+    things = "transcoders" if portable.across else "dictionaries"
+    raise InputError(f"{losses.subject}: the format holds {names} {things}, and this is {portable.architecture}")

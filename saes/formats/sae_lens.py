@@ -7,7 +7,7 @@ of ours was before it was written, so that a BatchTopK (a jumprelu there) comes 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ...lab.errors import InputError, unknown
 from ...lab.sites import PATH, Site
 from ...lab.storage import read_tensors, write_json, write_tensors
 from ..dictionary import Provenance
+from . import sae_lens_pursuit
 from .format import Format
 from .losses import Losses
 from .portable import IMPORTED, Portable, recast, unit_decoder
@@ -34,26 +35,28 @@ GATED = {"W_enc": Key("W_enc", "dn"), "b_gate": Key("b_enc", "n"), "b_mag": Key(
          "r_mag": Key("r_mag", "n"), **DECODER}  # fmt: skip
 CALIBRATED = {**PLAIN, "topk_threshold": Key("threshold", "")}
 ACROSS = {**PLAIN, "W_dec": Key("W_dec", "no"), "b_dec": Key("b_dec", "o")}
+ACROSS_THRESHOLDS = {**ACROSS, "threshold": Key("threshold", "n")}
 SKIP = {"W_skip": Key("W_skip", "od")}
 
-ARCHITECTURES: dict[str, tuple[str, Mapping[str, Key], dict[str, Any]]] = {
-    "standard": ("relu", PLAIN, {}),
-    "topk": ("topk", PLAIN, {}),
-    "abstopk": ("abstopk", PLAIN, {}),
-    "jumprelu": ("jumprelu", THRESHOLDS, {}),
-    "gated": ("gated", GATED, {}),
-    "batchtopk": ("batchtopk", CALIBRATED, {}),
-    "matryoshka_batchtopk": ("matryoshka", CALIBRATED, {}),
-    "transcoder": ("transcoder", ACROSS, {"activation": "relu"}),
-    "skip_transcoder": ("transcoder", ACROSS | SKIP, {"activation": "relu"}),
-    "jumprelu_transcoder": ("transcoder", ACROSS | {"threshold": Key("threshold", "n")}, {"activation": "jumprelu"}),
-    "jumprelu_skip_transcoder": (
-        "transcoder", ACROSS | SKIP | {"threshold": Key("threshold", "n")}, {"activation": "jumprelu"},
-    ),
-}  # fmt: skip
-"""Their architecture to ours, its tensors, and fields that it settles. batchtopk ones are training checkpoints."""
+ARCHITECTURES: dict[str, tuple[str, Mapping[str, Key]]] = {
+    "standard": ("relu", PLAIN),
+    "topk": ("topk", PLAIN),
+    "abstopk": ("abstopk", PLAIN),
+    "jumprelu": ("jumprelu", THRESHOLDS),
+    "gated": ("gated", GATED),
+    "matching_pursuit": ("mp", DECODER),
+    "batchtopk": ("batchtopk", CALIBRATED),
+    "matryoshka_batchtopk": ("matryoshka", CALIBRATED),
+    "transcoder": ("relu", ACROSS),
+    "skip_transcoder": ("relu", ACROSS | SKIP),
+    "jumprelu_transcoder": ("jumprelu", ACROSS_THRESHOLDS),
+    "jumprelu_skip_transcoder": ("jumprelu", ACROSS_THRESHOLDS | SKIP),
+}
+"""Their architecture to ours, and its tensors. The batchtopk ones are training checkpoints."""
 
-WRITTEN = {"relu": "standard", "topk": "topk", "abstopk": "abstopk", "jumprelu": "jumprelu", "gated": "gated"}
+WRITTEN = {"relu": "standard", "topk": "topk", "abstopk": "abstopk", "jumprelu": "jumprelu", "gated": "gated",
+           "mp": "matching_pursuit"}  # fmt: skip
+WRITTEN_ACROSS = {"relu": "transcoder", "jumprelu": "jumprelu_transcoder"}
 WITH_K = ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk")
 
 NORMALISED = {
@@ -79,13 +82,17 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     name = config.get("architecture", "standard")
     if name not in ARCHITECTURES:
         raise unknown("SAELens architecture", name, ARCHITECTURES)
-    architecture, table, settled = ARCHITECTURES[name]
+    architecture, table = ARCHITECTURES[name]
     if (norm := config.get("normalize_activations") or "none") != "none":
         losses.lose(NORMALISED.get(norm, f"normalize_activations is {norm!r}, which is unknown here"))
     tensors = take(_tidy(raw), table, losses, sizes=_sizes(raw, config))
-    told = dict(settled)
-    if not config.get("apply_b_dec_to_input", architecture != "transcoder"):
+    told: dict[str, Any] = {}
+    across = name.endswith("transcoder")
+    if not config.get("apply_b_dec_to_input", not across):
         told["centre_input"] = False
+    if name == "matching_pursuit":
+        told |= sae_lens_pursuit.steps(raw.path.parent / CONFIG, config)
+        sae_lens_pursuit.drop_unused_bias(tensors, told, losses)
     if name in WITH_K:
         told["k"] = _whole(raw.path, config, losses)
     if name == "matryoshka_batchtopk":
@@ -93,7 +100,7 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     portable = Portable(architecture, tensors, told, _provenance(raw, config))
     if name in WITH_K and config.get("rescale_acts_by_decoder_norm", name.endswith("batchtopk")):
         portable = _rescaled(portable, losses)
-    return _as_it_was(portable, config)
+    return _as_it_was(portable.as_transcoder() if across else portable, config)
 
 
 def _modern(raw: Raw) -> dict[str, Any]:
@@ -150,21 +157,25 @@ def _rescaled(portable: Portable, losses: Losses) -> Portable:
 
 def _provenance(raw: Raw, config: dict[str, Any]) -> Provenance:
     metadata = config["metadata"]
-    said = {key: metadata.get(key, config.get(key)) for key in ("hook_name", "hook_point", "model_name")}
+    names = ("hook_name", "hook_point", "model_name", "hook_name_out")
+    said = {key: metadata.get(key, config.get(key)) for key in names}
     model = {"name": said["model_name"]} if said["model_name"] else {}
     kept = {"format": NAME, "config": raw.config, "dtypes": dtypes(raw)}
-    return Provenance(known_site(said["hook_name"] or said["hook_point"]), model, training={IMPORTED: kept})
+    reads, writes = known_site(said["hook_name"] or said["hook_point"]), known_site(said["hook_name_out"])
+    return Provenance(reads, model, training={IMPORTED: kept}, target=writes)
 
 
 def _as_it_was(portable: Portable, config: dict[str, Any]) -> Portable:
     """The dictionary of ours that the file was written from, where the tensors still are its."""
     ours = config["metadata"].get("monosem")
-    if not isinstance(ours, dict) or WRITTEN.get(portable.architecture) != config.get("architecture"):
+    if not isinstance(ours, dict) or _their_name(portable) != config.get("architecture"):
         return portable
     known = {f.name for f in fields(Provenance)}
     if not {"architecture", "config", "provenance"} <= ours.keys() or not set(ours["provenance"]) <= known:
         return portable
     config_fields = dict(ours["config"]) | {"centre_input": portable.centred}
+    if config_fields.get("d_out") != portable.fields.get("d_out"):
+        return portable
     tensors = dict(portable.tensors)
     if portable.architecture == "jumprelu" and ours["architecture"] != "jumprelu":
         threshold = tensors.pop("threshold")
@@ -178,25 +189,50 @@ def _as_it_was(portable: Portable, config: dict[str, Any]) -> Portable:
     return Portable(ours["architecture"], tensors, config_fields, Provenance(**ours["provenance"]))
 
 
+def _their_name(portable: Portable) -> str | None:
+    if not portable.across:
+        return WRITTEN.get(portable.architecture)
+    name = WRITTEN_ACROSS.get(portable.architecture)
+    return name and name.replace("transcoder", "skip_transcoder" if "W_skip" in portable.tensors else "transcoder")
+
+
 def compose(portable: Portable, losses: Losses) -> Raw:
-    """Every architecture but GroupMax. BatchTopK and its kin become jumprelu, as SAELens itself writes them."""
+    """Every architecture but GroupMax, and ReLU and JumpReLU transcoders.
+
+    BatchTopK and its kin become jumprelu, as SAELens itself writes them.
+    """
     kept = portable.kept(NAME)
-    same = recast(portable, WRITTEN, losses)
-    name = WRITTEN[same.architecture]
+    same = _without_k(portable, losses) if portable.across else portable
+    same = recast(same, WRITTEN_ACROSS if portable.across else WRITTEN, losses, across=True)
+    name = str(_their_name(same))
     config = kept.get("config", {})
     if _modern(Raw(Path(CONFIG), {}, config)).get("architecture") != name or losses.lost:
         kept, config = {}, _config(portable, name)
-    _, table, _ = ARCHITECTURES[name]
+    _, table = ARCHITECTURES[name]
     if name in WITH_K:
         config = config | {"k": same.fields["k"]}
+    if name == "matching_pursuit":
+        config = config | sae_lens_pursuit.told(same, config, losses)
     tensors = put(same.tensors, table, kept.get("dtypes"))
     return Raw(Path(), tensors, config | {"apply_b_dec_to_input": same.centred})
+
+
+def _without_k(portable: Portable, losses: Losses) -> Portable:
+    if portable.architecture != "topk":
+        return portable
+    losses.lose("there is no TopK transcoder: every positive pre-activation will be a code")
+    return replace(portable, architecture="relu")
+
+
+def _hook(name: str | None) -> str | None:
+    site = Site.parse(name) if name else None
+    return None if site is None else site.path if site.kind == PATH else site.to_transformer_lens()
 
 
 def _config(portable: Portable, name: str) -> dict[str, Any]:
     origin = portable.provenance
     site = Site.parse(origin.site) if origin.site else None
-    hook = None if site is None else site.path if site.kind == PATH else site.to_transformer_lens()
+    across = {"d_out": portable.fields["d_out"]} if portable.across else {}
     ours = {"architecture": portable.architecture, "config": portable.fields, "provenance": asdict(origin)}
     config = {
         "architecture": name,
@@ -209,11 +245,12 @@ def _config(portable: Portable, name: str) -> dict[str, Any]:
         "metadata": {
             "sae_lens_version": VERSION,
             "model_name": origin.model.get("name"),
-            "hook_name": hook,
+            "hook_name": _hook(origin.site),
+            **({"hook_name_out": _hook(origin.target)} if portable.across else {}),
             "monosem": ours,
         },
     }
-    return config | ({"rescale_acts_by_decoder_norm": False} if name in WITH_K else {})
+    return config | across | ({"rescale_acts_by_decoder_norm": False} if name in WITH_K else {})
 
 
 def store(raw: Raw, folder: Path) -> None:
@@ -226,4 +263,4 @@ def _recognise(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
-FORMAT = Format(NAME, _recognise, load, parse, compose, store)
+FORMAT = Format(NAME, _recognise, load, parse, (CONFIG, WEIGHTS), compose, store)

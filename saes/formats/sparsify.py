@@ -24,6 +24,8 @@ TABLE = {"encoder.weight": Key("W_enc", "nd"), "encoder.bias": Key("b_enc", "n")
          "b_dec": Key("b_dec", "d")}  # fmt: skip
 SKIP = {"W_skip": Key("W_skip", "dd")}
 ACTIVATIONS = ("topk", "groupmax")
+OLDER = {"activation": "topk", "transcode": False}
+"""What is meant where a config of an older version leaves it out."""
 
 _HOOKPOINT = re.compile(r"(?:layers|h)\.(\d+)(\.mlp|\.attn|\.self_attn)?")
 _SITES = {None: "resid_post", ".mlp": "mlp_out", ".attn": "attn_out", ".self_attn": "attn_out"}
@@ -38,7 +40,7 @@ def load(path: Path) -> Raw:
 def parse(raw: Raw, losses: Losses) -> Portable:
     """An SAE, or a transcoder where the config says `transcode` or there is a skip matrix."""
     config, where = raw.config, raw.path.parent / CONFIG
-    activation = config.get("activation", "topk")
+    activation = config.get("activation", OLDER["activation"])
     if activation not in ACTIVATIONS:
         raise unknown("sparsify activation", activation, ACTIVATIONS)
     if config.get("signed"):
@@ -47,14 +49,12 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     n = config.get("num_latents") or d * int(number(where, config, "expansion_factor"))
     skip = SKIP if config.get("skip_connection") else {}
     tensors = take(raw, TABLE | skip, losses, sizes={"d": d, "n": n})
-    fields: dict[str, Any] = {"k": int(number(where, config, "k"))}
-    if config.get("transcode"):
-        fields["centre_input"] = False
-    architecture = activation
-    if config.get("transcode") or skip:
-        architecture, fields["activation"] = "transcoder", activation
     kept = {"format": NAME, "config": config, "dtypes": dtypes(raw)}
-    return Portable(architecture, tensors, fields, Provenance(_site(raw.path.parent), training={IMPORTED: kept}))
+    provenance = Provenance(_site(raw.path.parent), training={IMPORTED: kept})
+    portable = Portable(activation, tensors, {"k": int(number(where, config, "k"))}, provenance)
+    if config.get("transcode"):
+        return portable.as_transcoder()
+    return centre(portable, False, losses).as_transcoder() if skip else portable
 
 
 def _site(folder: Path) -> str | None:
@@ -63,10 +63,14 @@ def _site(folder: Path) -> str | None:
 
 
 def compose(portable: Portable, losses: Losses) -> Raw:
-    """TopK and GroupMax."""
+    """TopK and GroupMax, and transcoders of equal widths."""
     kept = portable.kept(NAME)
-    same = recast(portable, ACTIVATIONS, losses)
-    same = centre(same, not kept.get("config", {}).get("transcode", False), losses)
+    same = recast(portable, ACTIVATIONS, losses, across=True)
+    if same.across and same.fields["d_out"] != same.d_in:
+        widths = f"from width {same.d_in} to {same.fields['d_out']}"
+        raise InputError(f"{losses.subject}: transcoders there have one width, and this leads {widths}")
+    if not same.across:
+        same = centre(same, True, losses)
     config = {
         "activation": same.architecture,
         "expansion_factor": max(1, same.n_latents // same.d_in),
@@ -74,12 +78,18 @@ def compose(portable: Portable, losses: Losses) -> Raw:
         "num_latents": same.n_latents,
         "k": same.fields["k"],
         "multi_topk": False,
-        "skip_connection": False,
-        "transcode": False,
+        "skip_connection": "W_skip" in same.tensors,
+        "transcode": same.across,
         "d_in": same.d_in,
     }
-    changed = {name: config[name] for name in ("activation", "k")}
-    return Raw(Path(), put(same.tensors, TABLE, kept.get("dtypes")), kept.get("config", config) | changed)
+    table = TABLE | (SKIP if "W_skip" in same.tensors else {})
+    theirs = kept.get("config", config)
+    changed = {name: config[name] for name in ("activation", "k", "transcode") if _differ(name, theirs, config)}
+    return Raw(Path(), put(same.tensors, table, kept.get("dtypes")), theirs | changed)
+
+
+def _differ(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+    return theirs.get(name, OLDER.get(name)) != ours[name]
 
 
 def store(raw: Raw, folder: Path) -> None:
@@ -92,4 +102,4 @@ def _recognise(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
-FORMAT = Format(NAME, _recognise, load, parse, compose, store)
+FORMAT = Format(NAME, _recognise, load, parse, (CONFIG, WEIGHTS), compose, store)

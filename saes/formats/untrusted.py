@@ -42,7 +42,7 @@ def read_pt(path: Path) -> dict[str, Any]:
             raise InputError(
                 f"{path} needs unpickling, which can run code: save its state dict (tensors only) and give that"
             ) from None
-        raise InputError(f"{path} is not a torch file of tensors: {_first_line(error)}") from None
+        raise InputError(f"{path} is not a torch file of tensors: {_first_sentence(error)}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}, expected a state dict")
     return found
@@ -60,11 +60,11 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: torch.from_numpy(np.ascontiguousarray(archive[name])) for name in archive.files}
     except Exception as error:  # as above
-        raise InputError(f"{path} is not an npz file of numbers: {_first_line(error)}") from None
+        raise InputError(f"{path} is not an npz file of numbers: {_first_sentence(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _first_sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
 
 
 def number(path: Path, config: dict[str, Any], key: str) -> float:

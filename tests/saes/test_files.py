@@ -66,6 +66,29 @@ def test_damage_is_named(tmp_path):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"config": None}, "an entry is missing or of the wrong type"),
+        ({"config": {"d_in": "six", "n_latents": 11}}, "an entry is missing or of the wrong type"),
+        ({"config": {"d_in": 6, "n_latents": 11, "k": 0}}, "k must be from 1 to n_latents=11, got 0"),
+        ({"architecture": ["topk"]}, "an entry is missing or of the wrong type"),
+        ({"provenance": {"side": 1}}, "an entry is missing or of the wrong type .*side"),
+    ],
+)
+def test_a_wrong_description_is_named(tmp_path, changes, reason):
+    folder = random().save(tmp_path / "d")
+    edit_description(folder, **changes)
+    with pytest.raises(InputError, match=rf"d/dictionary\.json: {reason}"):
+        load(folder)
+
+
+def test_a_file_of_a_dictionary_stands_for_its_folder(tmp_path):
+    folder = random().save(tmp_path / "d")
+    for name in ("dictionary.json", "dictionary.safetensors"):
+        assert torch.equal(load(folder / name).W_dec, random().W_dec)
+
+
 def test_misspelt_names_suggest_the_right_one():
     with pytest.raises(InputError, match="unknown architecture 'batch_topk': did you mean 'batchtopk'"):
         build("batch_topk", d_in=4, n_latents=8, k=2)

@@ -12,9 +12,6 @@ from hypothesis import strategies as st
 from monosem.lab.app.cli import main
 from monosem.lab.errors import InputError
 from monosem.saes import build, formats, load
-from monosem.saes.formats import circuit_tracer, gemma_scope
-from monosem.saes.formats.forward import reference
-from monosem.saes.formats.losses import Losses
 from safetensors.torch import load_file, save_file
 
 D, N = 6, 20
@@ -101,9 +98,40 @@ def test_gemma_scope_2_affine_transcoder(tmp_path, out):
     t["affine_skip_connection"] = weights(D, out)
     save_file(t, tmp_path / "params.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "jump_relu", "affine_connection": True}))
-    portable = gemma_scope.SECOND.parse(gemma_scope.SECOND.load(tmp_path), Losses("test"))
+    ours = load(tmp_path)
     expected = jump(x() @ t["w_enc"] + t["b_enc"], t["threshold"]) @ t["w_dec"] + t["b_dec"]
-    torch.testing.assert_close(reference(portable, x()), expected + x() @ t["affine_skip_connection"], **NEAR)
+    torch.testing.assert_close(ours(x()), expected + x() @ t["affine_skip_connection"], **NEAR)
+    formats.write(load(ours.save(tmp_path / "ours")), tmp_path / "back", "gemma-scope-2")
+    assert all(torch.equal(back, t[name]) for name, back in load_file(tmp_path / "back/params.safetensors").items())
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_our_transcoders_as_gemma_scope_2(tmp_path, skip):
+    ours = made("batchtopk", d_out=5, skip=skip)
+    assert not formats.write(ours, tmp_path / "out", "gemma-scope-2").rounded
+    again = load(tmp_path / "out")
+    assert (again.architecture, again.d_out, again.config.skip) == ("jumprelu", 5, skip)
+    torch.testing.assert_close(again(x()), ours(x()), **NEAR)
+    for to in ("gemma-scope", "dictionary-learning", "openai"):
+        with pytest.raises(InputError, match="the format holds no transcoders"):
+            formats.write(ours, tmp_path / "no", to)
+
+
+def test_sites_of_gemma_scope_2(tmp_path):
+    tensors = {name.lower(): tensor for name, tensor in gemma().items()}
+    for number, (reads, writes, sites) in enumerate([
+        ("model.layers.5.output", None, ("resid_post.5", None)),
+        ("model.layers.2.self_attn.o_proj.input", None, ("z.2", None)),
+        ("model.layers.1.pre_feedforward_layernorm.output", "model.layers.1.post_feedforward_layernorm.output",
+         ("path:model.layers.1.pre_feedforward_layernorm", "path:model.layers.1.post_feedforward_layernorm")),
+    ]):  # fmt: skip
+        (tmp_path / str(number)).mkdir()
+        save_file(tensors, tmp_path / str(number) / "params.safetensors")
+        config = {"architecture": "jump_relu", "hf_hook_point_in": reads, "hf_hook_point_out": writes}
+        (tmp_path / str(number) / "config.json").write_text(json.dumps(config))
+        found = load(tmp_path / str(number))
+        assert (found.provenance.site, found.provenance.target) == sites
+        assert (found.config.d_out is None) == (writes is None)
 
 
 # --- Llama Scope
@@ -215,15 +243,34 @@ def test_circuit_tracer_transcoders(tmp_path, kind, n):
         t["k"] = torch.tensor(3)
         codes = torch.zeros_like(pre).scatter(-1, pre.topk(3).indices, pre.topk(3).values.relu())
     save_file(t, tmp_path / "layer_7.safetensors")
-    one = circuit_tracer.FORMAT
-    assert formats.recognise(tmp_path) is one
-    portable = one.parse(one.load(tmp_path), Losses("test"))
+    ours = load(tmp_path)
+    assert (ours.architecture, ours.d_out, ours.config.skip) == (kind, D, True)
     expected = codes @ t["W_dec"] + t["b_dec"] + x() @ t["W_skip"].T
-    torch.testing.assert_close(reference(portable, x()), expected, **NEAR)
-    (tmp_path / "back").mkdir()
-    one.store(one.compose(portable, Losses("test")), tmp_path / "back")
+    torch.testing.assert_close(ours(x()), expected, **NEAR)
+    formats.write(load(ours.save(tmp_path / "ours")), tmp_path / "back", "circuit-tracer")
     back = load_file(tmp_path / "back/layer_7.safetensors")
     assert back.keys() == t.keys() and all(torch.equal(back[name], t[name]) for name in t)
+
+
+@pytest.mark.parametrize("architecture", ["relu", "topk", "jumprelu", "batchtopk", "matryoshka"])
+def test_our_transcoders_as_circuit_tracers(tmp_path, architecture):
+    ours = made(architecture, d_out=5, skip=True)
+    done = formats.write(ours, tmp_path / "out", "circuit-tracer")
+    assert not done.lost and not done.rounded
+    torch.testing.assert_close(load(tmp_path / "out")(x()), ours(x()), **NEAR)
+    with pytest.raises(InputError, match="it holds transcoders, and this is"):
+        formats.write(made(architecture), tmp_path / "no", "circuit-tracer")
+
+
+def test_a_lone_file_of_something_else(tmp_path):
+    save_file({"weight": weights(3)}, tmp_path / "a.safetensors")
+    with pytest.raises(
+        InputError, match=r"is not circuit-tracer's, which holds W_enc.* \(this has weight\).*give the folder"
+    ):
+        load(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="is not a safetensors file of weights"):
+        load(tmp_path / "a.safetensors")
 
 
 def test_a_square_file_of_unknown_orientation_is_refused(tmp_path):

@@ -10,9 +10,6 @@ import pytest
 import torch
 from monosem.lab.errors import InputError
 from monosem.saes import build, formats, load
-from monosem.saes.formats import sae_lens
-from monosem.saes.formats.forward import reference
-from monosem.saes.formats.losses import Losses
 from safetensors.torch import load_file, save_file
 
 D, N, K = 8, 24, 4
@@ -163,11 +160,8 @@ def test_configs_without_a_version_and_older_than_6(lens, tmp_path):
            "normalize_activations": False}  # fmt: skip
     (tmp_path / "cfg.json").write_text(json.dumps(old))
     ours = load(tmp_path)
-    assert (ours.architecture, ours.provenance.site, ours.provenance.model["name"]) == (
-        "topk",
-        "resid_pre.1",
-        "gpt2-small",
-    )
+    told = (ours.architecture, ours.provenance.site, ours.provenance.model["name"])
+    assert told == ("topk", "resid_pre.1", "gpt2-small")
     torch.testing.assert_close(ours(rows()), lens.SAE.load_from_disk(tmp_path, device="cpu")(rows()), **NEAR)
     formats.write(ours, tmp_path / "back", "sae-lens")
     torch.testing.assert_close(lens.SAE.load_from_disk(tmp_path / "back", device="cpu")(rows()), theirs(rows()), **NEAR)
@@ -221,13 +215,101 @@ def test_training_checkpoints_of_batchtopk(lens, tmp_path, architecture):
     torch.testing.assert_close(load(tmp_path / "inference")(rows()), inference(rows()), **NEAR)
 
 
-@pytest.mark.parametrize("architecture", ["transcoder", "skip_transcoder", "jumprelu_skip_transcoder"])
-def test_transcoders_of_sae_lens(lens, tmp_path, architecture):
-    theirs = lens_sae(lens, architecture, apply_b_dec_to_input=False, d_out=5)
+ACROSS = ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
+
+
+@pytest.mark.parametrize("n", [N, D])
+@pytest.mark.parametrize("d_out", [5, D])
+@pytest.mark.parametrize("architecture", ACROSS)
+def test_transcoders_of_sae_lens_run_here_and_go_back_unchanged(lens, tmp_path, architecture, d_out, n):
+    theirs = lens_sae(lens, architecture, n, apply_b_dec_to_input=False, d_out=d_out)
+    theirs.cfg.metadata["hook_name_out"] = "blocks.3.hook_mlp_out"
+    theirs.save_model(tmp_path / "theirs")
+    ours = load(tmp_path / "theirs")
+    assert (ours.d_out, ours.provenance.target) == (d_out, "mlp_add.3")
+    torch.testing.assert_close(ours(rows()), theirs(rows()), **NEAR)
+    there_and_back(ours, theirs, tmp_path)
+
+
+def there_and_back(ours, theirs, tmp_path):
+    """Saved as ours, read, and written as theirs again: the same files."""
+    formats.write(load(ours.save(tmp_path / "ours")), tmp_path / "back", "sae-lens")
+    same_tensors(load_file(tmp_path / "back/sae_weights.safetensors"), theirs.state_dict())
+    first, second = (json.loads((tmp_path / name / "cfg.json").read_text()) for name in ("theirs", "back"))
+    assert first == second
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("d_out", [5, D])
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "batchtopk", "matryoshka"])
+def test_sae_lens_runs_our_transcoders_and_they_come_back(lens, tmp_path, architecture, d_out, skip):
+    ours = made(architecture, d_out=d_out, skip=skip)
+    ours.provenance.target = "mlp_add.2"
+    done = formats.write(ours, tmp_path / "out", "sae-lens")
+    assert not done.lost and not done.rounded
+    theirs = lens.SAE.load_from_disk(tmp_path / "out", device="cpu")
+    kind = "skip_transcoder" if skip else "transcoder"
+    assert theirs.cfg.architecture() == (kind if architecture == "relu" else f"jumprelu_{kind}")
+    assert theirs.cfg.metadata.hook_name_out == "blocks.2.hook_mlp_out"
+    torch.testing.assert_close(theirs(rows()), ours(rows()), **NEAR)
+    again = load(tmp_path / "out")
+    assert type(again) is type(ours) and again.config == ours.config and again.provenance == ours.provenance
+    same_tensors(again.tensors(), ours.tensors())
+
+
+def test_transcoders_that_sae_lens_has_no_class_for(lens, tmp_path):
+    with pytest.raises(InputError, match=r"there is no TopK transcoder.*give lossy"):
+        formats.write(made("topk", d_out=5), tmp_path / "out", "sae-lens")
+    done = formats.write(made("topk", d_out=5), tmp_path / "out", "sae-lens", lossy=True)
+    assert len(done.lost) == 1
+    assert lens.SAE.load_from_disk(tmp_path / "out", device="cpu").cfg.architecture() == "transcoder"
+    for impossible in ("gated", "abstopk", "groupmax"):
+        with pytest.raises(InputError, match=f"holds jumprelu, relu transcoders, and this is {impossible}"):
+            formats.write(made(impossible, d_out=5), tmp_path / "no", "sae-lens", lossy=True)
+    with pytest.raises(InputError, match="no other format holds a crosscoder"):
+        formats.write(made("topk", sources=(3, 5)), tmp_path / "no", "sae-lens")
+
+
+STOPS = [{}, {"stop_on_duplicate_support": False, "max_iterations": 3}, {"residual_threshold": 2.0},
+         {"residual_threshold": 0.0, "max_iterations": 12}]  # fmt: skip
+
+
+@pytest.mark.parametrize("stops", STOPS)
+@pytest.mark.parametrize("unit", [True, False])
+def test_matching_pursuit_of_sae_lens_runs_here_and_goes_back_unchanged(lens, tmp_path, stops, unit):
+    theirs = lens_sae(lens, "matching_pursuit", **stops)
+    if unit:
+        theirs.W_dec.data /= theirs.W_dec.data.norm(dim=1, keepdim=True)
+    theirs.save_model(tmp_path / "theirs")
+    ours = load(tmp_path / "theirs")
+    torch.testing.assert_close(ours.encode(rows()).to_dense(), theirs.encode(rows()), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours(rows()), theirs(rows()), rtol=1e-4, atol=1e-4)
+    there_and_back(ours, theirs, tmp_path)
+
+
+def test_sae_lens_runs_our_matching_pursuit_and_it_comes_back(lens, tmp_path):
+    ours = made("mp", residual_threshold=0.5)
+    ours.tie()
+    assert not formats.write(ours, tmp_path / "out", "sae-lens").lost
+    theirs = lens.SAE.load_from_disk(tmp_path / "out", device="cpu")
+    torch.testing.assert_close(theirs(rows()), ours(rows()), rtol=1e-4, atol=1e-4)
+    again = load(tmp_path / "out")
+    assert again.config == ours.config
+    same_tensors(again.tensors(), ours.tensors())
+    for to in ("sparsify", "dictionary-learning", "gemma-scope", "openai"):
+        with pytest.raises(InputError, match="and this is mp"):
+            formats.write(ours, tmp_path / "no", to, lossy=True)
+    with pytest.raises(InputError, match=r"tolerance is 0\.2: rows will spend all steps"):
+        formats.write(made("mp", tolerance=0.2), tmp_path / "no", "sae-lens")
+
+
+def test_a_bias_that_a_matching_pursuit_does_not_use(lens, tmp_path):
+    theirs = lens_sae(lens, "matching_pursuit", apply_b_dec_to_input=False)
     theirs.save_model(tmp_path)
-    assert formats.recognise(tmp_path) is sae_lens.FORMAT
-    portable = sae_lens.parse(sae_lens.load(tmp_path), Losses("test"))
-    torch.testing.assert_close(reference(portable, rows()), theirs(rows()), **NEAR)
+    with pytest.raises(InputError, match="b_dec is neither subtracted nor added there"):
+        load(tmp_path)
+    ours = formats.read(tmp_path, lossy=True)
+    torch.testing.assert_close(ours(rows()), theirs(rows()), rtol=1e-4, atol=1e-4)
 
 
 # --- sparsify
@@ -269,16 +351,37 @@ def test_sparsify_files_run_here_and_go_back_unchanged(sparsify, tmp_path, activ
     assert next(configs) == next(configs)
 
 
+@pytest.mark.parametrize("transcode", [True, False])
 @pytest.mark.parametrize("skip", [True, False])
-def test_transcoders_of_sparsify(sparsify, tmp_path, skip):
-    from monosem.saes.formats import sparsify as ours
+@pytest.mark.parametrize("activation", ["topk", "groupmax"])
+def test_transcoders_of_sparsify_run_here_and_go_back_unchanged(sparsify, tmp_path, activation, skip, transcode):
     from sparsify.config import SparseCoderConfig
 
-    config = SparseCoderConfig(num_latents=N, k=K, transcode=True, skip_connection=skip)
+    config = SparseCoderConfig(activation, num_latents=N, k=K, transcode=transcode, skip_connection=skip)
     theirs = fill(sparsify.SparseCoder(D, config))
-    theirs.save_to_disk(tmp_path)
-    portable = ours.parse(ours.load(tmp_path), Losses("test"))
-    torch.testing.assert_close(reference(portable, rows()), theirs(rows()).sae_out, **NEAR)
+    theirs.save_to_disk(tmp_path / "theirs")
+    ours = load(tmp_path / "theirs")
+    assert (ours.config.d_out, ours.config.skip) == (D if transcode or skip else None, skip)
+    torch.testing.assert_close(ours(rows()), theirs(rows()).sae_out, **NEAR)
+    if transcode or not skip:  # one with a skip alone becomes a transcoder, rounded
+        formats.write(load(ours.save(tmp_path / "ours")), tmp_path / "back", "sparsify")
+        same_tensors(*(load_file(tmp_path / name / "sae.safetensors") for name in ("theirs", "back")))
+        first, second = (json.loads((tmp_path / name / "cfg.json").read_text()) for name in ("theirs", "back"))
+        assert first == second
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("architecture", ["topk", "groupmax"])
+def test_sparsify_runs_our_transcoders_and_they_come_back(sparsify, tmp_path, architecture, skip):
+    ours = made(architecture, d_out=D, skip=skip)
+    assert not formats.write(ours, tmp_path / "layers.2.mlp", "sparsify").rounded
+    theirs = sparsify.SparseCoder.load_from_disk(tmp_path / "layers.2.mlp")
+    torch.testing.assert_close(theirs(rows()).sae_out, ours(rows()), **NEAR)
+    again = load(tmp_path / "layers.2.mlp")
+    assert again.config == ours.config
+    same_tensors(again.tensors(), ours.tensors())
+    with pytest.raises(InputError, match="leads from width 8 to 5"):
+        formats.write(made(architecture, d_out=5), tmp_path / "no", "sparsify")
 
 
 def test_an_uncentred_dictionary_is_folded_for_sparsify(sparsify, tmp_path):

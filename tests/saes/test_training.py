@@ -90,8 +90,8 @@ def test_a_restored_trainer_ends_in_the_same_bytes(architecture):
     assert whole.metrics() == second.metrics()
     for mine, theirs in (
         (whole.weights, second.weights),
-        (whole.moments.first, second.moments.first),
-        (whole.moments.second, second.moments.second),
+        (whole.optimiser.moments.first, second.optimiser.moments.first),
+        (whole.optimiser.moments.second, second.optimiser.moments.second),
     ):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     ended, continued = whole.dictionary.tensors(), second.dictionary.tensors()
@@ -119,11 +119,11 @@ def test_one_step_is_gradient_descent_on_the_normalised_loss():
     loss.backward()
     next(iter(map(trainer.step, batches(x))))
     beta = 1 - trainer.config.beta1
-    assert torch.allclose(trainer.moments.first.W_enc / beta, W_enc.grad, atol=1e-6)
-    assert torch.allclose(trainer.moments.first.b_enc / beta, b_enc.grad, atol=1e-6)
-    assert torch.allclose(trainer.bias_moments[0] / beta, b_dec.grad, atol=1e-6)
+    assert torch.allclose(trainer.optimiser.moments.first.W_enc / beta, W_enc.grad, atol=1e-6)
+    assert torch.allclose(trainer.optimiser.moments.first.b_enc / beta, b_enc.grad, atol=1e-6)
+    assert torch.allclose(trainer.optimiser.bias_moments[0] / beta, b_dec.grad, atol=1e-6)
     along = (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
-    assert torch.allclose(trainer.moments.first.W_dec / beta, (W_dec.grad - along).detach(), atol=1e-6)
+    assert torch.allclose(trainer.optimiser.moments.first.W_dec / beta, (W_dec.grad - along).detach(), atol=1e-6)
 
 
 @pytest.mark.parametrize("k", [3, 100])

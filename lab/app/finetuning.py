@@ -1,0 +1,127 @@
+"""`monosem finetune`: train a dictionary through the model, and say what that gained on held-out text.
+
+Beside it the same dictionary is trained locally on the same rows: the null. Both, and the dictionary as it was, are
+measured on the same held-out documents.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ...saes.dictionary import Dictionary
+from ...saes.end_to_end import EndToEnd, EndToEndConfig, later_sites
+from ...saes.evaluation import EvaluationConfig, evaluate
+from ...saes.files import TRAINABLE, build_trainable, load
+from ...saes.matching import matching_sites
+from ...saes.sae import SparseAutoencoder
+from ...saes.training import TrainConfig, Trainer
+from ..errors import InputError
+from ..loading import device_named
+from ..loop import train
+from ..models import HookedModel
+from ..runs import Run
+from ..sites import Site
+from ..storage import write_json
+from ..token_stream import TokenStream
+from .evaluating import find_dictionary
+from .options import Flat, ModelText
+
+log = logging.getLogger(__name__)
+
+LOCAL, BEFORE = "local", "before"
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train a dictionary by the model's loss with it spliced in, and locally on the same rows for comparison."""
+
+    dictionary: tyro.conf.Positional[Path]
+    """Folder of a dictionary, or of a run with exactly one."""
+    out: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    objective: Flat[EndToEndConfig] = field(default_factory=EndToEndConfig)
+    training: Flat[TrainConfig] = field(default_factory=lambda: TrainConfig(rows=200_000, lr=1e-4, warmup=0.1))
+    fresh: bool = False
+    """Take only architecture, sizes and site from the dictionary, and start from fresh weights."""
+    source: Flat[ModelText] = field(default_factory=ModelText)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    resume: bool = False
+    """Continue the run in `out`; it ends in the same bytes as if it had never stopped."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise InputError(f"log_every must be at least 1, got {self.log_every}")
+        if not self.checkpoint_minutes > 0:
+            raise InputError(f"checkpoint_minutes must be above 0, got {self.checkpoint_minutes:g}")
+
+    def run(self) -> dict[str, Any]:
+        """Train, measure and return the scores; also written into the run as `finetuning.json`.
+
+        Every score is that of the fine-tuned dictionary; its nulls are the dictionary before and the one trained
+        locally.
+        """
+        folder, before = find_dictionary(self.dictionary)
+        model = self.source.open_model()
+        run = self.train(model, folder, before)
+        tuned, local = (load(run.dictionaries[name]) for name in (self.objective.loss, LOCAL))
+        found = evaluate(
+            model, self.source.open_corpus(model, split="heldout"), tuned,
+            replace(self.evaluation, spliced=(BEFORE, LOCAL)), nulls={BEFORE: before, LOCAL: local},
+        )  # fmt: skip
+        log.info("%r", found)
+        result = {"run": str(run.folder), "from": str(folder), "objective": asdict(self.objective),
+                  "dictionaries": {name: str(path) for name, path in run.dictionaries.items()},
+                  "evaluation": found.to_json()}  # fmt: skip
+        write_json(run.folder / "finetuning.json", result)
+        return result
+
+    def train(self, model: HookedModel, folder: Path, before: Dictionary) -> Run:
+        """Run the loop with both trainers; resumes where `resume` is set."""
+        sources, target = matching_sites(model, before)
+        if len(sources) > 1:
+            raise InputError(
+                f"{before!r} is a crosscoder, which writes several sites at once: fine-tune one of one site"
+            )
+        origin, read = before.provenance, [*sources, *([target] if target else [])]
+        limits: dict[str | Site, float | None] = {
+            site: origin.norm_limits.get(str(site), None if site == target else origin.norm_limit) for site in read
+        }
+        stream = TokenStream(
+            model, self.source.open_corpus(model, split="train"), read, norm_limit=limits,
+            also=later_sites(model, read[-1]) if self.objective.downstream else (),
+        )  # fmt: skip
+        consumers = [
+            EndToEnd(model, self.trainer(before, sources[0], target, self.objective.loss), self.objective),
+            self.trainer(before, sources[0], target, LOCAL),
+        ]
+        config = {"objective": asdict(self.objective), "training": asdict(self.training), "fresh": self.fresh,
+                  "from": before.provenance.training, "dictionary": asdict(before.config)}  # fmt: skip
+        run = Run.create(self.out, config, stream.fingerprint(), resume=self.resume)
+        log.info("%s of %s on %r", self.objective.loss, folder, stream)
+        return train(stream, consumers, run, log_every=self.log_every, checkpoint_minutes=self.checkpoint_minutes)
+
+    def trainer(self, before: Dictionary, site: Site, target: Site | None, name: str) -> Trainer:
+        """A trainer of a copy.
+
+        Raises:
+            InputError: an architecture that is not trained.
+        """
+        if not isinstance(before, SparseAutoencoder) or before.architecture not in TRAINABLE:
+            raise InputError(f"{before!r} is not trained: give one of {', '.join(TRAINABLE)}")
+        copy = build_trainable(before.architecture, **asdict(before.config))
+        if not self.fresh:
+            copy.load_state_dict(before.state_dict())
+        origin = replace(before.provenance, training={})
+        return Trainer(
+            copy.to(device_named(self.source.device)), site, self.training,
+            target=target, name=name, provenance=origin, trained=not self.fresh,
+        )  # fmt: skip

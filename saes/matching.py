@@ -1,0 +1,67 @@
+"""The sites of a model that a dictionary is for: checked before anything is measured or edited there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..lab.errors import InputError
+from ..lab.models import HookedModel
+from ..lab.pairs import ModelPair
+from ..lab.sites import Site
+from .dictionary import Dictionary
+
+
+def matching_site(model: HookedModel | ModelPair, dictionary: Dictionary) -> Site:
+    """The one site the dictionary reads, once model and width are known to be its own.
+
+    Raises:
+        InputError: as `matching_sites`, or it is a crosscoder, which reads several.
+    """
+    sources, _ = matching_sites(model, dictionary)
+    if len(sources) > 1:
+        raise InputError(f"a crosscoder reads {' and '.join(map(str, sources))}: use a dictionary of one site here")
+    return sources[0]
+
+
+def matching_sites(model: HookedModel | ModelPair, dictionary: Dictionary) -> tuple[list[Site], Site | None]:
+    """The sites the dictionary reads, and the one a transcoder predicts, once they are known to be its own.
+
+    Raises:
+        InputError: the dictionary names no site, was trained on another model or has another width than its site.
+    """
+    origin = dictionary.provenance
+    if dictionary.architecture == "clt":
+        raise InputError(f"{dictionary!r} reads and predicts many sites: measure it with measure_cross_layer")
+    named = origin.sources or ([origin.site] if origin.site else [])
+    if not named:
+        raise InputError("the dictionary names no site: set its provenance.site, such as 'resid_post.12'")
+    if dictionary.config.d_out is not None and origin.target is None:
+        raise InputError("the transcoder names no site that it predicts: set its provenance.target ('mlp_out.12')")
+    found = model.fingerprint()
+    # a model's name may be a path; its parameters identify it
+    key = "parameters" if "parameters" in origin.model else "name"
+    if key in origin.model and origin.model[key] != found[key]:
+        raise InputError(
+            f"the dictionary was trained on {origin.model.get('name')!r} ({key} {origin.model[key]}) "
+            f"and the model is {model.name!r} ({key} {found[key]}): load the model it was trained on"
+        )
+    widths = dictionary.config.sources or (dictionary.d_in,)
+    sources = [_of_width(model, site, width, "d_in") for site, width in zip(named, widths, strict=True)]
+    return sources, _of_width(model, origin.target, dictionary.d_out, "d_out") if origin.target else None
+
+
+def _of_width(model: HookedModel | ModelPair, text: str, width: int, name: str) -> Site:
+    site = model.site(text)
+    if model.width(site) != width:
+        raise InputError(
+            f"{site} of {model.name!r} has width {model.width(site)}, the dictionary {name}={width}: "
+            "use it on the model and site it was trained on"
+        )
+    return site
+
+
+def norm_limits(dictionary: Dictionary, sites: Sequence[Site]) -> dict[Site, float | None]:
+    """The largest norm of a row at every site."""
+    origin = dictionary.provenance
+    return {site: origin.norm_limits.get(str(site), origin.norm_limit if i == 0 else None)
+            for i, site in enumerate(sites)}  # fmt: skip

@@ -1,0 +1,217 @@
+"""Sweeps: many dictionaries off one stream, each a member of a grid, all trained by the one loop.
+
+    members = grid(site="resid_post.12", architecture=["topk", "jumprelu"], n_latents=4096, k=[16, 32], seed=[0, 1])
+    result = sweep(stream, members, Run.create("runs/sweep")).evaluate(model, held_out)
+    result                                  # a table; result.plot("fvu") draws it against L0
+
+One forward of the model feeds all members. Where they do not fit in memory together, `at_once` trains them in
+several passes over the same stream, with the same bytes as a result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..kernels.dispatch import choose
+from ..kernels.encode import chunk_rows
+from ..lab.errors import InputError
+from ..lab.loop import train
+from ..lab.memory import available_memory
+from ..lab.runs import Run, require_same
+from ..lab.sites import Site
+from ..lab.storage import flatten, read_json, write_json
+from ..lab.streams import ActivationStream
+from .dictionary import Provenance
+from .files import build_trainable
+from .sweep_grid import Member, require_distinct
+from .sweep_results import PASSES, SweepResult
+from .training import TrainConfig, Trainer
+
+log = logging.getLogger(__name__)
+
+MEMBERS = "members.json"
+SPARED = 0.1
+"""Share of the available memory that a sweep leaves to everything else."""
+SHADOW_BYTES = {"fp32": 0, "int8": 1, "bf16": 2}
+"""Of each weight in the copies that propose codes."""
+
+
+def trainer_on(
+    stream: ActivationStream,
+    sites: Sequence[Site],
+    config: Mapping[str, Any],
+    training: TrainConfig,
+    *,
+    target: Site | None = None,
+    name: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Trainer:
+    """A new dictionary of the width of its sites, with a trainer that knows where it comes from.
+
+    Args:
+        sites: one, or several for a crosscoder; all are on the stream, as is `target`.
+        config: the architecture's name and its config, but for the widths, as `build_trainable` takes them.
+        target: what a transcoder predicts.
+
+    Raises:
+        InputError: a config that the architecture refuses.
+    """
+    model, limits = stream.fingerprint().get("model", {}), stream.norm_limit
+    widths = [stream.widths[site] for site in sites]
+    shape: dict[str, Any] = {"d_in": sum(widths)}
+    if len(sites) > 1:
+        shape["sources"] = tuple(widths)
+    if target is not None:
+        shape["d_out"] = stream.widths[target]
+    limit = limits[sites[0]] if len(sites) == 1 else None
+    all_limits = {str(site): limits[site] for site in (*sites, *((target,) if target else ()))}
+    provenance = Provenance(
+        str(sites[0]) if len(sites) == 1 else None, model, limit, norm_limits=all_limits if len(all_limits) > 1 else {}
+    )
+    dictionary = build_trainable(**shape, **config).to(device)
+    return Trainer(dictionary, tuple(sites), training, target=target, name=name, provenance=provenance)
+
+
+def held_bytes(member: Member, width: int, device: torch.device | str = "cpu") -> int:
+    """Bytes that one member holds while it is trained: weights, moments, counters and low-precision copies."""
+    with torch.device("meta"):
+        trainer = Trainer(build_trainable(d_in=width, **member.config), Site.parse(member.site), member.training)
+    tensors, _ = flatten(trainer.state_dict())
+    copies = SHADOW_BYTES[choose(torch.device(device), member.training.precision).encode]
+    weights = trainer.weights.W_enc.numel() + trainer.weights.W_dec.numel()
+    return sum(tensor.nbytes for tensor in tensors.values()) + copies * weights
+
+
+def plan(
+    stream: ActivationStream,
+    members: Sequence[Member],
+    at_once: int | None = None,
+    *,
+    available: int | None = None,
+    device: torch.device | str = "cpu",
+) -> list[list[Member]]:
+    """The members that are trained together, in order: one group unless `at_once` says otherwise.
+
+    Args:
+        stream: what they are trained on; its buffer takes memory too.
+        at_once: the most members of a group.
+        available: bytes there are; by default what the device has left. Where that is not known nothing is refused.
+
+    Raises:
+        InputError: no members, one twice, a site that is not streamed, or a group that does not fit: names what it
+            takes, what there is, and how many would fit.
+    """
+    require_distinct(members)
+    if at_once is not None and at_once < 1:
+        raise InputError(f"at_once must be at least 1, got {at_once}")
+    most = min(at_once or len(members), len(members))
+    groups = [list(members[start : start + most]) for start in range(0, len(members), most)]
+    sizes = {one.name: held_bytes(one, stream.widths[_streamed(one.site, stream)], device) for one in members}
+    buffer = stream.config.buffer * sum(stream.widths.values()) * stream.dtype.itemsize
+    place = torch.device(device)
+    work = max(4 * one.n_latents * chunk_rows(one.n_latents, place.type) for one in members) + buffer
+    needed = max(sum(sizes[member.name] for member in group) for group in groups) + work
+    available = available_memory(place) if available is None else available
+    log.info("%d dictionaries in %d pass(es), %.2f GB at most", len(members), len(groups), needed / 1e9)
+    if available is not None and needed > (1 - SPARED) * available:
+        raise _too_large(list(sizes.values()), most, needed, work, available)
+    return groups
+
+
+def _too_large(sizes: Sequence[int], most: int, needed: int, work: int, available: int) -> InputError:
+    room, count, held = (1 - SPARED) * available - work, 0, 0
+    for size in sorted(sizes, reverse=True):
+        held += size
+        count += held <= room
+    fewer = f"train {count} at once (--at-once {count}), or give" if count else "give"
+    return InputError(
+        f"{most} dictionaries at once take {needed / 1e9:.2f} GB (weights, moments, copies, and the stream's buffer) "
+        f"and {available / 1e9:.2f} GB are available, a tenth of it spared: {fewer} fewer or smaller dictionaries"
+    )
+
+
+class _Pass(Run):
+    """One of several passes: a run inside the sweep's, whose dictionaries go into the sweep's own folder."""
+
+    def artefact(self, name: str, kind: str = "dictionaries") -> Path:
+        """Where the artefact goes: where it would be had there been one pass."""
+        return self.folder.parent.parent / kind / name
+
+
+def sweep(
+    stream: ActivationStream | Callable[[], ActivationStream],
+    members: Sequence[Member],
+    run: Run,
+    *,
+    at_once: int | None = None,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> SweepResult:
+    """Train every member on the same rows; a run that was stopped is continued, to the same bytes.
+
+    Args:
+        stream: fresh, with the site of every member; or what opens one, which several passes need.
+        run: a new run, or one of the same sweep (`Run.create(folder, resume=True)`).
+        at_once: the most members that are trained together; each further group is another pass over the stream.
+        device: where dictionaries are.
+        **options: of `lab.loop.train`: log_every, checkpoint_minutes, progress, sinks.
+
+    Raises:
+        InputError: a member twice, a site that is not streamed, a run of another sweep, several passes over a stream
+            that cannot be read again, or more than the memory holds.
+    """
+    if at_once is not None and at_once < len(members) and isinstance(stream, ActivationStream):
+        raise InputError("several passes (at_once) read the stream again: give a function that opens it")
+    first = stream if isinstance(stream, ActivationStream) else stream()
+    groups = plan(first, members, at_once, device=device)
+    _remember(run, members)
+    for number, group in enumerate(groups, 1):
+        part = run if len(groups) == 1 else _pass(run, number, group)
+        if part is run or part.manifest is None:
+            source = first if number == 1 or isinstance(stream, ActivationStream) else stream()
+            trainers = [
+                trainer_on(
+                    source, [_streamed(one.site, source)], one.config, one.training, name=one.name, device=device
+                )
+                for one in group
+            ]
+            longest = max(member.training.rows for member in group)
+            train(source, trainers, part, steps=-(-longest // source.config.batch), **options)
+        if part is not run:
+            run.finish(**{key: (part.manifest or {}).get(key) for key in ("steps", "rows", "counts")}, passes=number)
+    return SweepResult(tuple(members), run)
+
+
+def _streamed(site: str, stream: ActivationStream) -> Site:
+    found = Site.parse(site)
+    if found not in stream.widths:
+        raise InputError(f"{site} is not streamed: add it to the stream's sites ({', '.join(map(str, stream.sites))})")
+    return found
+
+
+def _pass(run: Run, number: int, group: Sequence[Member]) -> _Pass:
+    config = {"members": [member.name for member in group]}
+    return _Pass.create(run.folder / PASSES / str(number), config, run.fingerprints, resume=True)  # type: ignore[return-value]
+
+
+def _remember(run: Run, members: Sequence[Member]) -> None:
+    """Write down what the sweep consists of, or refuse to continue another one."""
+    now = {member.name: {**asdict(member), "own": dict(member.own)} for member in members}
+    path = run.folder / MEMBERS
+    if path.exists():
+        require_same(read_json(path), _plain(now), f"the sweep in {run.folder}")
+    else:
+        write_json(path, now)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,318 @@
+"""`monosem sweep` and its library: the grid, one stream for all, one read to measure them, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from monosem.lab.app.cli import main
+from monosem.lab.app.dictionary_options import DictionaryOptions, own_fields
+from monosem.lab.errors import InputError
+from monosem.lab.loading import load_model
+from monosem.lab.models import HookedModel
+from monosem.lab.runs import Run
+from monosem.lab.sites import Site
+from monosem.lab.storage import flatten
+from monosem.lab.streams import ActivationStream
+from monosem.lab.text import Corpus
+from monosem.saes.compare import pareto
+from monosem.saes.evaluation import evaluate
+from monosem.saes.files import TRAINABLE, build_trainable, load
+from monosem.saes.sweep_grid import Member, grid
+from monosem.saes.sweep_results import SweepResult
+from monosem.saes.sweeps import held_bytes, plan, sweep
+from monosem.saes.training import TrainConfig, Trainer
+from tiny_commands import Ended, Tiny, results
+
+Command = Callable[..., Ended]
+SITE = "resid_post.1"
+MEASURE = {"tokens": 600, "ce_tokens": 120, "fit_tokens": 300}
+EVALUATION = tuple(f"--evaluation.{name.replace('_', '-')}={value}" for name, value in MEASURE.items())
+ROWS = 640
+AXES = ("--architectures", "topk", "batchtopk", "jumprelu", "--n-latents", "64", "--k", "4", "8")
+
+
+def command(tiny: Tiny, out: Path, *options: str) -> list[str]:
+    sizes = ("--sites", SITE, f"--training.rows={ROWS}", *tiny.stream)
+    return ["sweep", str(out), *tiny.source, *sizes, *AXES, *EVALUATION, *options]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Tiny) -> HookedModel:
+    torch.set_num_threads(1)
+    return load_model(tiny.model, dtype="fp32", device="cpu")
+
+
+def corpus(tiny: Tiny, model: HookedModel, split: str) -> Corpus:
+    return Corpus(f"text:{tiny.text}", model.tokenizer, context=32, batch_rows=8, heldout=0.2, split=split)
+
+
+def stream(tiny: Tiny, model: HookedModel, *sites: str) -> ActivationStream:
+    return ActivationStream(model, corpus(tiny, model, "train"), sites or (SITE,), batch=64, buffer=512)
+
+
+@pytest.fixture(scope="module")
+def swept(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three architectures at two k, trained and measured by one command."""
+    folder = tmp_path_factory.mktemp("swept") / "sweep"
+    assert main(command(tiny, folder)) == 0
+    return folder
+
+
+def test_everything_is_written(swept: Path) -> None:
+    told = json.loads((swept / "results.json").read_text())
+    names = [f"{kind}-{SITE}-n64-k{k}-seed0" for kind in ("topk", "batchtopk", "jumprelu") for k in (4, 8)]
+    assert told["schema"] == 1 and [row["name"] for row in told["members"]] == names
+    for row in told["members"]:
+        dictionary = load(swept / row["dictionary"])
+        assert dictionary.provenance.site == SITE and dictionary.config.k == row["k"]
+        assert row["fvu_low"] <= row["fvu"] <= row["fvu_high"] and row["fvu_null_pca"] > 0
+        assert 0.5 < row["l0"] / row["k"] < 2 and "held-out" in told["held_out"]
+        beside = json.loads((swept / row["dictionary"] / "evaluation.json").read_text())
+        assert beside["fvu"] == row["fvu"]
+    with open(swept / "results.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["ce_recovered_zero"]) for line in lines] == [r["ce_recovered_zero"] for r in told["members"]]
+    chosen = pareto([row["l0"] for row in told["members"]], [row["fvu"] for row in told["members"]])
+    assert told["pareto"][SITE]["fvu"] == [names[i] for i in chosen]
+    manifest = Run.open(swept).manifest
+    assert manifest is not None and manifest["rows"] == ROWS and manifest["dictionaries"] == sorted(names)
+
+
+def test_the_page_needs_no_network_and_shows_every_member(swept: Path) -> None:
+    page = (swept / "pareto.html").read_text()
+    start = page.index('id="data">') + len('id="data">')
+    data = json.loads(page[start : page.index("</script>", start)])
+    rows = data["results"]["members"]
+    assert len(data["figures"]) == 2 and "src=" not in page[:start] and "default-src 'none'" in page
+    for figure, score in zip(data["figures"].values(), ("fvu", "ce_recovered_zero"), strict=True):
+        traces = {trace["name"]: trace for trace in figure["data"]}
+        assert {"Pareto front", "topk", "batchtopk", "jumprelu", "null: untrained", "null: pca"} <= traces.keys()
+        for kind in ("topk", "batchtopk", "jumprelu"):
+            mine = [row for row in rows if row["architecture"] == kind]
+            assert sorted(zip(traces[kind]["x"], traces[kind]["y"], strict=True)) == sorted(
+                (row["l0"], row[score]) for row in mine
+            )
+            highs = [y + up for y, up in zip(traces[kind]["y"], traces[kind]["error_y"]["array"], strict=True)]
+            assert sorted(highs) == pytest.approx(sorted(row[f"{score}_high"] for row in mine))
+    assert all(f'<th scope="row">{row["name"]}</th>' in page for row in rows)
+
+
+def test_a_shared_read_gives_the_numbers_of_one_alone(tiny: Tiny, model: HookedModel, swept: Path) -> None:
+    """Every score, interval, null and count, to the last bit, at the cost of one clean and two ablated passes."""
+    members = grid(TrainConfig(rows=ROWS), site=SITE, architecture=["topk", "jumprelu"], n_latents=64, k=[4, 8])
+    before = model.forwards
+    result = SweepResult(tuple(members), Run.open(swept))
+    result = result.evaluate(model, corpus(tiny, model, "heldout"), progress=False, **MEASURE)
+    shared, alone = model.forwards - before, 0
+    for member in members[::3]:
+        before = model.forwards
+        one = evaluate(model, corpus(tiny, model, "heldout"), result.dictionary(member.name), progress=False, **MEASURE)
+        alone = model.forwards - before
+        assert one.to_json() == result.evaluations[member.name].to_json()
+    assert shared < len(members) * alone * 0.75
+
+
+def test_one_forward_feeds_all_and_passes_change_nothing(tiny: Tiny, model: HookedModel, swept: Path, tmp_path: Path):
+    members = grid(TrainConfig(rows=ROWS), site=SITE, architecture=["topk", "jumprelu"], n_latents=64, k=[4, 8])
+    before = model.forwards
+    sweep(stream(tiny, model), members, Run.create(tmp_path / "one"), progress=False)
+    once = model.forwards - before
+    before = model.forwards
+    split = sweep(lambda: stream(tiny, model), members, Run.create(tmp_path / "two"), at_once=3, progress=False)
+    assert model.forwards - before == 2 * once
+    for member in members:
+        of = [load(folder / "dictionaries" / member.name).tensors() for folder in (tmp_path / "one", tmp_path / "two")]
+        assert all(torch.equal(of[0][name], of[1][name]) for name in of[0])
+        assert all(torch.equal(of[0][name], t) for name, t in split.dictionary(member.name).tensors().items())
+        assert all(
+            torch.equal(of[0][name], t) for name, t in load(swept / "dictionaries" / member.name).tensors().items()
+        )
+    assert split.table()[3]["train_fvu"] < 1 and split.run.manifest is not None and split.run.manifest["passes"] == 2
+    with pytest.raises(InputError, match="give a function that opens it"):
+        sweep(stream(tiny, model), members, Run.create(tmp_path / "no"), at_once=3)
+    other = [*members[:-1], Member("topk", SITE, 32, 4, training=TrainConfig(rows=ROWS))]
+    with pytest.raises(InputError, match="resume with the same value"):
+        sweep(lambda: stream(tiny, model), other, Run.create(tmp_path / "two", resume=True), at_once=3)
+
+
+def test_a_killed_sweep_goes_on_to_the_same_bytes(tiny: Tiny, swept: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    arguments = command(tiny, folder, "--checkpoint-minutes=1e-6", "--no-evaluate")
+    told = tmp_path / "told.txt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with open(told, "w") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "monosem.lab.app.cli", *arguments], stdout=file, stderr=file, env=environment
+        )
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("checkpoints/00000000[2-7]")):
+        assert child.poll() is None and time.monotonic() < deadline, told.read_text()[-2000:]
+        time.sleep(0.001)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert Run.open(folder).manifest is None
+    assert main([*arguments, "--resume"]) == 0
+    ours, theirs = results(folder), results(swept)
+    theirs = {name: content for name, content in theirs.items() if not name.endswith("evaluation.json")}
+    assert ours == theirs and len(ours) == 15
+
+
+def test_the_estimate_is_what_trainers_hold(tiny: Tiny, model: HookedModel) -> None:
+    for architecture in TRAINABLE:
+        member = Member(architecture, SITE, 64, 4, training=TrainConfig(precision="fp32"))
+        trainer = Trainer(build_trainable(d_in=32, **member.config), Site.parse(SITE), member.training)
+        assert held_bytes(member, 32) == sum(t.nbytes for t in flatten(trainer.state_dict())[0].values())
+    members = grid(site=SITE, n_latents=64, k=[1, 2, 3, 4])
+    opened = stream(tiny, model)
+    needs = {at_once: least(opened, members, at_once) for at_once in (1, 2, 4)}
+    one = held_bytes(members[0], 32)
+    assert needs[2] - needs[1] == pytest.approx(one / 0.9, abs=10) and needs[4] > needs[2] > needs[1]
+    with pytest.raises(InputError, match=r"4 dictionaries at once take [\d.]+ GB .* \(--at-once 3\)"):
+        plan(opened, members, available=needs[4] - 1)
+    with pytest.raises(InputError, match="give fewer or smaller dictionaries"):
+        plan(opened, members, available=1)
+
+
+def least(opened: ActivationStream, members: list[Member], at_once: int) -> int:
+    """The fewest bytes with which that many at once are not refused."""
+    low, high = 0, 1 << 32
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            assert len(plan(opened, members, at_once, available=middle)) == len(members) // at_once
+            high = middle
+        except InputError:
+            low = middle
+    return high
+
+
+def test_seeds_stand_beside_their_noise(tiny: Tiny, model: HookedModel, tmp_path: Path) -> None:
+    axes = {"site": SITE, "architecture": ["topk", "batchtopk"], "n_latents": 64, "k": 4, "seed": [0, 1]}
+    result = sweep(stream(tiny, model), grid(TrainConfig(rows=256), **axes), Run.create(tmp_path / "r"), progress=False)
+    with pytest.raises(InputError, match="call evaluate"):
+        result.pareto()
+    assert "train_fvu" in repr(result)
+    result = result.evaluate(model, corpus(tiny, model, "heldout"), progress=False, **MEASURE)
+    fvu = [result.evaluations[member.name]["fvu"].value for member in result.members]
+    first, second = result.recipes()
+    assert first["fvu"] == pytest.approx((fvu[0] + fvu[1]) / 2) and first["seeds"] == 2
+    assert first["fvu_noise"] == pytest.approx(abs(fvu[0] - fvu[1]))  # of two values, sqrt(2) sd is their difference
+    gap = next(gap for gap in result.gaps() if gap["score"] == "fvu")
+    assert gap["difference"] == pytest.approx(first["fvu"] - second["fvu"]) and gap["seeds"] == (2, 2)
+    assert result._repr_html_().count("<tr>") == 5 and "nulls of fvu" in repr(result)
+    assert len(result.plot("ce_recovered_zero").data) >= 4
+
+
+def test_a_grid_is_every_combination() -> None:
+    axes = {"training.aux_k": [0, 8], "penalty": ["tanh", "step"]}
+    members = grid(site="blocks.1.hook_resid_post", architecture="jumprelu", n_latents=64, k=[2, 4], lr=1e-3, **axes)
+    assert len({member.name for member in members}) == 8 and {member.site for member in members} == {SITE}
+    first = members[0]
+    assert first.name == f"jumprelu-{SITE}-n64-k2-penalty=tanh-aux_k=0-lr=0.001-seed0"
+    assert (first.training.aux_k, first.training.lr, first.own) == (0, 1e-3, {"penalty": "tanh"})
+    prefixes = grid(site=SITE, architecture="matryoshka", n_latents=64, k=4, prefixes=[[8, 64], [16, 32, 64]])
+    assert [member.own["prefixes"] for member in prefixes] == [(8, 64), (16, 32, 64)]
+    assert len(grid(site=SITE, architecture="all", n_latents=64, k=4)) == len(TRAINABLE)
+    for wrong, match in {"penalty": "unknown topk config field 'penalty'", "training.auxk": "'aux_k'"}.items():
+        with pytest.raises(InputError, match=match):
+            grid(site=SITE, n_latents=64, k=4, **{wrong: "tanh"})
+
+
+FILES = {
+    "good.toml": "[[grid]]\narchitecture = 'jumprelu'\npenalty = ['tanh', 'step']\n[[grid]]\ntraining.aux_k = [0, 8]\n",
+    "good.json": '{"grid": [{"architecture": "jumprelu", "penalty": ["tanh", "step"]}, {"training.aux_k": [0, 8]}]}',
+    "broken.toml": "grid = ",
+    "empty.json": "[]",
+    "name.json": '{"penaltyy": "tanh"}',
+}
+BAD = {
+    "architecture": ("--architectures=topkk", "unknown architecture 'topkk': did you mean 'topk'"),
+    "k": ("--k=65", "k must be from 1 to n_latents=64, got 65"),
+    "no k": ("--k", "the axis k has no values"),
+    "twice": ("--seeds=0,0", "is in the sweep twice"),
+    "site": ("--sites=resid_pots.1", "unknown site 'resid_pots.1'"),
+    "layer": ("--sites=resid_post.7", "resid_post.7 is outside"),
+    "at once": ("--at-once=0", "at_once must be at least 1, got 0"),
+    "memory": ("--n-latents=90000000000", "GB are available", "fewer or smaller dictionaries"),
+    "minutes": ("--checkpoint-minutes=-1", "checkpoint_minutes must be above 0, got -1"),
+    "no file": ("--grid={tmp}/none.toml", "no such grid file"),
+    "file kind": ("--grid={tmp}", "ends in .json or .toml"),
+    "file content": ("--grid={tmp}/broken.toml", "not valid TOML"),
+    "empty file": ("--grid={tmp}/empty.json", "holds no grid"),
+    "file name": ("--grid={tmp}/name.json", "unknown axis in", "'penaltyy': did you mean 'penalty'"),
+    "store": ("--store={tmp}", "holds no activation store"),
+}
+
+
+@pytest.mark.parametrize("option", BAD)
+def test_bad_options_leave_nothing_behind(option: str, tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+    given, *parts = BAD[option]
+    flag, _, value = given.format(tmp=tmp_path).partition("=")
+    ended = monosem(*command(tiny, tmp_path / "sweep", flag, *value.split(",") if value else ()))
+    assert (ended.status, ended.out) == (2, "") and "Traceback" not in ended.err
+    assert all(part in ended.err.splitlines()[-1] for part in ("monosem: ", *parts)), ended.err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_grid_file_trains_from_a_store(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+    harvest = ("harvest", tmp_path / "store", *tiny.source, *tiny.stream, "--sites", SITE, "--rows=1000")
+    assert monosem(*harvest).status == 0
+    one_k = ("--architectures", "topk", "--k", "4", "--store", str(tmp_path / "store"), "--model=none", "--no-evaluate")
+    found = [
+        monosem(*command(tiny, tmp_path / kind, *one_k, f"--grid={tmp_path}/good.{kind}", "--json"))
+        for kind in ("toml", "json")
+    ]
+    assert [ended.status for ended in found] == [0, 0] and len(found[0].out.splitlines()) == 1
+    rows = [[(row["name"], row["train_fvu"]) for row in ended.result["members"]] for ended in found]
+    assert rows[0] == rows[1] and len(rows[0]) == 4 and rows[0][0][0] == f"jumprelu-{SITE}-n64-k4-penalty=tanh-seed0"
+
+
+def test_every_architecture_brings_its_own_options(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
+    fields = own_fields()
+    assert "jumprelu" in fields["penalty"] and "matryoshka" in fields["prefixes"] and "d_in" not in fields
+    assert DictionaryOptions("jumprelu", 64, 4, penalty="tanh").given() == {
+        "architecture": "jumprelu", "n_latents": 64, "k": 4, "penalty": "tanh"}  # fmt: skip
+    options = ("--dictionary.architecture", "jumprelu", "--dictionary.penalty", "tanh", "--training.rows=128", "--json")
+    (folder,) = monosem(*tiny.train(tmp_path / "run", *options)).result["dictionaries"].values()
+    assert load(folder).config.penalty == "tanh"  # type: ignore[attr-defined]
+    for given, told in {
+        ("--dictionary.penalty", "tanh"): "architecture 'topk' has no option 'penalty' (that is for jumprelu)",
+        ("--architecture", "relu", "--dictionary.p-end", "2"): "p_end must be above 0",
+        ("--architecture", "jumprelu", "--dictionary.penalty", "tan"): "did you mean 'tanh'",
+        ("--dictionary.penaltyy", "tanh"): "did you mean --dictionary.penalty",
+    }.items():
+        ended = monosem(*tiny.train(tmp_path / "no", *given))
+        assert ended.status == 2 and told in ended.err.splitlines()[-1] and not (tmp_path / "no").exists()
+
+
+def test_transcoders_and_crosscoders_from_the_command_line(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
+    few = ("--training.rows=128", "--json")
+    sites = ("--sites", "resid_mid.1", "--target", "mlp_out.1", "--skip")
+    (folder,) = monosem(*tiny.train(tmp_path / "across", *sites, *few)).result["dictionaries"].values()
+    across = load(folder)
+    assert (across.provenance.site, across.provenance.target, across.config.skip) == ("resid_mid.1", "mlp_out.1", True)
+    sites = ("--sites", "resid_post.0", "resid_post.1", "--crosscode")
+    (folder,) = monosem(*tiny.train(tmp_path / "both", *sites, *few)).result["dictionaries"].values()
+    assert load(folder).provenance.sources == ["resid_post.0", "resid_post.1"] and load(folder).d_in == 64
+    for given, told in {
+        ("--target", SITE): "is among the sites",
+        ("--skip",): "--skip is for transcoders",
+        ("--crosscode",): "reads at least two sites",
+        (*sites, "--target", "mlp_out.1"): "give --target or --crosscode, not both",
+    }.items():
+        ended = monosem(*tiny.train(tmp_path / "no", *given))
+        assert ended.status == 2 and told in ended.err.splitlines()[-1] and not (tmp_path / "no").exists()
