@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .evaluation import EvaluationConfig, evaluate, evaluate_many
     from .feature_set import Features
     from .features import collect
-    from .files import build, build_trainable, load, save
+    from .files import build, build_trainable, load
     from .formats.hub import push
     from .gated import Gated
     from .groupmax import GroupMax
@@ -99,7 +99,6 @@ _HOMES = {
     "pareto": "compare",
     "push": "formats.hub",
     "replace_outputs": "clt_replacement",
-    "save": "files",
     "seed_gap": "compare",
     "splice": "splicing",
     "splice_edit": "splicing",
@@ -157,7 +156,6 @@ __all__ = [
     "pareto",
     "push",
     "replace_outputs",
-    "save",
     "seed_gap",
     "splice",
     "splice_edit",
