@@ -217,7 +217,7 @@ def test_another_stream_or_consumer_cannot_continue_a_run(tmp_path: Path) -> Non
         (
             [torch.nn.Linear(2, 2)],
             {},
-            "Linear is no Consumer: it lacks name, sites, done, step, metrics, save",
+            "Linear is no Consumer: it lacks name, sites, done, step, metrics,",
         ),
         ([Autoencoder("stream", A)], {}, "consumer name 'stream'"),
         ([Autoencoder("a/b", A)], {}, "consumer name 'a/b'"),
