@@ -11,21 +11,21 @@ from ..lab.lazy import lazily
 
 if TYPE_CHECKING:
     from .abstopk import AbsTopK
-    from .autointerp import Detection, measure_detection
-    from .autointerp_trials import DetectionConfig
+    from .autointerp.detection import Detection, measure_detection
+    from .autointerp.trials import DetectionConfig
     from .baselines import PCA, Neurons, fit_nulls
     from .batchtopk import BatchTopK
-    from .clt import CrossLayer
-    from .clt_replacement import replace_outputs
-    from .clt_scores import measure_cross_layer
-    from .clt_training import CrossLayerTrainer
+    from .clt.cross_layer import CrossLayer
+    from .clt.replacement import replace_outputs
+    from .clt.scores import measure_cross_layer
+    from .clt.training import CrossLayerTrainer
     from .compare import Curve, pareto, seed_gap
     from .dictionary import Dictionary, Provenance
     from .diffing import diff, latent_scaling
     from .end_to_end import EndToEnd, EndToEndConfig
     from .evaluation import EvaluationConfig, evaluate, evaluate_many
-    from .feature_set import Features
-    from .features import collect
+    from .features.collect import collect
+    from .features.feature_set import Features
     from .files import build, build_trainable, load
     from .formats.hub import push
     from .gated import Gated
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from .sparse_code import SparseCode
     from .special_tokens import SpecialTokens
     from .splicing import splice, splice_edit
-    from .sweep_grid import Member, grid
-    from .sweep_results import SweepResult
-    from .sweeps import sweep
+    from .sweeps.grid import Member, grid
+    from .sweeps.results import SweepResult
+    from .sweeps.sweep import sweep
     from .synthetic import Planted, PlantedConfig
     from .topk import TopK
     from .training import TrainConfig, Trainer
@@ -51,23 +51,23 @@ if TYPE_CHECKING:
 _HOMES = {
     "AbsTopK": "abstopk",
     "BatchTopK": "batchtopk",
-    "CrossLayer": "clt",
-    "CrossLayerTrainer": "clt_training",
+    "CrossLayer": "clt.cross_layer",
+    "CrossLayerTrainer": "clt.training",
     "Curve": "compare",
-    "Detection": "autointerp",
-    "DetectionConfig": "autointerp_trials",
+    "Detection": "autointerp.detection",
+    "DetectionConfig": "autointerp.trials",
     "Dictionary": "dictionary",
     "EndToEnd": "end_to_end",
     "EndToEndConfig": "end_to_end",
     "Evaluation": "scores",
     "EvaluationConfig": "evaluation",
-    "Features": "feature_set",
+    "Features": "features.feature_set",
     "Gated": "gated",
     "GroupMax": "groupmax",
     "JumpReLU": "jumprelu",
     "MatchingPursuit": "matching_pursuit",
     "Matryoshka": "matryoshka",
-    "Member": "sweep_grid",
+    "Member": "sweeps.grid",
     "MetaConfig": "meta",
     "Neurons": "baselines",
     "PCA": "baselines",
@@ -79,30 +79,30 @@ _HOMES = {
     "SAEConfig": "sae",
     "SparseCode": "sparse_code",
     "SpecialTokens": "special_tokens",
-    "SweepResult": "sweep_results",
+    "SweepResult": "sweeps.results",
     "TopK": "topk",
     "TrainConfig": "training",
     "Trainer": "training",
     "build": "files",
     "build_trainable": "files",
-    "collect": "features",
+    "collect": "features.collect",
     "diff": "diffing",
     "evaluate": "evaluation",
     "evaluate_many": "evaluation",
     "fit_nulls": "baselines",
-    "grid": "sweep_grid",
+    "grid": "sweeps.grid",
     "latent_scaling": "diffing",
     "load": "files",
-    "measure_cross_layer": "clt_scores",
-    "measure_detection": "autointerp",
+    "measure_cross_layer": "clt.scores",
+    "measure_detection": "autointerp.detection",
     "measure_meta": "meta",
     "pareto": "compare",
     "push": "formats.hub",
-    "replace_outputs": "clt_replacement",
+    "replace_outputs": "clt.replacement",
     "seed_gap": "compare",
     "splice": "splicing",
     "splice_edit": "splicing",
-    "sweep": "sweeps",
+    "sweep": "sweeps.sweep",
 }
 
 __all__ = [

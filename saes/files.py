@@ -16,7 +16,7 @@ from ..lab.storage import file_sha256, read_json, read_tensors, write_json, writ
 from .abstopk import AbsTopK
 from .baselines import PCA, Neurons
 from .batchtopk import BatchTopK
-from .clt import CrossLayer, CrossLayerConfig
+from .clt.cross_layer import CrossLayer, CrossLayerConfig
 from .dictionary import Dictionary, DictionaryConfig, Provenance
 from .gated import Gated
 from .groupmax import GroupMax, GroupMaxConfig

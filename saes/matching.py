@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..lab.errors import InputError
 from ..lab.models import HookedModel
@@ -37,17 +38,26 @@ def matching_sites(model: HookedModel | ModelPair, dictionary: Dictionary) -> tu
         raise InputError("the dictionary names no site: set its provenance.site, such as 'resid_post.12'")
     if dictionary.config.d_out is not None and origin.target is None:
         raise InputError("the transcoder names no site that it predicts: set its provenance.target ('mlp_out.12')")
-    found = model.fingerprint()
-    # a model's name may be a path; its parameters identify it
-    key = "parameters" if "parameters" in origin.model else "name"
-    if key in origin.model and origin.model[key] != found[key]:
-        raise InputError(
-            f"the dictionary was trained on {origin.model.get('name')!r} ({key} {origin.model[key]}) "
-            f"and the model is {model.name!r} ({key} {found[key]}): load the model it was trained on"
-        )
+    require_model(origin.model, model, "dictionary")
     widths = dictionary.config.sources or (dictionary.d_in,)
     sources = [_of_width(model, site, width, "d_in") for site, width in zip(named, widths, strict=True)]
     return sources, _of_width(model, origin.target, dictionary.d_out, "d_out") if origin.target else None
+
+
+def require_model(trained_on: Mapping[str, Any], model: HookedModel | ModelPair, what: str) -> None:
+    """Refuse what was trained on another model, as far as its fingerprint tells.
+
+    Raises:
+        InputError: naming both models.
+    """
+    found = model.fingerprint()
+    # a model's name may be a path; its parameters identify it
+    key = "parameters" if "parameters" in trained_on else "name"
+    if key in trained_on and trained_on[key] != found[key]:
+        raise InputError(
+            f"the {what} was trained on {trained_on.get('name')!r} ({key} {trained_on[key]}) "
+            f"and the model is {model.name!r} ({key} {found[key]}): load the model it was trained on"
+        )
 
 
 def _of_width(model: HookedModel | ModelPair, text: str, width: int, name: str) -> Site:

@@ -35,6 +35,7 @@ from .metrics import Measure
 from .sums import DocumentSums, ratio
 
 Replace = Callable[[Float[Tensor, "rows d"]], Float[Tensor, "rows d"]]
+Edits = Mapping[str | Site, Callable[[Tensor], Tensor]]
 
 CLEAN, ABLATIONS = "clean", ("zero", "mean")
 LOGIT_BYTES = 256 << 20
@@ -192,7 +193,7 @@ def _measure(
 
         return read
 
-    def logits(edits: Mapping[str | Site, Callable[[Tensor], Tensor]]) -> Float[Tensor, "predictions vocab"]:
+    def logits(edits: Edits) -> Float[Tensor, "predictions vocab"]:
         with model.editing(edits):
             return model.logits(batch.tokens, attention_mask=attention)[predicts]
 
@@ -208,17 +209,35 @@ def _measure(
         "mean": lambda rows: mean.to(rows).expand_as(rows),
         **{name: lambda _, spliced=spliced: spliced(read_rows) for name, spliced in dictionaries.items()},
     }
+    edits: dict[str, Edits] = {name: {site: splice_edit(replace, edited)} for name, replace in variants.items()}
+    score_edits(logits, edits, clean, batch, predicts, sums)
+    return counted(predicts, usable, edited)
+
+
+def score_edits(
+    logits: Callable[[Edits], Float[Tensor, "predictions vocab"]],
+    variants: Mapping[str, Edits],
+    clean: Float[Tensor, "predictions vocab"],
+    batch: TokenBatch,
+    predicts: Bool[Tensor, "R T"],
+    sums: DocumentSums,
+) -> None:
+    """Add a batch's losses to the sums: its own cross-entropy, and cross-entropy and KL under every variant's edits."""
     target = batch.tokens.to(clean.device).roll(-1, 1)[predicts]
     columns = {"predictions": torch.ones(len(target)), "ce_clean": -clean.gather(1, target[:, None])[:, 0]}
-    for name, replace in variants.items():
-        loss, divergence = losses(logits({site: splice_edit(replace, edited)}), clean, target)
+    for name, edits in variants.items():
+        loss, divergence = losses(logits(edits), clean, target)
         columns |= {f"ce_{name}": loss, f"kl_{name}": divergence}
     sums.add(batch.doc[predicts.cpu()], columns)
+
+
+def counted(predicts: Bool[Tensor, "R T"], usable: Bool[Tensor, "R T"], edited: Bool[Tensor, "R T"]) -> dict[str, int]:
+    """Positions of a batch: edited, left alone for what they are or for their norm, and those that predict."""
     return {
         "edited": int(edited.sum()),
         "unedited_special": int((~usable).sum()),
         "unedited_norm": int((usable & ~edited).sum()),
-        "predictions": len(target),
+        "predictions": int(predicts.sum()),
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...saes.evaluation import EvaluationConfig, evaluate
-from ...saes.features import Features, collect
+from ...saes.features.collect import Features, collect
 from ...saes.files import load
 from ...saes.scores import Evaluation
 from ...saes.training import TrainConfig

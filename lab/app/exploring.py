@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from ...saes.features import collect
+from ...saes.features.collect import collect
 from ...saes.matching import matching_site
 from .evaluating import find_dictionary
 from .options import Flat, ModelText

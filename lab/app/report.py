@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ...saes.features import Features
+from ...saes.features.collect import Features
 from ...saes.scores import Evaluation
 from ..storage import atomic_path
 from .report_data import report_data

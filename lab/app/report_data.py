@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...lab.evidence import Evidence
-from ...saes.features import Example, Features
+from ...saes.features.collect import Example, Features
 
 SCHEMA = 1
 CURVES = ("fvu", "l0", "dead", "lr")

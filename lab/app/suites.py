@@ -18,8 +18,9 @@ from ...probes.datasets import dataset_names, load_dataset
 from ...probes.ravel import RAVELConfig
 from ...probes.texts import TextProbing
 from ...probes.tpp import SCRConfig, TPPConfig
-from ...saes import autointerp, core_metrics_weights, meta, metrics, splicing
-from ...saes.autointerp import DetectionConfig
+from ...saes import core_metrics_weights, meta, metrics, splicing
+from ...saes.autointerp import detection as autointerp
+from ...saes.autointerp.trials import DetectionConfig
 from ...saes.dictionary import Dictionary
 from ...saes.evaluation import EvaluationConfig, evaluate
 from ...saes.matching import matching_site

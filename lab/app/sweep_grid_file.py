@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...saes.sweep_grid import AXES
+from ...saes.sweeps.grid import AXES
 from ...saes.training import TrainConfig
 from ..errors import InputError, unknown
 from ..storage import read_json

@@ -6,9 +6,9 @@ import re
 from html import escape
 from pathlib import Path
 
-from ...saes.sweep_plot import TITLES
-from ...saes.sweep_results import PLOTTED, SweepResult
-from ...saes.sweep_table import as_html, cells
+from ...saes.sweeps.plot import TITLES
+from ...saes.sweeps.results import PLOTTED, SweepResult
+from ...saes.sweeps.table import as_html, cells
 from ..storage import atomic_path
 from .report import embedded_json, plotly_code
 from .report_sections import asset

@@ -10,9 +10,9 @@ import tyro
 
 from ...saes.evaluation import EvaluationConfig
 from ...saes.files import TRAINABLE
-from ...saes.sweep_grid import ALL, Member, grid, require_distinct
-from ...saes.sweep_table import aligned, cells
-from ...saes.sweeps import plan, sweep
+from ...saes.sweeps.grid import ALL, Member, grid, require_distinct
+from ...saes.sweeps.sweep import plan, sweep
+from ...saes.sweeps.table import aligned, cells
 from ...saes.training import TrainConfig
 from ..errors import InputError, unknown
 from ..loading import device_named

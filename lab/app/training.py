@@ -11,8 +11,8 @@ from typing import Any
 
 import tyro
 
-from ...saes.clt_training import CrossLayerTrainer, cross_layer_trainer_on
-from ...saes.sweeps import trainer_on
+from ...saes.clt.training import CrossLayerTrainer, cross_layer_trainer_on
+from ...saes.sweeps.sweep import trainer_on
 from ...saes.training import TrainConfig, Trainer
 from ..errors import InputError
 from ..loading import device_named

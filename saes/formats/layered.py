@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from ...lab.errors import InputError
-from ..clt import CrossLayer, CrossLayerConfig
+from ..clt.cross_layer import CrossLayer, CrossLayerConfig
 from ..dictionary import Provenance
 from ..sae import SparseAutoencoder
 from .portable import IMPORTED, Portable

@@ -14,7 +14,7 @@ from ..dictionary import Dictionary, Provenance
 from .losses import Losses
 
 if TYPE_CHECKING:
-    from ..clt import CrossLayer
+    from ..clt.cross_layer import CrossLayer
 
 IMPORTED = "imported"
 """Where the provenance of a dictionary keeps what its file said and we have no field for."""

@@ -15,7 +15,7 @@ import pytest
 from monosem.lab.documents import is_heldout
 from monosem.lab.runs import Run
 from monosem.lab.store import ActivationStore
-from monosem.saes.feature_set import Features
+from monosem.saes.features.feature_set import Features
 from monosem.saes.files import load
 from tiny_commands import POISON, Ended, Tiny, results, write_model
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from monosem.lab.app.report import embedded_json, write_report
 from monosem.lab.evidence import Evidence
-from monosem.saes.feature_blocks import Windows
-from monosem.saes.feature_examples import BINS_PER_OCTAVE, OCTAVES, ExampleTable, bin_of
-from monosem.saes.features import Features, Logits
+from monosem.saes.features.blocks import Windows
+from monosem.saes.features.collect import Features, Logits
+from monosem.saes.features.examples import BINS_PER_OCTAVE, OCTAVES, ExampleTable, bin_of
 from monosem.saes.scores import Evaluation
 
 EVIL = "</script><b onmouseover=alert(1)>&\"'{{css}}"

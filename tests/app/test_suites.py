@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from monosem.lab.app.suites import GROUPS, SUITES, described, table
 from monosem.lab.evidence import Evidence
-from monosem.saes import autointerp
+from monosem.saes.autointerp import detection
 from tiny_commands import Tiny
 
 EVALUATION = ("--evaluation.tokens=700", "--evaluation.ce-tokens=80", "--evaluation.fit-tokens=200")
@@ -38,7 +38,7 @@ def test_scores_are_described_by_the_tables_of_their_modules() -> None:
     assert found["detection_rule"].startswith("balanced accuracy over windows in which the latent fires and windows")
     assert found["detection_auc_rule"].startswith("the same windows without a threshold")
     assert found["detection_similar_embedding"].startswith("balanced accuracy where each silent window")
-    assert found["x"] == GROUPS["detection"].about and "detection_JUDGE" in (autointerp.__doc__ or "")
+    assert found["x"] == GROUPS["detection"].about and "detection_JUDGE" in (detection.__doc__ or "")
 
 
 def test_some_groups_are_measured_documented_and_saved(tiny: Tiny, trained: Path, monosem) -> None:

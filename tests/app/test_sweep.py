@@ -27,9 +27,9 @@ from monosem.lab.text import Corpus
 from monosem.saes.compare import pareto
 from monosem.saes.evaluation import evaluate
 from monosem.saes.files import TRAINABLE, build_trainable, load
-from monosem.saes.sweep_grid import Member, grid
-from monosem.saes.sweep_results import SweepResult
-from monosem.saes.sweeps import held_bytes, plan, sweep
+from monosem.saes.sweeps.grid import Member, grid
+from monosem.saes.sweeps.results import SweepResult
+from monosem.saes.sweeps.sweep import held_bytes, plan, sweep
 from monosem.saes.training import TrainConfig, Trainer
 from tiny_commands import Ended, Tiny, results
 

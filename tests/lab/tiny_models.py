@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import transformers as hf
 
@@ -61,3 +63,16 @@ def inputs_for(name: str, batch: int = 2, tokens: int = 7, seed: int = 1) -> tor
     if name in VISION:
         return torch.randn(batch, 3, 16, 16, generator=rng)
     return torch.randint(3, 97, (batch, tokens), generator=rng)
+
+
+class Letters:
+    """A tokenizer of one token a character, with ids from 3 to 96."""
+
+    bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
+    all_special_ids = (0, 1, 2)
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return [3 + (ord(letter) - 32) % 94 for letter in text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(chr(29 + i) for i in ids)

@@ -14,14 +14,14 @@ from monosem.lab.loading import load_model
 from monosem.lab.models import HookedModel
 from monosem.lab.sentences import SentenceEncoder
 from monosem.lab.text import Corpus, TextConfig
-from monosem.saes.autointerp import DetectionConfig, FrequencyJudge, detect, measure_detection
-from monosem.saes.autointerp_explain import Explanation, LexicalExplainer
-from monosem.saes.autointerp_judges import PROMPT, EmbeddingJudge, ModelJudge, RuleJudge, balanced_accuracy, threshold
-from monosem.saes.autointerp_trials import draw_trials, nearest_by_words, spread
-from monosem.saes.autointerp_windows import Window, Windows, read_windows
+from monosem.saes.autointerp.detection import DetectionConfig, FrequencyJudge, detect, measure_detection
+from monosem.saes.autointerp.explain import Explanation, LexicalExplainer
+from monosem.saes.autointerp.judges import PROMPT, EmbeddingJudge, ModelJudge, RuleJudge, balanced_accuracy, threshold
+from monosem.saes.autointerp.trials import draw_trials, nearest_by_words, spread
+from monosem.saes.autointerp.windows import Window, Windows, read_windows
 from monosem.saes.baselines import Neurons
 from monosem.saes.dictionary import Provenance
-from monosem.saes.feature_set import Example
+from monosem.saes.features.feature_set import Example
 from monosem.saes.sae import SAEConfig
 from scipy.sparse import coo_array
 from tiny_commands import Tiny, write_model, write_text

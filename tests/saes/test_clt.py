@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -19,17 +18,18 @@ from monosem.lab.storage import load_state, save_state
 from monosem.lab.streams import ActivationStream, Batch, StreamConfig
 from monosem.lab.text import Corpus
 from monosem.saes import formats
-from monosem.saes.clt import CrossLayer, CrossLayerConfig
-from monosem.saes.clt_replacement import replace_outputs
-from monosem.saes.clt_scores import measure_cross_layer
-from monosem.saes.clt_selection import select_jointly
-from monosem.saes.clt_training import CrossLayerTrainer, cross_layer_trainer_on
+from monosem.saes.clt.cross_layer import CrossLayer, CrossLayerConfig
+from monosem.saes.clt.replacement import replace_outputs
+from monosem.saes.clt.scores import measure_cross_layer
+from monosem.saes.clt.selection import select_jointly
+from monosem.saes.clt.training import CrossLayerTrainer, cross_layer_trainer_on
 from monosem.saes.dictionary import Provenance
 from monosem.saes.files import build, load
 from monosem.saes.sparse_code import SparseCode, beside
 from monosem.saes.training import TrainConfig
 from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
+from tiny_models import Letters
 from tiny_models import build as tiny
 
 torch.set_num_threads(1)
@@ -384,19 +384,6 @@ def test_a_trainer_refuses_what_does_not_fit() -> None:
         clt.decoder_of(1, 0)
     with pytest.raises(InputError, match="source must be a layer from 0 to 2, got 3"):
         clt.decoder_of(3)
-
-
-class Letters:
-    """One token a character, ids from 3 to 96."""
-
-    bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
-    all_special_ids = (0, 1, 2)
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return [3 + (ord(letter) - 32) % 94 for letter in text]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return "".join(chr(29 + i) for i in ids)
 
 
 def corpus() -> Corpus:

@@ -21,6 +21,7 @@ from monosem.saes.files import build_trainable, load
 from monosem.saes.metrics import Reconstruction
 from monosem.saes.training import TrainConfig, Trainer
 from scipy.optimize import linear_sum_assignment
+from tiny_models import Letters
 from tiny_models import build as tiny
 
 torch.set_num_threads(1)
@@ -148,19 +149,6 @@ def test_a_trainer_wants_a_site_for_every_source() -> None:
     two_equal = Trainer(dictionary, [A, B])
     with pytest.raises(InputError, match=r"b:resid_post\.3 are equal: nothing to learn"):
         two_equal.step(Batch({A: torch.randn(8, 4), B: torch.ones(8, 2)}, torch.zeros(8, 2, dtype=torch.int64)))
-
-
-class Letters:
-    """One token a character, ids from 3 to 96."""
-
-    bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
-    all_special_ids = (0, 1, 2)
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return [3 + (ord(letter) - 32) % 94 for letter in text]
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(chr(29 + i) for i in ids)
 
 
 def test_from_two_models_to_their_difference() -> None:

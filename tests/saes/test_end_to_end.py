@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,9 @@ from monosem.saes.evaluation import evaluate
 from monosem.saes.files import build_trainable, load
 from monosem.saes.splicing import predicting
 from monosem.saes.training import TrainConfig, Trainer
-from tiny_models import build
+from tiny_models import Letters, build
 
 SITE, D, N, K = Site.parse("resid_post.1"), 32, 64, 4
-
-
-class Letters:
-    """One token a character, ids from 3 to 96."""
-
-    bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
-    all_special_ids = (0, 1, 2)
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return [3 + (ord(letter) - 32) % 94 for letter in text]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return "".join(chr(29 + i) for i in ids)
 
 
 @pytest.fixture(scope="module")

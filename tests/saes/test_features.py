@@ -13,14 +13,15 @@ from monosem.lab.errors import InputError
 from monosem.lab.models import HookedModel
 from monosem.lab.packing import TokenBatch
 from monosem.lab.text import Corpus
-from monosem.saes import TopK, feature_examples
+from monosem.saes import TopK
 from monosem.saes.dictionary import Dictionary, DictionaryConfig
-from monosem.saes.feature_blocks import OUTSIDE
-from monosem.saes.feature_examples import FeatureExamples, bin_edges, bin_of
-from monosem.saes.features import Features, collect
+from monosem.saes.features import examples as feature_examples
+from monosem.saes.features.blocks import OUTSIDE
+from monosem.saes.features.collect import Features, collect
+from monosem.saes.features.examples import FeatureExamples, bin_edges, bin_of
+from monosem.saes.features.token_text import token_texts
 from monosem.saes.sae import SAEConfig
 from monosem.saes.sparse_code import SparseCode
-from monosem.saes.token_text import token_texts
 
 CONTEXT = (2, 1)
 

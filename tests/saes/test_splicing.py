@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -21,22 +20,9 @@ from monosem.saes.metrics import Reconstruction
 from monosem.saes.sae import SAEConfig
 from monosem.saes.splicing import SpliceLosses, predicting, splice, splice_edit
 from monosem.saes.topk import TopK
-from tiny_models import build
+from tiny_models import Letters, build
 
 SITE, WIDTH = "resid_post.1", 32
-
-
-class Letters:
-    """One token a character, ids from 3 to 96."""
-
-    bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
-    all_special_ids = (0, 1, 2)
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return [3 + (ord(letter) - 32) % 94 for letter in text]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return "".join(chr(29 + i) for i in ids)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from monosem.saes.sparse_code import SparseCode
 from monosem.saes.splicing import splice
 from monosem.saes.training import TrainConfig, Trainer
 from scipy.optimize import linear_sum_assignment
+from tiny_models import Letters
 from tiny_models import build as tiny
 
 torch.set_num_threads(1)
@@ -191,19 +191,6 @@ def test_the_linear_map_is_the_least_squares_one() -> None:
     best = design @ torch.linalg.lstsq(design, y.double()).solution
     assert fvu(linear(x).double(), y.double()) == pytest.approx(fvu(best, y.double()), rel=1e-3)
     assert linear.encode(x).l0.eq(OUT).all() and torch.allclose(linear.W_dec.norm(dim=1), torch.ones(OUT), atol=1e-5)
-
-
-class Letters:
-    """One token a character, ids from 3 to 96."""
-
-    bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
-    all_special_ids = (0, 1, 2)
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return [3 + (ord(letter) - 32) % 94 for letter in text]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return "".join(chr(29 + i) for i in ids)
 
 
 @pytest.fixture(scope="module")

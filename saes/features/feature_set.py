@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int32, Int64
 
-from ..lab.errors import InputError
-from ..lab.rng import generator
-from .feature_blocks import OUTSIDE
-from .feature_examples import BINS_PER_OCTAVE, LOWEST, ExampleTable, bin_edges
+from ...lab.errors import InputError
+from ...lab.rng import generator
+from .blocks import OUTSIDE
+from .examples import BINS_PER_OCTAVE, LOWEST, ExampleTable, bin_edges
 
 
 @dataclass(frozen=True)
@@ -184,14 +184,14 @@ class Features:
 
     def save(self, folder: Path | str) -> Path:
         """Write parquet tables and, last, `features.json` into `folder`, which is created."""
-        from .feature_files import save
+        from .files import save
 
         return save(self, folder)
 
     @classmethod
     def load(cls, folder: Path | str) -> Features:
         """Read what `save` wrote; InputError if it is not there or of another schema."""
-        from .feature_files import load
+        from .files import load
 
         return load(folder)
 

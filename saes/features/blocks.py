@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt64
 from scipy.sparse import csr_array
 
-from .feature_loops import cut_windows
+from .loops import cut_windows
 
 OUTSIDE = -1
 """Stands for a token id beyond the ends of a segment."""

@@ -18,20 +18,20 @@ from typing import Any
 
 import torch
 
-from ..kernels.dispatch import choose
-from ..kernels.encode import chunk_rows
-from ..lab.errors import InputError
-from ..lab.loop import train
-from ..lab.memory import available_memory
-from ..lab.runs import Run, require_same
-from ..lab.sites import Site
-from ..lab.storage import flatten, read_json, write_json
-from ..lab.streams import ActivationStream
-from .dictionary import Provenance
-from .files import build_trainable
-from .sweep_grid import Member, require_distinct
-from .sweep_results import PASSES, SweepResult
-from .training import TrainConfig, Trainer
+from ...kernels.dispatch import choose
+from ...kernels.encode import chunk_rows
+from ...lab.errors import InputError
+from ...lab.loop import train
+from ...lab.memory import available_memory
+from ...lab.runs import Run, require_same
+from ...lab.sites import Site
+from ...lab.storage import flatten, read_json, write_json
+from ...lab.streams import ActivationStream
+from ..dictionary import Provenance
+from ..files import build_trainable
+from ..training import TrainConfig, Trainer
+from .grid import Member, require_distinct
+from .results import PASSES, SweepResult
 
 log = logging.getLogger(__name__)
 

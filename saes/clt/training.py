@@ -16,24 +16,24 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ..kernels import decode as decode_kernel
-from ..kernels.decode import Residual
-from ..kernels.sampled import code_gradients
-from ..lab.errors import InputError, unknown
-from ..lab.rng import generator
-from ..lab.sites import Site
-from ..lab.streams import ActivationStream, Batch
-from .clt import CrossLayer, CrossLayerConfig
-from .clt_selection import select_jointly
-from .dictionary import Provenance
-from .initialise import initialise
-from .objectives import Gradients, Objective, Rows
-from .parts import Part
-from .sae import SparseAutoencoder
-from .sparse_code import SparseCode, beside
-from .training import Trainer, total_variance
-from .training_config import TrainConfig
-from .units import Units
+from ...kernels import decode as decode_kernel
+from ...kernels.decode import Residual
+from ...kernels.sampled import code_gradients
+from ...lab.errors import InputError, unknown
+from ...lab.rng import generator
+from ...lab.sites import Site
+from ...lab.streams import ActivationStream, Batch
+from ..dictionary import Provenance
+from ..initialise import initialise
+from ..objectives import Gradients, Objective, Rows
+from ..parts import Part
+from ..sae import SparseAutoencoder
+from ..sparse_code import SparseCode, beside
+from ..training import Trainer, total_variance
+from ..training_config import TrainConfig
+from ..units import Units
+from .cross_layer import CrossLayer, CrossLayerConfig
+from .selection import select_jointly
 
 
 class LayerTrainer(Trainer):

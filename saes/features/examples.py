@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
-from ..lab.errors import InputError
-from ..lab.packing import TokenBatch
-from ..lab.rng import derive_seed
-from .dictionary import Dictionary
-from .feature_blocks import Block, Piece, Windows, scramble
-from .feature_kept import Kept
+from ...lab.errors import InputError
+from ...lab.packing import TokenBatch
+from ...lab.rng import derive_seed
+from ..dictionary import Dictionary
+from .blocks import Block, Piece, Windows, scramble
+from .kept import Kept
 
 OCTAVES = 40
 LOWEST = -20

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ..kernels.batch_topk import MARGIN, encode_batch_topk
-from ..kernels.dispatch import choose
-from ..kernels.encode import Shadow
-from ..kernels.kth import Kth, among_largest, kth_largest
-from .sae import SparseAutoencoder, keep_above
-from .sparse_code import SparseCode
+from ...kernels.batch_topk import MARGIN, encode_batch_topk
+from ...kernels.dispatch import choose
+from ...kernels.encode import Shadow
+from ...kernels.kth import Kth, among_largest, kth_largest
+from ..sae import SparseAutoencoder, keep_above
+from ..sparse_code import SparseCode
 
 HEADROOM = 2
 """Codes of a layer in the first pass, in multiples of its even share."""

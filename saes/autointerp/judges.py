@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..lab.errors import InputError
-from ..lab.models import HookedModel
-from ..lab.sentences import SentenceEncoder
-from ..lab.tokenization import TextTokenizer
-from .autointerp_explain import Explanation, plain
-from .autointerp_windows import Window
+from ...lab.errors import InputError
+from ...lab.models import HookedModel
+from ...lab.sentences import SentenceEncoder
+from ...lab.tokenization import TextTokenizer
+from .explain import Explanation, plain
+from .windows import Window
 
 PROMPT = """Some texts contain {explanation}. Others do not.
 Text: {window}

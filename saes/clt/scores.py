@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..lab.errors import InputError
-from ..lab.evidence import Evidence
-from ..lab.sites import Site
-from ..lab.streams import Batch
-from .clt import CrossLayer
-from .sums import DocumentSums, Formula, ratio
+from ...lab.errors import InputError
+from ...lab.evidence import Evidence
+from ...lab.sites import Site
+from ...lab.streams import Batch
+from ..sums import DocumentSums, Formula, ratio
+from .cross_layer import CrossLayer
 
 
 def measure_cross_layer(

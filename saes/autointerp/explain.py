@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .autointerp_windows import Window
+from .windows import Window
 
 STRONG = 0.3
 """Share of a window's largest activation from which on a token counts as one that the latent fires on."""

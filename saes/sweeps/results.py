@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..lab.errors import InputError, unknown
-from ..lab.models import HookedModel
-from ..lab.runs import Run
-from ..lab.storage import atomic_path, write_json
-from ..lab.text import Corpus
-from .compare import pareto, seed_gap
-from .dictionary import Dictionary
-from .evaluation import EvaluationConfig, evaluate_many
-from .files import load
-from .scores import Evaluation, flat
-from .sweep_grid import Member
-from .sweep_table import aligned, as_html, cells
+from ...lab.errors import InputError, unknown
+from ...lab.models import HookedModel
+from ...lab.runs import Run
+from ...lab.storage import atomic_path, write_json
+from ...lab.text import Corpus
+from ..compare import pareto, seed_gap
+from ..dictionary import Dictionary
+from ..evaluation import EvaluationConfig, evaluate_many
+from ..files import load
+from ..scores import Evaluation, flat
+from .grid import Member
+from .table import aligned, as_html, cells
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -157,7 +157,7 @@ class SweepResult:
 
     def plot(self, score: str = "fvu", site: str | None = None) -> Figure:
         """`score` against L0: a trace an architecture, 95 % intervals, the Pareto front, and the nulls as points."""
-        from .sweep_plot import against_l0
+        from .plot import against_l0
 
         names = self.at_site(site)
         members = [member for member in self.members if member.name in names]

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int64
 from scipy.sparse import csr_array
 
-from ..lab.errors import InputError, unknown
-from ..lab.rng import derive_seed
-from .autointerp_windows import Window, Windows
+from ...lab.errors import InputError, unknown
+from ...lab.rng import derive_seed
+from .windows import Window, Windows
 
 JUDGES = ("rule", "embedding", "model")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..lab.evidence import Evidence
-from .scores import Evaluation
-from .sweep_grid import Member
+from ...lab.evidence import Evidence
+from ..scores import Evaluation
+from .grid import Member
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

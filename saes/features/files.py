@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..lab.errors import InputError
-from ..lab.storage import atomic_path, read_json, write_json
-from .feature_blocks import Windows
-from .feature_examples import ExampleTable
+from ...lab.errors import InputError
+from ...lab.storage import atomic_path, read_json, write_json
+from .blocks import Windows
+from .examples import ExampleTable
 
 if TYPE_CHECKING:
     import pyarrow as pa

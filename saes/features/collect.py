@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..lab.errors import InputError
-from ..lab.models import HookedModel
-from ..lab.packing import TokenBatch
-from ..lab.rng import generator
-from ..lab.sites import Site
-from ..lab.text import Corpus
-from .dictionary import Dictionary
-from .feature_blocks import OUTSIDE
-from .feature_examples import FeatureExamples
+from ...lab.errors import InputError
+from ...lab.models import HookedModel
+from ...lab.packing import TokenBatch
+from ...lab.rng import generator
+from ...lab.sites import Site
+from ...lab.text import Corpus
+from ..dictionary import Dictionary
+from .blocks import OUTSIDE
+from .examples import FeatureExamples
 from .feature_set import Bucket as Bucket
 from .feature_set import Example as Example
 from .feature_set import Features as Features

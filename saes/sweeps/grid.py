@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..lab.errors import InputError, unknown
-from ..lab.sites import Site
-from .files import TRAINABLE, build_trainable
-from .training import TrainConfig
+from ...lab.errors import InputError, unknown
+from ...lab.sites import Site
+from ..files import TRAINABLE, build_trainable
+from ..training import TrainConfig
 
 ALL = "all"
 AXES = ("architecture", "site", "n_latents", "k", "seed", "lr")

@@ -8,21 +8,19 @@ Ameisen et al. 2025, section "Building an interpretable replacement model"). Sco
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..lab.errors import InputError
-from ..lab.models import HookedModel
-from ..lab.packing import TokenBatch
-from ..lab.sites import Site
-from .clt import CrossLayer
-from .splicing import SpliceLosses, log_softmax_, losses, parts_of, predicting, splice_edit
-from .sums import DocumentSums
-
-Edits = Mapping[str | Site, Callable[[Tensor], Tensor]]
+from ...lab.errors import InputError
+from ...lab.models import HookedModel
+from ...lab.packing import TokenBatch
+from ...lab.sites import Site
+from ..splicing import Edits, SpliceLosses, counted, log_softmax_, parts_of, predicting, score_edits, splice_edit
+from ..sums import DocumentSums
+from .cross_layer import CrossLayer
 
 NAME, OWN_LAYER = "clt", "own_layer"
 
@@ -133,21 +131,11 @@ def _measure(
 
     limits = dictionary.provenance.norm_limits
     clean = log_softmax_(logits({model.site(site): checking(limit) for site, limit in limits.items()}).float())
-    target = batch.tokens.to(clean.device).roll(-1, 1)[predicts]
-    columns = {"predictions": torch.ones(len(target)), "ce_clean": -clean.gather(1, target[:, None])[:, 0]}
     variants: dict[str, Edits] = {
         "zero": {site: constant(torch.zeros_like(value)) for site, value in means.items()},
         "mean": {site: constant(value) for site, value in means.items()},
         NAME: replacing(dictionary, sources, targets, edited),
         OWN_LAYER: replacing(dictionary, sources, targets, edited, own_layer=True),
     }
-    for name, edits in variants.items():
-        loss, divergence = losses(logits(edits), clean, target)
-        columns |= {f"ce_{name}": loss, f"kl_{name}": divergence}
-    sums.add(batch.doc[predicts.cpu()], columns)
-    return {
-        "edited": int(edited.sum()),
-        "unedited_special": int((~usable).sum()),
-        "unedited_norm": int((usable & ~edited).sum()),
-        "predictions": len(target),
-    }
+    score_edits(logits, variants, clean, batch, predicts, sums)
+    return counted(predicts, usable, edited)

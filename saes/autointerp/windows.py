@@ -19,14 +19,14 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from torch import Tensor
 from tqdm import tqdm
 
-from ..lab.errors import InputError
-from ..lab.models import HookedModel
-from ..lab.packing import TokenBatch
-from ..lab.text import Corpus
-from .dictionary import Dictionary
-from .feature_set import Example
-from .matching import matching_site
-from .token_text import token_texts
+from ...lab.errors import InputError
+from ...lab.models import HookedModel
+from ...lab.packing import TokenBatch
+from ...lab.text import Corpus
+from ..dictionary import Dictionary
+from ..features.feature_set import Example
+from ..features.token_text import token_texts
+from ..matching import matching_site
 
 
 class Window(NamedTuple):

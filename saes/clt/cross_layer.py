@@ -18,16 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..kernels import decode as decode_kernel
-from ..lab.errors import InputError, unknown
-from ..lab.sites import Site
-from .batchtopk import BatchTopK
-from .dictionary import Dictionary, DictionaryConfig
-from .jumprelu import JumpReLU, JumpReLUConfig
-from .relu import ReLU, ReLUConfig
-from .sae import SAEConfig, SparseAutoencoder
-from .sparse_code import SparseCode, beside
-from .topk import TopK
+from ...kernels import decode as decode_kernel
+from ...lab.errors import InputError, unknown
+from ...lab.sites import Site
+from ..batchtopk import BatchTopK
+from ..dictionary import Dictionary, DictionaryConfig
+from ..jumprelu import JumpReLU, JumpReLUConfig
+from ..relu import ReLU, ReLUConfig
+from ..sae import SAEConfig, SparseAutoencoder
+from ..sparse_code import SparseCode, beside
+from ..topk import TopK
 
 BASES: dict[str, tuple[type[SparseAutoencoder], type[SAEConfig]]] = {
     "topk": (TopK, SAEConfig),

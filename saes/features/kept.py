@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
-from .feature_blocks import OUTSIDE, Block, Windows
-from .feature_loops import insert_best
+from .blocks import OUTSIDE, Block, Windows
+from .loops import insert_best
 
 
 class Kept:

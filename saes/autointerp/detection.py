@@ -25,19 +25,19 @@ from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from ..lab.errors import InputError
-from ..lab.evidence import Evidence, bootstrap
-from ..lab.harvest import NO_LIMIT
-from ..lab.models import HookedModel
-from ..lab.rng import generator
-from ..lab.text import Corpus
-from .autointerp_explain import Explanation, LexicalExplainer
-from .autointerp_judges import EmbeddingJudge, Judge, ModelJudge, RuleJudge, balanced_accuracy, threshold
-from .autointerp_trials import DetectionConfig, Trial, draw_trials
-from .autointerp_windows import Window, Windows, read_windows
-from .baselines import untrained
-from .dictionary import Dictionary
-from .matching import matching_site
+from ...lab.errors import InputError
+from ...lab.evidence import Evidence, bootstrap
+from ...lab.harvest import NO_LIMIT
+from ...lab.models import HookedModel
+from ...lab.rng import generator
+from ...lab.text import Corpus
+from ..baselines import untrained
+from ..dictionary import Dictionary
+from ..matching import matching_site
+from .explain import Explanation, LexicalExplainer
+from .judges import EmbeddingJudge, Judge, ModelJudge, RuleJudge, balanced_accuracy, threshold
+from .trials import DetectionConfig, Trial, draw_trials
+from .windows import Window, Windows, read_windows
 
 DICTIONARY, RANDOM = "dictionary", "random_dictionary"
 FIT_ROWS = 4096
