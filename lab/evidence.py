@@ -71,3 +71,15 @@ def bootstrap(
         return None
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
+
+
+def known_mean(values: np.ndarray) -> float:
+    """The mean over the units that have a value; nan where none has."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def mean_interval(values: np.ndarray, *, seed: int = 0) -> tuple[float, float] | None:
+    """95 % interval of the mean over the units that have a value; None where fewer than two have."""
+    values = values[np.isfinite(values)]
+    return bootstrap(lambda weights: float(weights @ values / weights.sum()), len(values), seed=seed)

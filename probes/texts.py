@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..lab.errors import InputError, unknown
-from ..lab.evidence import Evidence, bootstrap
+from ..lab.evidence import Evidence, mean_interval
 from ..lab.models import HookedModel
 from ..lab.tokenization import TextTokenizer
 from ..saes.dictionary import Dictionary
@@ -134,10 +134,16 @@ def over_datasets(probes: dict[str, SparseProbe], *, seed: int = 0) -> dict[str,
         each = [probe[name] for probe in probes.values()]
         values = np.array([evidence.value for evidence in each])
         beside = {null: float(np.mean([evidence.nulls[null] for evidence in each])) for null in each[0].nulls}
-        interval = bootstrap(lambda weights, v=values: float(weights @ v / weights.sum()), len(values), seed=seed)
         held_out = "test texts of each data set, no text on both sides"
         found[f"probe_{name}"] = Evidence(
-            f"probe_{name}", float(values.mean()), interval, beside, len(each), "data sets", held_out, "higher"
+            f"probe_{name}",
+            float(values.mean()),
+            mean_interval(values, seed=seed),
+            beside,
+            len(each),
+            "data sets",
+            held_out,
+            "higher",
         )
     return found
 

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..lab.errors import InputError
-from ..lab.evidence import Evidence, bootstrap
+from ..lab.evidence import Evidence, known_mean, mean_interval
 from ..lab.rng import generator
 from .dictionary import Dictionary
 
@@ -113,8 +113,9 @@ def diff(
     others = {name: _scores(*source_rows(null)) for name, null in (nulls or {}).items()}
     found = {
         name: Evidence(
-            name, _mean(values), _interval(values, seed),
-            {"shuffled": _mean(shuffled[name])} | {null: _mean(s[name]) for null, s in others.items() if name in s},
+            name, known_mean(values), mean_interval(values, seed=seed),
+            {"shuffled": known_mean(shuffled[name])}
+            | {null: known_mean(s[name]) for null, s in others.items() if name in s},
             int(np.isfinite(values).sum()), "latents", held_out, "higher" if name.startswith("shared") else "lower",
         )
         for name, values in mine.items()
@@ -176,8 +177,8 @@ def _genuine(
         for chosen in (exclusive, shared[order[: max(1, len(exclusive))]])
     )
     return Evidence(
-        "genuine", _mean(values), _interval(values, seed), {"shared latents": _mean(null)}, len(values),
-        "latents", held_out, "higher",
+        "genuine", known_mean(values), mean_interval(values, seed=seed), {"shared latents": known_mean(null)},
+        len(values), "latents", held_out, "higher",
     )  # fmt: skip
 
 
@@ -200,13 +201,3 @@ def _require_one_basis(first: Tensor, second: Tensor) -> None:
             f"rows of width {first.shape[1]} and {second.shape[1]} cannot be compared: this takes one site of two"
             " models with a common basis, such as a model and its fine-tuned self"
         )
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _interval(values: np.ndarray, seed: int) -> tuple[float, float] | None:
-    values = values[np.isfinite(values)]
-    return bootstrap(lambda weights: float(weights @ values / weights.sum()), len(values), seed=seed)

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..lab.errors import InputError
-from ..lab.evidence import Evidence, bootstrap
+from ..lab.evidence import Evidence, known_mean, mean_interval
 from ..lab.rng import generator
 from .baselines import untrained
 from .dictionary import Dictionary
@@ -96,9 +96,9 @@ def recovery(
     theirs = {name: _Scored.measure(null, planted, rows) for name, null in nulls.items()}
     found = {}
     for name, values in mine.features.items():
-        others = {null: _mean(scored.features[name]) for null, scored in theirs.items()}
+        others = {null: known_mean(scored.features[name]) for null, scored in theirs.items()}
         found[name] = Evidence(
-            name, _mean(values), _interval(values, seed), others, int(np.isfinite(values).sum()),
+            name, known_mean(values), mean_interval(values, seed=seed), others, int(np.isfinite(values).sum()),
             "features", HELD_OUT, "higher",
         )  # fmt: skip
     for name, better in {"uniqueness": "higher", "dead": "lower"}.items():
@@ -180,15 +180,3 @@ def _cosines(W_dec: Tensor, directions: Tensor) -> Float[Tensor, "n_latents n_fe
             "compare a dictionary with the world it was trained on"
         )
     return (F.normalize(W_dec.detach().float().cpu(), dim=1) @ F.normalize(directions.float(), dim=1).T).abs()
-
-
-def _mean(values: np.ndarray) -> float:
-    """Over the features that have a value; nan where none has."""
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _interval(values: np.ndarray, seed: int) -> tuple[float, float] | None:
-    """Over the features that have a value."""
-    values = values[np.isfinite(values)]
-    return bootstrap(lambda weights: float(weights @ values / weights.sum()), len(values), seed=seed)
