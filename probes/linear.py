@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..lab.errors import InputError
-
-CONSTANT = 1e-5
-"""Coordinates whose spread is no more than this share of their mean differ by rounding only, and get no weight."""
+from .logistic import LogisticSteps
+from .scaling import Scaling
 
 
 @dataclass(frozen=True)
@@ -72,26 +70,15 @@ def fit_linear(
     positives = y.sum(0)
     if bad := int(((positives == 0) | (positives == len(y))).sum()):
         raise InputError(f"{bad} of {y.shape[1]} labels hold for every row or for none: give rows of both kinds")
-    mean = x.mean(0)
-    square = (x - mean).square().mean(0)
-    scale = (square if fit.standardise else square.mean().expand_as(square)).sqrt()
-    scale = torch.where(scale > CONSTANT * mean.abs(), scale, torch.inf)
-    rows = (x - mean) / scale
+    scaling = Scaling.of(x, "coordinate" if fit.standardise else "overall")
+    rows = scaling(x)
     share = len(y) / 2
     weights = torch.where(labels, share / positives, share / (len(y) - positives))
-    W = torch.zeros(y.shape[1], x.shape[1], requires_grad=True)
-    b = torch.zeros(y.shape[1], requires_grad=True)
-    steps = fit.epochs * -(-len(rows) // fit.batch)
-    decay = 1.0 if fit.last_lr is None else (fit.last_lr / fit.lr) ** (1 / max(1, steps - 1))
-    adam = torch.optim.Adam([W, b], lr=fit.lr)
+    steps = LogisticSteps.start(y.shape[1], x.shape[1], fit.lr, fit.l1)
+    total = fit.epochs * -(-len(rows) // fit.batch)
+    decay = 1.0 if fit.last_lr is None else (fit.last_lr / fit.lr) ** (1 / max(1, total - 1))
     for _ in range(fit.epochs):
         for part in torch.randperm(len(rows), generator=rng).split(fit.batch):
-            entropy = F.binary_cross_entropy_with_logits(
-                F.linear(rows[part], W, b), y[part], weights[part], reduction="sum"
-            )
-            loss = entropy / len(part) + fit.l1 * W.abs().sum()
-            W.grad, b.grad = torch.autograd.grad(loss, [W, b])
-            adam.step()
-            adam.param_groups[0]["lr"] *= decay
-    weight = W.detach() / scale
-    return LinearProbes(weight, b.detach() - weight @ mean)
+            steps.step(rows[part], y[part], weights[part])
+            steps.adam.param_groups[0]["lr"] *= decay
+    return LinearProbes(*scaling.fold(steps.weight.detach(), steps.bias.detach()))

@@ -20,6 +20,8 @@ from torch import Tensor
 from ..lab.errors import InputError
 from ..lab.evidence import Evidence, bootstrap
 from ..lab.rng import derive_seed
+from .logistic import solve_logistic
+from .splits import folds_of_share, group_folds
 
 Rows = np.ndarray
 LEAST = 5
@@ -147,20 +149,7 @@ def split(y: Rows, groups: Rows, config: SparseProbeConfig) -> tuple[np.ndarray,
     Raises:
         InputError: the groups leave a side without one of the classes.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    folds = max(2, round(1 / config.test_share))
-    if (held := min(len(np.unique(groups[y == c])) for c in (0, 1))) < folds:
-        raise InputError(
-            f"one class has {held} different rows or groups, too few for a split into {folds}: give more rows of it, "
-            "or a larger test_share"
-        )
-    seed = derive_seed(config.seed, "probe split") % 2**32
-    folding = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    train, test = next(iter(folding.split(y[:, None], y, groups)))
-    if min(len(np.unique(y[side])) for side in (train, test)) < 2:
-        raise InputError("the groups leave one side of the split with one class: give smaller or more groups")
-    return train, test
+    return group_folds(y, groups, folds_of_share(config.test_share), config.seed)[0]
 
 
 @dataclass
@@ -186,14 +175,11 @@ class _Split:
 
     def decisions(self, columns: Rows, chosen: np.ndarray, y: Rows | None = None) -> np.ndarray:
         """Log odds [test] of a logistic regression on the chosen columns, fitted on the training split."""
-        from sklearn.linear_model import LogisticRegression
-
         rows = columns[:, chosen].astype(np.float64)
         mean, spread = rows[self.train].mean(0), rows[self.train].std(0)
         rows = (rows - mean) / np.where(spread > 0, spread, 1)
-        probe = LogisticRegression(C=self.config.strength, max_iter=1000)
-        probe.fit(rows[self.train], (self.y if y is None else y)[self.train])
-        return probe.decision_function(rows[self.test])
+        probe = solve_logistic(rows[self.train], (self.y if y is None else y)[self.train], self.config.strength)
+        return rows[self.test] @ probe.weight[0] + probe.bias[0]
 
     def scores(self, columns: Rows, chosen: np.ndarray, y: Rows | None = None) -> dict[str, float]:
         """Every score of one probe on the test split."""

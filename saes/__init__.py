@@ -11,13 +11,17 @@ from ..lab.lazy import lazily
 
 if TYPE_CHECKING:
     from .abstopk import AbsTopK
+    from .activation_sparsity.cores import measure_cores
+    from .activation_sparsity.curves import measure_curves
+    from .activation_sparsity.decision import SparsityDecision
+    from .atoms.report import measure_atoms
     from .autointerp.detection import Detection, measure_detection
     from .autointerp.trials import DetectionConfig
     from .baselines import PCA, Neurons, fit_nulls
     from .batchtopk import BatchTopK
     from .clt.cross_layer import CrossLayer
     from .clt.replacement import replace_outputs
-    from .clt.scores import measure_cross_layer
+    from .clt.scores import CrossLayerReconstruction
     from .clt.training import CrossLayerTrainer
     from .compare import Curve, pareto, seed_gap
     from .dictionary import Dictionary, Provenance
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from .formats.hub import push
     from .gated import Gated
     from .groupmax import GroupMax
+    from .itda.dictionary import ITDA
+    from .itda.growth_config import GrowthConfig
+    from .itda.training import ITDATrainer, build_itda
     from .jumprelu import JumpReLU
     from .matching_pursuit import MatchingPursuit
     from .matryoshka import Matryoshka
@@ -38,6 +45,9 @@ if TYPE_CHECKING:
     from .relu import ReLU
     from .sae import SAEConfig
     from .scores import Evaluation
+    from .similarity.atoms import jaccard
+    from .similarity.decoders import compare_decoders
+    from .similarity.measures import compare_rows
     from .sparse_code import SparseCode
     from .special_tokens import SpecialTokens
     from .splicing import splice, splice_edit
@@ -52,6 +62,7 @@ _HOMES = {
     "AbsTopK": "abstopk",
     "BatchTopK": "batchtopk",
     "CrossLayer": "clt.cross_layer",
+    "CrossLayerReconstruction": "clt.scores",
     "CrossLayerTrainer": "clt.training",
     "Curve": "compare",
     "Detection": "autointerp.detection",
@@ -64,6 +75,9 @@ _HOMES = {
     "Features": "features.feature_set",
     "Gated": "gated",
     "GroupMax": "groupmax",
+    "GrowthConfig": "itda.growth_config",
+    "ITDA": "itda.dictionary",
+    "ITDATrainer": "itda.training",
     "JumpReLU": "jumprelu",
     "MatchingPursuit": "matching_pursuit",
     "Matryoshka": "matryoshka",
@@ -78,22 +92,29 @@ _HOMES = {
     "Reconstruction": "metrics",
     "SAEConfig": "sae",
     "SparseCode": "sparse_code",
+    "SparsityDecision": "activation_sparsity.decision",
     "SpecialTokens": "special_tokens",
     "SweepResult": "sweeps.results",
     "TopK": "topk",
     "TrainConfig": "training",
     "Trainer": "training",
     "build": "files",
+    "build_itda": "itda.training",
     "build_trainable": "files",
     "collect": "features.collect",
+    "compare_decoders": "similarity.decoders",
+    "compare_rows": "similarity.measures",
     "diff": "diffing",
     "evaluate": "evaluation",
     "evaluate_many": "evaluation",
     "fit_nulls": "baselines",
     "grid": "sweeps.grid",
+    "jaccard": "similarity.atoms",
     "latent_scaling": "diffing",
     "load": "files",
-    "measure_cross_layer": "clt.scores",
+    "measure_atoms": "atoms.report",
+    "measure_cores": "activation_sparsity.cores",
+    "measure_curves": "activation_sparsity.curves",
     "measure_detection": "autointerp.detection",
     "measure_meta": "meta",
     "pareto": "compare",
@@ -106,10 +127,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "ITDA",
     "PCA",
     "AbsTopK",
     "BatchTopK",
     "CrossLayer",
+    "CrossLayerReconstruction",
     "CrossLayerTrainer",
     "Curve",
     "Detection",
@@ -122,6 +145,8 @@ __all__ = [
     "Features",
     "Gated",
     "GroupMax",
+    "GrowthConfig",
+    "ITDATrainer",
     "JumpReLU",
     "MatchingPursuit",
     "Matryoshka",
@@ -135,22 +160,29 @@ __all__ = [
     "Reconstruction",
     "SAEConfig",
     "SparseCode",
+    "SparsityDecision",
     "SpecialTokens",
     "SweepResult",
     "TopK",
     "TrainConfig",
     "Trainer",
     "build",
+    "build_itda",
     "build_trainable",
     "collect",
+    "compare_decoders",
+    "compare_rows",
     "diff",
     "evaluate",
     "evaluate_many",
     "fit_nulls",
     "grid",
+    "jaccard",
     "latent_scaling",
     "load",
-    "measure_cross_layer",
+    "measure_atoms",
+    "measure_cores",
+    "measure_curves",
     "measure_detection",
     "measure_meta",
     "pareto",

@@ -152,8 +152,7 @@ def fit_nulls(
         InputError: fewer than two rows, another width than the dictionary's, or no target for a transcoder.
     """
     x = dictionary.rows(x.to(dictionary.W_dec.device))
-    if len(x) < 2:
-        raise InputError(f"nulls need at least 2 rows to be fitted on, got {len(x)}: give a few thousand")
+    require_rows(x)
     if (target is None) != (dictionary.config.d_out is None):
         raise InputError(f"nulls of a transcoder, and only those, take the target rows too: {dictionary!r}")
     active = sum(int(dictionary.encode(part).l0.sum()) for part in x.split(ROWS_AT_ONCE))
@@ -169,3 +168,13 @@ def fit_nulls(
         training = {"null": name, "rows": len(x), "seed": seed}
         null.provenance = replace(dictionary.provenance, training=training)
     return nulls
+
+
+def require_rows(x: Float32[Tensor, "rows d"]) -> None:
+    """Refuse fewer rows than a null can be fitted on.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    if len(x) < 2:
+        raise InputError(f"nulls need at least 2 rows to be fitted on, got {len(x)}: give a few thousand")

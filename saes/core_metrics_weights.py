@@ -4,11 +4,14 @@
     encoder_max_cosine       the same of encoder rows
     encoder_decoder_cosine   mean cosine of a latent's own encoder and decoder rows; not of a transcoder's
 
+Of a cross-layer transcoder they are those within each layer, mean over layers.
+
 A high maximum tells of copies, but random rows have one too, larger the more of them there are: see the nulls.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..lab.evidence import Evidence
+from .clt.cross_layer import CrossLayer
 from .dictionary import Dictionary
 
 CELLS = 1 << 24
@@ -42,6 +46,9 @@ def max_cosine(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 def weight_scores(dictionary: Dictionary) -> dict[str, float]:
     """Every score; those of the encoder only where there is one `W_enc [n_latents, d_in]`."""
+    if isinstance(dictionary, CrossLayer):
+        each = [weight_scores(block) for block in dictionary.layers]
+        return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
     decoder = dictionary.W_dec.detach()
     encoder = getattr(dictionary, "W_enc", None)
     found = {"decoder_max_cosine": float(max_cosine(decoder).mean())}
@@ -58,7 +65,8 @@ def weight_evidence(dictionary: Dictionary, nulls: Mapping[str, Dictionary]) -> 
     others = {name: weight_scores(null) for name, null in nulls.items()}
     return {
         name: Evidence(
-            name, value, None, {null: scores[name] for null, scores in others.items() if name in scores},
+            name, value, None,
+            {null: scores[name] for null, scores in others.items() if math.isfinite(scores.get(name, math.nan))},
             dictionary.n_latents, "latents", better=BETTER[name],
         )
         for name, value in weight_scores(dictionary).items()

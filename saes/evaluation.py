@@ -16,10 +16,11 @@ from ..lab.errors import InputError, unknown
 from ..lab.models import HookedModel
 from ..lab.pairs import ModelPair
 from ..lab.text import Corpus
+from .clt.cross_layer import CrossLayer
 from .dictionary import Dictionary
 from .evaluation_reading import Reading
 from .evaluation_shared import DICTIONARY, EvaluationConfig, SharedEvaluation
-from .matching import matching_sites, norm_limits
+from .matching import matching_places, norm_limits
 from .scores import Evaluation
 
 
@@ -39,9 +40,9 @@ def evaluate(
     Args:
         corpus: held-out text; read from its beginning, not past its end.
         dictionary: measured at its provenance's site; rows above its `norm_limit` are left out, and left as
-            they are in splices. A transcoder is measured against the site that it predicts, and spliced in there;
-            a crosscoder of several sites, of this model or of a pair of models, is not spliced: its last site alone
-            would decide.
+            they are in splices. A transcoder is measured against the site that it predicts, and spliced in there; a
+            cross-layer one against all its outputs, which it replaces together (see `clt.replacement`). A crosscoder of
+            several sites, of this model or of a pair of models, is not spliced: its last site alone would decide.
         config: how much to measure; its defaults if None.
         nulls: by name; None fits those of `fit_nulls` on the first rows of the corpus.
         held_out: what the documents are, for the report; None says what the corpus's split says.
@@ -94,19 +95,20 @@ def evaluate_many(
         raise InputError("there is nothing to evaluate: give at least one dictionary")
     groups: dict[tuple[Any, ...], dict[str, Dictionary]] = {}
     for name, dictionary in dictionaries.items():
-        sources, target = matching_sites(model, dictionary)
-        if config.compat == "saebench" and (target or len(sources) > 1):
+        sources, targets = matching_places(model, dictionary)
+        if config.compat == "saebench" and (targets or len(sources) > 1):
             raise InputError(
                 f"SAEBench scores autoencoders of one site: leave out compat='saebench' for {dictionary!r}"
             )
         if len(sources) == 1 and not isinstance(model, HookedModel):
             raise InputError(f"{dictionary!r} reads one of two models: evaluate it on that model alone")
-        limits = norm_limits(dictionary, (*sources, *([target] if target else [])))
-        groups.setdefault((tuple(sources), target, tuple(limits.items())), {})[name] = dictionary
+        limits = norm_limits(dictionary, (*sources, *targets))
+        crosses = isinstance(dictionary, CrossLayer)
+        groups.setdefault((tuple(sources), tuple(targets), crosses, tuple(limits.items())), {})[name] = dictionary
     told = _held_out(corpus) if held_out is None else held_out
     found: dict[str, Evaluation] = {}
-    for (sources, target, limits), group in groups.items():
-        shared = SharedEvaluation(Reading(model, corpus, dict(limits)), sources, target, config, told)
+    for (sources, targets, _, limits), group in groups.items():
+        shared = SharedEvaluation(Reading(model, corpus, dict(limits)), sources, targets, config, told)
         found |= shared.evaluations(group, nulls, progress)
     return {name: found[name] for name in dictionaries}
 

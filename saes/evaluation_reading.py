@@ -19,6 +19,8 @@ from ..lab.pairs import ModelPair
 from ..lab.sites import Site
 from ..lab.streams import Batch
 from ..lab.text import Corpus
+from .clt.cross_layer import CrossLayer
+from .clt.replacement import replace_outputs
 from .dictionary import Dictionary
 from .metrics import Reconstruction
 from .splicing import SpliceLosses, splice
@@ -31,7 +33,7 @@ class Reading:
     model: HookedModel | ModelPair
     corpus: Corpus
     limits: dict[Site, float | None]
-    """The sites that are read, the one a transcoder predicts last, and the largest norm of a row at each."""
+    """The sites that are read, those a transcoder predicts last, and the largest norm of a row at each."""
     start: dict[str, Any] | None = None
     """The corpus's state where the measured documents begin."""
     fitted: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -46,7 +48,7 @@ class Reading:
         return harvest.chunks(self.start, limits)
 
     def first_rows(
-        self, n: int, sources: Sequence[Site], target: Site | None
+        self, n: int, sources: Sequence[Site], targets: Sequence[Site]
     ) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"] | None]:
         """At least n rows, unless the corpus ends, and their targets; their documents are left out of what follows."""
         acts, documents, rows = [], [], 0
@@ -57,8 +59,7 @@ class Reading:
             rows += len(chunk.origin)
             if rows >= n:
                 self.fitted = torch.cat(documents).unique()
-                x = torch.cat([torch.cat([found[site] for found in acts]) for site in sources], 1).float()
-                return x, None if target is None else torch.cat([found[target] for found in acts]).float()
+                return _columns(acts, sources), _columns(acts, targets) if targets else None
         raise InputError(
             f"{self.corpus!r} ends after {rows} usable rows, and fitting the nulls takes {n} of its own: "
             "give more text, a smaller fit_tokens, or nulls fitted elsewhere"
@@ -97,6 +98,13 @@ class Reading:
             reads={source: self.limits[source] for source in read}, progress=progress,
         )  # fmt: skip
 
+    def replace(
+        self, model: HookedModel, dictionaries: Mapping[str, CrossLayer], mean: Float[Tensor, " d_out"], tokens: int,
+        progress: bool,
+    ) -> SpliceLosses:  # fmt: skip
+        """Losses with every output that a cross-layer transcoder predicts replaced at once."""
+        return replace_outputs(model, self.batches(), dictionaries, mean, tokens=tokens, progress=progress)
+
     def batches(self) -> Iterator[TokenBatch]:
         """The measured part again, as tokens; what nulls were fitted on is unusable, or left out by the row."""
         for batch, _ in self.corpus.iterate(self.start, epochs=1):
@@ -104,3 +112,8 @@ class Reading:
             rows = usable.any(1)
             if rows.any():
                 yield TokenBatch(*(field[rows] for field in batch._replace(usable=usable)))
+
+
+def _columns(chunks: Sequence[Mapping[Site, Tensor]], sites: Sequence[Site]) -> Float[Tensor, "rows d"]:
+    """The activations of several sites side by side, fp32."""
+    return torch.cat([torch.cat([acts[site] for acts in chunks]) for site in sites], 1).float()

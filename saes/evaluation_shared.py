@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..lab.errors import InputError, unknown
 from ..lab.evidence import Evidence
@@ -14,6 +16,9 @@ from ..lab.models import HookedModel
 from ..lab.sites import Site
 from ..lab.text import Corpus
 from .baselines import fit_nulls
+from .clt.cross_layer import CrossLayer
+from .clt.nulls import fit_cross_layer_nulls
+from .clt.scores import CrossLayerReconstruction
 from .core_metrics_saebench import saebench_scores, whole_rows
 from .core_metrics_weights import weight_evidence
 from .dictionary import Dictionary
@@ -26,6 +31,10 @@ DICTIONARY = "dictionary"
 """Name of what is evaluated, among the nulls that are spliced with it."""
 
 
+FITTED = ("untrained", "pca", "neurons", "linear", "own_layer")
+"""Names of the nulls that are fitted where none are given; which of them depends on the kind of dictionary."""
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """How much of a corpus to measure."""
@@ -36,7 +45,7 @@ class EvaluationConfig:
     """Next-token predictions to measure the spliced model on; fewer if the corpus ends."""
     fit_tokens: int = 8_192
     """Rows to fit nulls on, where none are given; their documents are not measured."""
-    spliced: tuple[str, ...] = ("untrained", "pca", "linear")
+    spliced: tuple[str, ...] = ("untrained", "pca", "linear", "own_layer")
     """Nulls to splice too, where there are such; each costs one more forward pass a token."""
     compat: Literal["none", "saebench"] = "none"
     """`saebench` adds SAEBench's own numbers, quirks included; see `core_metrics_saebench`."""
@@ -57,7 +66,7 @@ class SharedEvaluation:
 
     reading: Reading
     sources: Sequence[Site]
-    target: Site | None
+    targets: Sequence[Site]
     config: EvaluationConfig
     held_out: str
     distinct: dict[str, Dictionary] = field(default_factory=dict)
@@ -70,7 +79,7 @@ class SharedEvaluation:
         beside = self._nulls(group, given)
         mine = {name: self._key(dictionary) for name, dictionary in group.items()}
         measured = {
-            key: Reconstruction(one, self.sources, target=self.target, rows=self.config.tokens)
+            key: _reconstruction(one, self.sources, self.targets, self.config.tokens)
             for key, one in self.distinct.items()
         }
         self.reading.feed(list(measured.values()), progress)
@@ -84,9 +93,9 @@ class SharedEvaluation:
         if given is not None:
             keys = {null: self._key(one) for null, one in given.items()}
             return {name: keys for name in group}
-        x, y = self.reading.first_rows(self.config.fit_tokens, self.sources, self.target)
+        x, y = self.reading.first_rows(self.config.fit_tokens, self.sources, self.targets)
         return {
-            name: {null: self._key(one) for null, one in fit_nulls(x, dictionary, self.config.seed, y).items()}
+            name: {null: self._key(one) for null, one in _fitted(x, dictionary, self.config.seed, y).items()}
             for name, dictionary in group.items()
         }
 
@@ -107,9 +116,13 @@ class SharedEvaluation:
     ) -> SpliceLosses | None:
         """Losses of all at once; None for crosscoders, which are not spliced."""
         model = self.reading.model
-        if len(self.sources) > 1 or not isinstance(model, HookedModel):
+        crossing = {key: one for key, one in self.distinct.items() if isinstance(one, CrossLayer)}
+        if not isinstance(model, HookedModel) or (len(self.sources) > 1 and not crossing):
             return None
         keys = [key for name in mine for key in (mine[name], *self._spliced_nulls(beside[name]).values())]
+        if crossing:
+            replacing = {key: crossing[key] for key in dict.fromkeys(keys)}
+            return self.reading.replace(model, replacing, first.mean, self.config.ce_tokens, progress)
         replacing = {key: self.distinct[key] for key in dict.fromkeys(keys)}
         return self.reading.splice(model, replacing, first.mean, self.config.ce_tokens, progress)
 
@@ -144,7 +157,7 @@ class SharedEvaluation:
         return Evaluation(
             dictionary=repr(dictionary),
             model=model.name,
-            site=" + ".join(map(str, self.sources)) + (f" -> {self.target}" if self.target else ""),
+            site=" -> ".join(" + ".join(map(str, sites)) for sites in (self.sources, self.targets) if sites),
             held_out=self.held_out,
             scores=scores,
             counts={"rows": mine.rows, "documents": len(mine.sums), **counts},
@@ -152,6 +165,25 @@ class SharedEvaluation:
             histograms={"density": mine.density_histogram()},
             saebench=published,
         )
+
+
+def _reconstruction(
+    dictionary: Dictionary, sources: Sequence[Site], targets: Sequence[Site], rows: int
+) -> Reconstruction:
+    """What measures a dictionary of that kind."""
+    if isinstance(dictionary, CrossLayer):
+        return CrossLayerReconstruction(dictionary, sources, target=targets, rows=rows)
+    return Reconstruction(dictionary, sources, target=targets, rows=rows)
+
+
+def _fitted(
+    x: Float[Tensor, "rows d_in"], dictionary: Dictionary, seed: int, target: Float[Tensor, "rows d_out"] | None
+) -> dict[str, Dictionary]:
+    """The nulls of a dictionary of that kind."""
+    if isinstance(dictionary, CrossLayer):
+        assert target is not None, "a cross-layer transcoder predicts something"
+        return fit_cross_layer_nulls(x, dictionary, seed, target)
+    return fit_nulls(x, dictionary, seed, target)
 
 
 def _renamed(scores: Mapping[str, Evidence], names: Mapping[str, str]) -> dict[str, Evidence]:
@@ -170,13 +202,22 @@ def _equal(one: Dictionary, other: Dictionary) -> bool:
 
 
 def _to_splice(nulls: Mapping[str, Dictionary], config: EvaluationConfig) -> dict[str, Dictionary]:
-    """The nulls to splice. Those spliced by default may be missing, those asked for may not."""
+    """The nulls to splice: those asked for that this kind of dictionary has."""
     if DICTIONARY in nulls:
         raise InputError(f"a null cannot be named {DICTIONARY!r}: that is what is evaluated")
-    for name in config.spliced:
-        if name not in nulls and config.spliced != EvaluationConfig.spliced:
-            raise unknown("null to splice", name, nulls)
+    require_nulls(config, (*FITTED, *nulls))
     return {name: nulls[name] for name in config.spliced if name in nulls}
+
+
+def require_nulls(config: EvaluationConfig, known: Sequence[str] = FITTED) -> None:
+    """Refuse to splice a null that there is for no kind of dictionary.
+
+    Raises:
+        InputError: names it.
+    """
+    for name in config.spliced:
+        if name not in known:
+            raise unknown("null to splice", name, known)
 
 
 def _ends(corpus: Corpus) -> list[int]:

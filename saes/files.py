@@ -20,6 +20,7 @@ from .clt.cross_layer import CrossLayer, CrossLayerConfig
 from .dictionary import Dictionary, DictionaryConfig, Provenance
 from .gated import Gated
 from .groupmax import GroupMax, GroupMaxConfig
+from .itda.dictionary import ITDA, ITDAConfig
 from .jumprelu import JumpReLU, JumpReLUConfig
 from .linear import Linear
 from .matching_pursuit import MatchingPursuit, MatchingPursuitConfig
@@ -52,6 +53,7 @@ ARCHITECTURES: dict[str, tuple[type[Dictionary], type[DictionaryConfig]]] = {
     "neurons": (Neurons, SAEConfig),
     "linear": (Linear, SAEConfig),
     "clt": (CrossLayer, CrossLayerConfig),
+    "itda": (ITDA, ITDAConfig),
 }
 """Every architecture that can be built by name: its class and its config."""
 

@@ -1,4 +1,12 @@
-"""Starting weights, from the first rows of the stream (recipes compared in Gao et al. 2024, appendix A.1)."""
+"""Starting weights, from the first rows of the stream (recipes compared in Gao et al. 2024, appendix A.1).
+
+    tied      unit decoder rows, encoder = decoder transposed, scaled so that the first batch is fitted best
+    kaiming   an encoder of its own, uniform in +- sqrt(6 / d_in) (He et al. 2015, eq. 10); random unit decoder rows
+    normal    the same, its entries normal with variance 1 / d_in: pre-activations of unit variance
+
+Rows are random directions, or part data (`blend`; 1 starts on activations themselves). Training scales activations to
+unit mean square first, so that the last two need no scale of their own.
+"""
 
 from __future__ import annotations
 
@@ -29,33 +37,60 @@ def initialise(
     generator: torch.Generator,
     blend: float,
     target: Float32[Tensor, "rows d_out"] | None = None,
+    *,
+    start: str = "tied",
+    centre: str = "median",
 ) -> None:
-    """Set all weights in place: unit decoder rows, encoder = decoder transposed and scaled, bias at the median.
+    """Set all weights in place: by default unit decoder rows, encoder = decoder transposed, bias at the median.
 
     Args:
         x: normalised activations, at least a few thousand rows; centred, where there is a target.
-        blend: share of a (centred, unit) data row in every encoder row; the rest is a random direction.
-            0 is the published recipe, 1 starts on the data itself.
-        target: what a transcoder predicts. A decoder row then starts as the mean target of the rows on which its
-            latent is active, weighted by the code: where the first gradient would take it from zero.
-
-    The encoder's scale makes the reconstruction of the first batch the best multiple of itself.
+        blend: share of a (centred, unit) data row in every encoder row, and with another start than "tied" in every
+            decoder row; the rest is a random direction. 0 is the published recipe, 1 starts on the data itself.
+        target: what a transcoder predicts. A decoder row of a tied start is then the mean target of the rows on which
+            its latent is active, weighted by the code: where the first gradient would take it from zero.
+        start: see the module; the encoder's scale in a tied one makes the reconstruction of the first batch the best
+            multiple of itself.
+        centre: what b_dec starts at: the geometric median, the mean, or zero.
     """
-    n, d = dictionary.W_enc.shape
     goal = x if target is None else target
-    dictionary.b_dec.copy_(geometric_median(goal))
+    dictionary.b_dec.copy_(_centre(goal, centre))
     goal = goal - dictionary.b_dec
     x = goal if target is None else x
+    dictionary.b_enc.zero_()
+    if start == "tied":
+        dictionary.W_enc.copy_(_unit_rows(x, len(dictionary.W_enc), generator, blend))
+        dictionary.W_dec.copy_(dictionary.W_enc if target is None else _answers(dictionary, x, goal, generator))
+        scale_encoder(dictionary, x, goal)
+        return
+    n, d = dictionary.W_enc.shape
+    if start == "kaiming":
+        encoder = (2 * torch.rand(n, d, generator=generator) - 1) * (6 / d) ** 0.5
+    else:
+        encoder = torch.randn(n, d, generator=generator) / d**0.5
+    dictionary.W_enc.copy_(encoder)
+    dictionary.W_dec.copy_(_unit_rows(goal, n, generator, blend))
+
+
+def _centre(goal: Float32[Tensor, "rows d"], centre: str) -> Float32[Tensor, " d"]:
+    """What b_dec starts at."""
+    if centre == "median":
+        return geometric_median(goal)
+    return goal.mean(0) if centre == "mean" else torch.zeros_like(goal[0])
+
+
+def _unit_rows(
+    x: Float32[Tensor, "rows d"], n: int, generator: torch.Generator, blend: float
+) -> Float32[Tensor, "n d"]:
+    """Random directions with a share of data rows in them, of unit norm."""
+    d = x.shape[1]
     random = torch.randn(n, d, generator=generator).to(x.device)
     random /= random.norm(dim=1, keepdim=True)
     picks = torch.randperm(max(n, len(x)), generator=generator)[:n].to(x.device) % len(x)
     data = x[picks]
     data /= data.norm(dim=1, keepdim=True).clamp_min(1e-8)
     rows = blend * data + (1 - blend) * random
-    dictionary.W_enc.copy_(rows / rows.norm(dim=1, keepdim=True))
-    dictionary.b_enc.zero_()
-    dictionary.W_dec.copy_(dictionary.W_enc if target is None else _answers(dictionary, x, goal, generator))
-    scale_encoder(dictionary, x, goal)
+    return rows / rows.norm(dim=1, keepdim=True)
 
 
 def scale_encoder(

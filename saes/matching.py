@@ -28,20 +28,31 @@ def matching_sites(model: HookedModel | ModelPair, dictionary: Dictionary) -> tu
     """The sites the dictionary reads, and the one a transcoder predicts, once they are known to be its own.
 
     Raises:
+        InputError: as `matching_places`, or it is a cross-layer transcoder, which predicts several.
+    """
+    sources, targets = matching_places(model, dictionary)
+    if dictionary.architecture == "clt":
+        raise InputError(f"{dictionary!r} predicts several sites: use a dictionary of one site here")
+    return sources, targets[0] if targets else None
+
+
+def matching_places(model: HookedModel | ModelPair, dictionary: Dictionary) -> tuple[list[Site], list[Site]]:
+    """All sites the dictionary reads, and those that a transcoder predicts, once they are known to be its own.
+
+    Raises:
         InputError: the dictionary names no site, was trained on another model or has another width than its site.
     """
     origin = dictionary.provenance
-    if dictionary.architecture == "clt":
-        raise InputError(f"{dictionary!r} reads and predicts many sites: measure it with measure_cross_layer")
     named = origin.sources or ([origin.site] if origin.site else [])
     if not named:
         raise InputError("the dictionary names no site: set its provenance.site, such as 'resid_post.12'")
-    if dictionary.config.d_out is not None and origin.target is None:
+    predicted = origin.targets or ([origin.target] if origin.target else [])
+    if dictionary.config.d_out is not None and not predicted:
         raise InputError("the transcoder names no site that it predicts: set its provenance.target ('mlp_out.12')")
     require_model(origin.model, model, "dictionary")
-    widths = dictionary.config.sources or (dictionary.d_in,)
+    widths = dictionary.config.sources or [dictionary.d_in // len(named)] * len(named)
     sources = [_of_width(model, site, width, "d_in") for site, width in zip(named, widths, strict=True)]
-    return sources, _of_width(model, origin.target, dictionary.d_out, "d_out") if origin.target else None
+    return sources, [_of_width(model, site, dictionary.d_out // len(predicted), "d_out") for site in predicted]
 
 
 def require_model(trained_on: Mapping[str, Any], model: HookedModel | ModelPair, what: str) -> None:

@@ -72,6 +72,7 @@ class MatchingPursuit(SparseAutoencoder):
     """
 
     architecture = "mp"
+    crosses = False
     config: MatchingPursuitConfig
 
     def __init__(self, config: MatchingPursuitConfig) -> None:
@@ -96,7 +97,7 @@ class MatchingPursuit(SparseAutoencoder):
 
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
         """k codes a row, zero after a stop."""
-        return self.merged(self.steps(centred))
+        return merged(self.steps(centred), self.n_latents)
 
     def steps(self, centred: Float[Tensor, "batch d"]) -> Codes:
         """Values and columns in order of selection, a latent perhaps more than once; after a stop values are 0."""
@@ -114,14 +115,15 @@ class MatchingPursuit(SparseAutoencoder):
         late = done.cumsum(1) > done.long()  # cutting the sequence of choices short does not change what it begins with
         return Codes(found.values.masked_fill(late, 0), found.columns)
 
-    def merged(self, steps: Codes) -> SparseCode:
-        """Codes by ascending latent, with the values of a latent that was chosen more than once summed."""
-        order = steps.columns.argsort(dim=1, stable=True)
-        columns, values = steps.columns.gather(1, order), steps.values.gather(1, order)
-        starts = _starts(columns)
-        runs = starts.flatten().cumsum(0) - 1
-        sums = latent_sums(runs, values.flatten(), values.numel())
-        return SparseCode.fixed(sums[runs].view_as(values) * starts, columns, self.n_latents)
+
+def merged(steps: Codes, n_latents: int) -> SparseCode:
+    """Codes by ascending latent, with the values of a latent that was chosen more than once summed."""
+    order = steps.columns.argsort(dim=1, stable=True)
+    columns, values = steps.columns.gather(1, order), steps.values.gather(1, order)
+    starts = _starts(columns)
+    runs = starts.flatten().cumsum(0) - 1
+    sums = latent_sums(runs, values.flatten(), values.numel())
+    return SparseCode.fixed(sums[runs].view_as(values) * starts, columns, n_latents)
 
 
 def _starts(ascending: Int[Tensor, "batch k"]) -> Bool[Tensor, "batch k"]:
@@ -146,7 +148,7 @@ class MatchingPursuitObjective(Objective):
     def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """Codes held constant teach as in any dictionary, but no encoder; what they depend on adds rows of its own."""
         steps = self.dictionary.steps(rows.input)
-        code = self.dictionary.merged(steps)
+        code = merged(steps, self.dictionary.n_latents)
         out = self.decoded(code, rows, decoder)
         part = Part(slice(None), (code.indptr, code.indices, code.values), out._replace(grads=0 * out.grads))
         further, to_input = self._through(steps, -out.residual.float())

@@ -16,12 +16,13 @@ seen, so no number depends on how the rows were batched.
     dead, alive     share of latents never, and ever, active over the rows seen
     dense_1, dense_10   share of latents active on more than 1 % and 10 % of the rows
 
-Of a transcoder, x is what it predicts, not what it reads. Of a crosscoder, x is all sources side by side, and
-`fvu_SITE` is that of one of them.
+Of a transcoder, x is what it predicts, not what it reads. Of a crosscoder, x is all sources side by side, and of a
+cross-layer transcoder all outputs; `fvu_SITE` is that of one of them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from ..lab.storage import State, write_json, write_tensors
 from ..lab.streams import Batch
 from .dictionary import Dictionary
 from .scores import SCHEMA, flat
+from .sparse_code import SparseCode
 from .sums import DocumentSums, Formula, ratio
 
 
@@ -55,11 +57,11 @@ def total_variance(sums: Mapping[str, np.ndarray]) -> float:
     return float(sums["square"] / sums["rows"] - mean @ mean)
 
 
-def source_fvu(sums: Mapping[str, np.ndarray], source: Site, own: slice) -> float:
-    """The FVU of one source of a crosscoder, which has these columns."""
+def part_fvu(sums: Mapping[str, np.ndarray], site: Site, own: slice) -> float:
+    """The FVU of one of the sites that are reconstructed together, which has these columns."""
     mean = sums["x"][own] / sums["rows"]
-    variance = float(sums[f"square_{source}"] / sums["rows"] - mean @ mean)
-    return ratio(sums[f"error_{source}"] / sums["rows"], variance)
+    variance = float(sums[f"square_{site}"] / sums["rows"] - mean @ mean)
+    return ratio(sums[f"error_{site}"] / sums["rows"], variance)
 
 
 def correlation(sums: Mapping[str, np.ndarray]) -> float:
@@ -100,7 +102,7 @@ class Reconstruction:
     Args:
         dictionary: in activation units; it is not changed.
         site: where its rows come from; by default the site it was trained on. Several for a crosscoder, in order.
-        target: what a transcoder predicts; by default as it was trained.
+        target: what a transcoder predicts, several sites for a cross-layer one; by default as it was trained.
         name: by default "reconstruction-" and the site.
         rows: measure this many rows, then be done; None goes on to the end of the stream.
 
@@ -115,7 +117,7 @@ class Reconstruction:
         dictionary: Dictionary,
         site: Site | str | Sequence[Site | str] | None = None,
         *,
-        target: Site | str | None = None,
+        target: Site | str | Sequence[Site | str] | None = None,
         name: str | None = None,
         rows: int | None = None,
     ) -> None:
@@ -125,14 +127,16 @@ class Reconstruction:
             raise InputError("the dictionary names no site: give site=, such as 'resid_post.12'")
         if rows is not None and rows < 1:
             raise InputError(f"rows must be at least 1, got {rows}")
-        target = None if dictionary.config.d_out is None else target or origin.target
-        if target is None and dictionary.config.d_out is not None:
+        written = None if dictionary.config.d_out is None else target or origin.targets or origin.target
+        if written is None and dictionary.config.d_out is not None:
             raise InputError("the transcoder names no site that it predicts: give target=, such as 'mlp_out.12'")
         self.dictionary, self.limit = dictionary, rows
-        self.sources = tuple(map(Site.parse, [read] if isinstance(read, Site | str) else read))
-        self.sites = self.sources if target is None else (*self.sources, Site.parse(target))
+        self.sources, self.targets = (_sites(named) for named in (read, written or ()))
+        self.sites = (*self.sources, *self.targets)
         self.name = name or f"reconstruction-{'+'.join(map(str, self.sources))}"
-        self.scores = PER_TOKEN | self._per_source()
+        self.parts = self._parts()
+        """The columns of each of several sites that are reconstructed together; empty where there is one."""
+        self.scores = PER_TOKEN | self._per_part()
         self.sums = DocumentSums()
         self.rows = 0
         self.firing = torch.zeros(dictionary.n_latents, dtype=torch.int64, device=dictionary.W_dec.device)
@@ -166,8 +170,9 @@ class Reconstruction:
         """Measure one batch of the stream, up to the rows asked for."""
         room = len(batch.origin) if self.limit is None else self.limit - self.rows
         read = [batch.acts[site][:room] for site in self.sources]
-        target = batch.acts[self.sites[-1]][:room] if len(self.sites) > len(self.sources) else None
-        self.add(read[0] if len(read) == 1 else torch.cat(read, 1), batch.origin[:room, 0], target)
+        written = [batch.acts[site][:room] for site in self.targets]
+        target = None if not written else _joined(written)
+        self.add(_joined(read), batch.origin[:room, 0], target)
 
     @torch.no_grad()
     def add(
@@ -208,10 +213,12 @@ class Reconstruction:
             "x": exact,
             "residual": residual,
         }
-        if self.dictionary.config.sources:
-            for source, mine, missed in zip(self.sources, *map(self.dictionary.split, (exact, residual)), strict=True):
-                columns |= {f"error_{source}": missed.square().sum(1), f"square_{source}": mine.square().sum(1)}
-        self.sums.add(doc, columns)
+        for site, own in self.parts.items():
+            columns |= {
+                f"error_{site}": residual[:, own].square().sum(1),
+                f"square_{site}": exact[:, own].square().sum(1),
+            }
+        self.sums.add(doc, columns | self._further(code))
         self.firing += code.firing_counts()
         self.rows += len(x)
 
@@ -264,13 +271,23 @@ class Reconstruction:
         found, _ = np.histogram(np.log10(density[density > 0]).clip(-DECADES, 0), edges)
         return {"edges": edges.tolist(), "latents": found.tolist()}
 
-    def _per_source(self) -> dict[str, Measure]:
-        """The FVU of every source, where there are several."""
-        found, begin = {}, 0
-        for source, width in zip(self.sources, self.dictionary.config.sources, strict=False):
-            own = slice(begin, begin := begin + width)
-            found[f"fvu_{source}"] = Measure(lambda s, source=source, own=own: source_fvu(s, source, own))
-        return found
+    def _parts(self) -> dict[Site, slice]:
+        widths, sites = self.dictionary.config.sources, self.sources
+        if len(self.targets) > 1:
+            widths, sites = [self.dictionary.d_out // len(self.targets)] * len(self.targets), self.targets
+        ends = list(itertools.accumulate(widths, initial=0))
+        return {site: slice(*ends[at : at + 2]) for at, site in enumerate(sites[: len(widths)])}
+
+    def _per_part(self) -> dict[str, Measure]:
+        """The FVU of every site, where there are several."""
+        return {
+            f"fvu_{site}": Measure(lambda s, site=site, own=own: part_fvu(s, site, own))
+            for site, own in self.parts.items()
+        }
+
+    def _further(self, code: SparseCode) -> dict[str, Tensor]:
+        """Columns that scores of a subclass are made of."""
+        return {}
 
     def _latent_shares(self) -> dict[str, float]:
         density = self.density
@@ -305,6 +322,14 @@ class Reconstruction:
         write_tensors(folder / "firing.safetensors", {"firing": self.firing})
         scores = {"rows": self.rows, **flat(self.evidence()), "density_histogram": self.density_histogram()}
         write_json(folder / "reconstruction.json", {"schema": SCHEMA, **scores})
+
+
+def _sites(named: Site | str | Sequence[Site | str]) -> tuple[Site, ...]:
+    return tuple(map(Site.parse, [named] if isinstance(named, Site | str) else named))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
 
 
 def _complement(name: str, of: Evidence) -> Evidence:

@@ -88,6 +88,8 @@ class Objective:
     """Whether it can learn from a given gradient at x_hat."""
     own_beta2: float | None = None
     """Adam's second decay for them; the weights' by default."""
+    fits_start = True
+    """Whether an encoder may be scaled to fit the first batch: not one that has nothing to do with its decoder yet."""
 
     def __init__(self, dictionary: SparseAutoencoder) -> None:
         self.dictionary = dictionary
@@ -168,9 +170,9 @@ class PenalisedObjective(Objective):
     def start_at(self, rows: Rows, *, cut: bool) -> Float32[Tensor, ""]:
         """The bound on pre-activations at which the batch's L0 is k, after the encoder is scaled to fit those codes.
 
-        The encoder (its bias still zero) is multiplied by the least-squares factor between the targets and their
-        reconstruction. A first step then starts from about as many codes as the last one ends with, where a plain
-        relu would start from half of all latents.
+        Where `fits_start`, the encoder (its bias still zero) is multiplied by the least-squares factor between the
+        targets and their reconstruction. A first step then starts from about as many codes as the last one ends with,
+        where a plain relu would start from half of all latents.
 
         Args:
             cut: whether codes lose the bound (a negative bias) or keep their full value (a threshold).
@@ -179,6 +181,8 @@ class PenalisedObjective(Objective):
         kept = encode_batch_topk(rows.input, sae.W_enc, sae.b_enc, sae.config.k)
         bound = kept.values.min()
         values = kept.values - bound if cut else kept.values
+        if not self.fits_start:
+            return bound
         part = sae.decode(SparseCode(kept.indptr, kept.indices, values, sae.n_latents)) - sae.b_dec
         factor = (part * rows.target).sum() / part.square().sum().clamp_min(1e-12)
         sae.W_enc.mul_(factor)

@@ -2,9 +2,10 @@
 
     adam, active_row   one pass over the latents from codes to new weights; no gradient tensor (`kernels.update`)
     muon               momentum, orthogonalised, on matrices, Adam on biases (Jordan et al. 2024; torch.optim.Muon)
+    adam8bit           Adam with moments of a byte each, from a library (`adam8bit`)
     signum             signs of gradients with schedule-free averaging (Defazio et al. 2024, arXiv 2405.15682, eq. 3-5)
 
-The latter two see the dense gradient, so a step costs memory and time of the size of the weights whatever fired. All
+All but the first see the dense gradient, so a step costs memory and time of the size of the weights whatever fired. All
 keep decoder rows at unit norm and leave an objective's own parameters to Adam.
 """
 
@@ -174,7 +175,7 @@ class Muon(DenseOptimiser):
         """Step the matrices together."""
         self._muon_step([gradients.W_enc, gradients.W_dec], self.matrices[:2], adam.lr)
         adam_step(self.weights.b_enc, gradients.b_enc, self.encoder_bias_moments, adam)
-        _to_unit_rows(self.weights.W_dec)
+        to_unit_rows(self.weights.W_dec)
 
     def skip_step(self, weight: Tensor, gradient: Tensor, adam: Adam) -> None:
         """A matrix like the others."""
@@ -236,11 +237,11 @@ class ScheduleFreeSignum(DenseOptimiser):
         for z, x, gradient in zip(self.z, self.x, gradients, strict=True):
             z.sub_(adam.lr * gradient.sign())
             if z is self.z.W_dec:
-                _to_unit_rows(z)
+                to_unit_rows(z)
             x.lerp_(z, share)
         for y, z, x in zip(self.weights, self.z, self.x, strict=True):
             torch.lerp(z, x, self.config.beta1, out=y)
-        _to_unit_rows(self.weights.W_dec)
+        to_unit_rows(self.weights.W_dec)
 
     def forget(self, latents: Int[Tensor, " some"]) -> None:
         """x and z are where the weights are."""
@@ -276,7 +277,15 @@ class ScheduleFreeSignum(DenseOptimiser):
 
 
 def make_optimiser(objective: Objective, config: TrainConfig) -> Optimiser:
-    """The optimiser that `config` names."""
+    """The optimiser that `config` names.
+
+    Raises:
+        InputError: its library is not installed.
+    """
+    if config.optimizer == "adam8bit":
+        from .adam8bit import Adam8bit
+
+        return Adam8bit(objective, config)
     kinds = {"muon": Muon, "signum": ScheduleFreeSignum}
     return kinds.get(config.optimizer, Optimiser)(objective, config)
 
@@ -317,5 +326,6 @@ class Mean:
         self.tensors = {name: tensor.clone().to(device) for name, tensor in state["tensors"].items()}
 
 
-def _to_unit_rows(weight: Tensor) -> None:
+def to_unit_rows(weight: Tensor) -> None:
+    """Scale every row to unit norm, in place."""
     weight.div_(weight.norm(dim=1, keepdim=True).clamp_min(1e-12))

@@ -71,6 +71,8 @@ class SparseAutoencoder(Dictionary):
     b_enc: Tensor
     ragged = False
     """Whether rows may hold different numbers of codes."""
+    crosses = True
+    """Whether there are transcoders and crosscoders of it."""
     k_is_free = True
     """Whether k can change in the course of training."""
     precision: Precision = "auto"

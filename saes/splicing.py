@@ -142,8 +142,7 @@ def splice(
     Raises:
         InputError: a taken name, `tokens` below 1, or batches without a single prediction.
     """
-    if taken := [name for name in dictionaries if name in (CLEAN, *ABLATIONS)]:
-        raise InputError(f"a dictionary cannot be named {taken[0]!r}: clean, zero and mean are variants of their own")
+    require_free_names(dictionaries)
     if tokens < 1:
         raise InputError(f"tokens must be at least 1, got {tokens}")
     site = model.site(site)
@@ -162,6 +161,16 @@ def splice(
     if not counts["predictions"]:
         raise InputError("no usable token with a usable next token was found: give a corpus with longer documents")
     return SpliceLosses(sums, dict(counts))
+
+
+def require_free_names(names: Iterable[str]) -> None:
+    """Refuse a dictionary that has the name of another variant.
+
+    Raises:
+        InputError: names it.
+    """
+    if taken := [name for name in names if name in (CLEAN, *ABLATIONS)]:
+        raise InputError(f"a dictionary cannot be named {taken[0]!r}: clean, zero and mean are variants of their own")
 
 
 def parts_of(batches: Iterable[TokenBatch], vocab: int) -> Iterator[TokenBatch]:

@@ -68,6 +68,11 @@ def _rows_of(
     return Rows.of(x, y if sae.W_skip is None else y.addmm_(x, sae.W_skip.T, alpha=-1), low_precision), variance
 
 
+def _named(dictionary: SparseAutoencoder, sources: tuple[Site, ...], target: Site | None) -> str:
+    places = "+".join(map(str, sources)) + ("" if target is None else f"-to-{target}")
+    return f"{dictionary.architecture}-{places}"
+
+
 def _placed(
     provenance: Provenance | None, dictionary: SparseAutoencoder, sources: Sequence[Site], target: Site | None
 ) -> Provenance:
@@ -113,24 +118,23 @@ class Trainer:
         sources = (site,) if isinstance(site, Site) else tuple(site)
         check_sites(dictionary, sources, target)
         self.sites = sources if target is None else (*sources, target)
-        joined = "+".join(map(str, sources)) + ("" if target is None else f"-to-{target}")
-        self.name = name or f"{dictionary.architecture}-{joined}"
+        self.name = name or _named(dictionary, sources, target)
         self.provenance = _placed(provenance, dictionary, sources, target)
         dictionary.precision = self.config.precision
         self.choice = choose(dictionary.W_dec.device, self.config.precision)
         check_graph(dictionary, self.config, self.choice)
         device = dictionary.W_dec.device
         self.objective = dictionary.objective()
+        self.objective.fits_start = self.config.start == "tied"
         self.optimiser = make_optimiser(self.objective, self.config)
         self.weights = self.optimiser.weights
         self.mean = None if self.config.ema is None else Mean(self.config.ema)
         self.since_fired = torch.zeros(dictionary.n_latents, dtype=torch.int64, device=device)
         self.idle = torch.zeros(0, dtype=torch.int64, device=device)
-        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self.units: Units | None = None
         self.steps = self.rows = 0
         self.shadow: Shadow | None = None
-        self.scalars = torch.zeros(7, dtype=torch.float64, device=device)
+        self.sums, self.scalars = (torch.zeros(n, dtype=torch.float64, device=device) for n in (len(SUMS), 7))
         self.replay = Replay(lambda acts: self._advance(acts, self._adam)) if self.config.cuda_graph else None
         log.info("%s: %s step, %s", self.name, self.choice.step, self.choice.why)
 
@@ -182,7 +186,11 @@ class Trainer:
         self.steps += 1
         self.rows += rows
         if self.mean is not None:
-            self.mean.observe(self.dictionary.tensors())
+            self.mean.observe(self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is trained, by name."""
+        return self.dictionary.tensors()
 
     def _resample(self, acts: Float32[Tensor, "batch columns"]) -> None:
         rows, _ = self._rows(acts)
@@ -341,5 +349,6 @@ def _start_of(trainer: Trainer, acts: Float32[Tensor, "batch columns"]) -> Units
         return units
     rng = generator(config.seed, "init", trainer.name)
     goal = None if y is None else y * units.output
-    initialise(sae, x * units.input - units.centre, rng, config.blend, goal)
+    kind = {"start": config.start, "centre": config.start_bias}
+    initialise(sae, x * units.input - units.centre, rng, config.blend, goal, **kind)
     return units

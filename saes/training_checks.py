@@ -34,8 +34,9 @@ def check_config(dictionary: SparseAutoencoder, config: TrainConfig, trained: bo
     """Refuse what this dictionary cannot be trained with.
 
     Raises:
-        InputError: k_start for an architecture whose k is a target or part of its shape, or out of range; or a trained
-            dictionary whose decoder rows are not of unit norm, or whose encoder does not subtract b_dec.
+        InputError: k_start for an architecture whose k is a target or part of its shape, or out of range; an encoder
+            of its own for one that has none; or a trained dictionary whose decoder rows are not of unit norm, or whose
+            encoder does not subtract b_dec.
     """
     if config.k_start is not None and (isinstance(dictionary.config, PenaltyConfig) or not dictionary.k_is_free):
         raise InputError(f"k_start is for architectures that select by a k of their choice, not {dictionary!r}")
@@ -43,6 +44,9 @@ def check_config(dictionary: SparseAutoencoder, config: TrainConfig, trained: bo
         replace(dictionary.config, k=config.k_start)
     if config.resample_every and dictionary.objective().own:
         raise InputError(f"resample_every is for architectures without parameters of their own, not {dictionary!r}")
+    if config.start != "tied" and dictionary.architecture == "mp":
+        raise InputError(f"start={config.start!r} gives encoders weights of their own, and matching pursuit has none:"
+                         " leave it out")  # fmt: skip
     if not trained:
         return
     if not dictionary.config.centre_input and dictionary.config.d_out is None:

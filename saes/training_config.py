@@ -9,8 +9,9 @@ from ..kernels.dispatch import PRECISIONS, Precision
 from ..lab.errors import InputError, unknown
 from .schedules import check_share, ramp, trapezoid
 
-OPTIMIZERS = ("adam", "active_row", "muon", "signum")
+OPTIMIZERS = ("adam", "active_row", "muon", "signum", "adam8bit")
 DECAYS = ("linear", "cosine")
+STARTS, CENTRES = ("tied", "kaiming", "normal"), ("median", "mean", "zero")
 
 LR_AT_16K = 2.25e-3
 """At n_latents 9216 this is 3e-3: 5e-4, 1e-3, 3e-3 and 6e-3 gave FVU 0.206, 0.176, 0.150 and 0.149 after 300k rows
@@ -47,12 +48,17 @@ class TrainConfig:
     """Share of a data row in each starting decoder row; 0 starts on random directions. Some data speeds the start
     and kills latents: after 400k rows of SmolLM2, 0 / 0.4 / 0.8 gave FVU 0.137 / 0.132 / 0.136 and 0.2 / 2.9 /
     13 % dead."""
+    start: Literal["tied", "kaiming", "normal"] = "tied"
+    """Starting weights: encoder = decoder transposed and fitted to the first batch, or one of its own; see
+    `initialise`."""
+    start_bias: Literal["median", "mean", "zero"] = "median"
+    """What b_dec starts at: the geometric median or the mean of the first batch, or zero."""
     precision: Precision = "auto"
     """Products that propose codes: fp32, bf16 or int8 (screened, exact); auto goes by the hardware."""
-    optimizer: Literal["adam", "active_row", "muon", "signum"] = "adam"
+    optimizer: Literal["adam", "active_row", "muon", "signum", "adam8bit"] = "adam"
     """`active_row` is a different optimiser, faster with very many latents: a latent that did not fire is left alone
-    whatever beta1, and its moments decay by the steps missed when it fires again. `muon` and `signum` (schedule-free)
-    see the whole gradient, in memory as large as the weights; see `optimisers`."""
+    whatever beta1, and its moments decay by the steps missed when it fires again. `muon`, `signum`
+    (schedule-free) and `adam8bit` see the whole gradient, in memory as large as the weights; see `optimisers`."""
     ema: float | None = None
     """Decay of a running mean of the weights, such as 0.999; what is saved is then that mean. Costs a copy."""
     k_start: int | None = None
@@ -80,10 +86,17 @@ class TrainConfig:
                 raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if self.aux_k is not None and self.aux_k < 0:
             raise InputError(f"aux_k must be at least 0 (no aid), got {self.aux_k}")
+        if not 0 <= self.aux_coefficient < float("inf"):
+            raise InputError(f"aux_coefficient must be a number from 0, got {self.aux_coefficient}")
+        for name in ("aid_after", "dead_after"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1 row, got {getattr(self, name)}")
         if self.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.resample_every is not None and self.resample_every < 1:
             raise InputError(f"resample_every must be at least 1 step (or None for never), got {self.resample_every}")
+        if self.resample_every and self.optimizer == "adam8bit":
+            raise InputError("resample_every forgets the state of single latents, which 8-bit blocks share: use adam")
         if self.decay_shape not in DECAYS:
             raise unknown("decay_shape", self.decay_shape, DECAYS)
         if self.ema is not None and not 0 < self.ema < 1:
@@ -92,6 +105,10 @@ class TrainConfig:
             raise InputError("schedule-free signum saves its own mean of the weights: leave out ema, or use adam")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise InputError(f"clip_norm must be above 0 (or None for no clipping), got {self.clip_norm}")
+        if self.start not in STARTS:
+            raise unknown("start", self.start, STARTS)
+        if self.start_bias not in CENTRES:
+            raise unknown("start_bias", self.start_bias, CENTRES)
         if self.lr is not None and not 0 < self.lr < 1:
             raise InputError(f"lr must lie between 0 and 1, got {self.lr}")
 

@@ -11,10 +11,13 @@ from pathlib import Path
 from types import ModuleType
 
 import monosem.lab
+import monosem.probes
 import monosem.saes
 import pytest
 
-PACKAGES = pytest.mark.parametrize("package", [monosem.lab, monosem.saes], ids=lambda package: package.__name__)
+PACKAGES = pytest.mark.parametrize(
+    "package", [monosem.lab, monosem.saes, monosem.probes], ids=lambda package: package.__name__
+)
 
 
 def typed_imports(package: ModuleType) -> dict[str, str]:
@@ -46,6 +49,6 @@ def test_a_misspelt_name_is_an_attribute_error(package):
 
 
 def test_importing_the_packages_imports_no_torch():
-    code = "import monosem.lab, monosem.saes, monosem.kernels, sys; print('torch' in sys.modules)"
+    code = "import monosem.lab, monosem.saes, monosem.probes, monosem.kernels, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

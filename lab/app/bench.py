@@ -11,7 +11,9 @@ from .bench_architectures import BenchArchitectures
 from .bench_buffer import BenchBuffer
 from .bench_eval import BenchEval
 from .bench_harvest import BenchHarvest
+from .bench_itda import BenchItda
 from .bench_kernels import BenchKernels
+from .bench_layer_sweep import BenchLayerSweep
 from .bench_probing import BenchProbing
 from .bench_recovery import BenchRecovery
 from .bench_step import BenchStep
@@ -32,7 +34,9 @@ class Bench:
         | Annotated[BenchHarvest, tyro.conf.subcommand("harvest")]
         | Annotated[BenchBuffer, tyro.conf.subcommand("buffer")]
         | Annotated[BenchEval, tyro.conf.subcommand("eval")]
+        | Annotated[BenchItda, tyro.conf.subcommand("itda")]
         | Annotated[BenchProbing, tyro.conf.subcommand("probing")]
+        | Annotated[BenchLayerSweep, tyro.conf.subcommand("layer-sweep")]
     )
 
     def run(self) -> dict[str, Any]:

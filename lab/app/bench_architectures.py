@@ -1,7 +1,9 @@
 """`monosem bench architectures`: what each architecture reconstructs at equal L0 and rows, beside SAELens' trainer.
 
-SAELens goes first; where its penalty decides the L0, ours is then asked for the L0 that it came to, so that both are
-read at the same one. Both are measured by their rule at inference, on rows that neither has seen.
+SAELens goes first. Where a penalty decides the L0 that it comes to (relu, gated, jumprelu), it is trained with one
+coefficient after another until that is the asked L0 (`l0_search`). Ours is then asked for the L0 that SAELens came to,
+and where it ends a little beside it, trained once more on the other side and read in between. Both are measured by
+their rule at inference, on rows that neither has seen.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from ...saes.compare import Curve
 from ...saes.dictionary import Dictionary
 from ...saes.files import build_trainable, load
 from ...saes.training import LR_AT_16K, TrainConfig, Trainer
 from ..errors import InputError
 from ..sites import Site
 from ..streams import Batch
+from .l0_search import Trial, reach_l0
 from .options import Flat, ModelText
 from .peers import SAE_LENS, SaeLens
 from .rows import split_rows
@@ -38,6 +42,10 @@ DOCUMENTED = 3e-4
 
 STEERED = ("relu", "gated", "jumprelu")
 """Where a penalty decides the L0 that SAELens comes to."""
+EXACT = 0.005
+"""Two L0 that differ by no more than this share are one."""
+WITHIN = 1.02
+"""Our FVU over theirs up to which ours is as good."""
 
 
 class Score(NamedTuple):
@@ -65,67 +73,135 @@ class BenchArchitectures:
     """Rows both train on."""
     held_out: int = 12_000
     """Rows both are measured on."""
-    peer_lr: tuple[float, ...] = ()
-    """Learning rates of SAELens; by default its documented one and ours."""
-    penalty: float = 1.0
-    """SAELens' coefficient of the L1 penalties of relu and gated (its default is 1)."""
+    peer_lr: tuple[float, ...] = (DOCUMENTED,)
+    """Learning rates of SAELens; its documented one by default."""
+    our_lr: bool = False
+    """Train SAELens at our learning rate too."""
+    trials: int = 6
+    """The most trainings of SAELens in search of the coefficient that leads to an L0 of k; 1 for its default one."""
+    tolerance: float = 0.05
+    """Share of k that the L0 found may be off by."""
     site: str = "resid_post.12"
     """Where the activations come from."""
     source: Flat[ModelText] = field(default_factory=ModelText)
     store: Path | None = None
     """Use this store's rows (written by `monosem harvest`), the last ones held out."""
 
-    def run(self) -> dict[str, Any]:
-        """One line per architecture and learning rate of SAELens: both as l0, fvu, unfired; our FVU to theirs."""
-        names, site = named(self.architectures, SAE_LENS), Site.parse(self.site)
+    def __post_init__(self) -> None:
+        for name in ("n_latents", "k", "batch", "held_out", "trials"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.k > self.n_latents:
+            raise InputError(f"k must be at most n_latents={self.n_latents}, got {self.k}")
+        if not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance must lie between 0 and 1, got {self.tolerance:g}")
+        if not self.peer_lr and not self.our_lr:
+            raise InputError("there is no learning rate for SAELens: give --peer-lr or --our-lr")
+        if not all(0 < rate < 1 for rate in self.peer_lr):
+            raise InputError(f"peer_lr must lie between 0 and 1, got {', '.join(map(str, self.peer_lr))}")
         if self.rows < self.batch:
             raise InputError(f"rows={self.rows} are less than one batch of {self.batch}: give more rows")
+        named(self.architectures, SAE_LENS, "architecture", "--architectures")
+
+    def run(self) -> dict[str, Any]:
+        """One line per architecture and learning rate of SAELens: both as l0, fvu, unfired; our FVU to theirs.
+
+        Where ours comes to no L0 on either side of theirs, `as_good` is null: the ratio is then between two L0.
+        """
+        site = Site.parse(self.site)
         x, held = split_rows(self.source, self.store, site, self.rows, self.held_out, self.batch)
         batches = [part for part in x[: self.rows].split(self.batch) if len(part) == self.batch]
-        rates = self.peer_lr or (DOCUMENTED, LR_AT_16K / (self.n_latents / 2**14) ** 0.5)
+        rates = [*self.peer_lr, *([LR_AT_16K / (self.n_latents / 2**14) ** 0.5] if self.our_lr else [])]
         lines = []
-        for name in names:
-            ours: dict[int, Score] = {}
+        for name in named(self.architectures, SAE_LENS, "architecture", "--architectures"):
+            ours = Ours(name, self.n_latents, batches, held, site)
             for rate in rates:
-                theirs = self._theirs(name, rate, batches, held)
-                k = min(max(1, round(theirs.l0)), self.n_latents) if name in STEERED else self.k
-                if k not in ours:
-                    ours[k] = self._ours(name, k, batches, held, site)
-                line = {"architecture": name, "peer_lr": rate, "k": k, "monosem": ours[k]._asdict(),
-                        "sae-lens": theirs._asdict(), "ratio": ours[k].fvu / theirs.fvu}  # fmt: skip
+                found = self._theirs(name, rate, batches, held)
+                theirs = found[-1].result
+                fvu, used = ours.at(theirs.l0)
+                equal = len(used) == 2 or abs(ours.scores[used[0]].l0 / max(theirs.l0, 1e-9) - 1) <= EXACT
+                line = {
+                    "architecture": name, "peer_lr": rate,
+                    "trials": [[trial.coefficient, trial.l0] for trial in found] if name in STEERED else [],
+                    "sae-lens": theirs._asdict(), "monosem": {k: ours.scores[k]._asdict() for k in used},
+                    "fvu_at_equal_l0": fvu if equal else None, "ratio": fvu / theirs.fvu,
+                    "as_good": fvu <= WITHIN * theirs.fvu if equal else None,
+                }  # fmt: skip
                 log.info("%s", line)
                 lines.append(line)
         shape = {"d_in": x.shape[1], "n_latents": self.n_latents, "k": self.k, "batch": self.batch}
         return {"shape": shape, "rows_trained": len(batches) * self.batch, "lines": lines}
 
-    def _theirs(self, name: str, rate: float, batches: list[Tensor], held: Tensor) -> Score:
-        peer = SaeLens(batches[0], self.n_latents, self.k, len(batches), TrainConfig().warmup, rate,
-                       name, self._options(name))  # fmt: skip
-        for batch in batches:
-            peer.step(batch)
-        with TemporaryDirectory() as folder:
-            peer.save(Path(folder))
-            return score(load(Path(folder)), held)
+    def _theirs(self, name: str, rate: float, batches: list[Tensor], held: Tensor) -> list[Trial[Score]]:
+        """SAELens at an L0 of k, or as near as the trials come: the last one. A k that it is told needs no search."""
 
-    def _options(self, name: str) -> dict[str, Any]:
-        """What SAELens must be told."""
+        def train(coefficient: float) -> tuple[float, Score]:
+            peer = SaeLens(batches[0], self.n_latents, self.k, len(batches), TrainConfig().warmup, rate,
+                           name, self._options(name, coefficient))  # fmt: skip
+            for batch in batches:
+                peer.step(batch)
+            with TemporaryDirectory() as folder:
+                peer.save(Path(folder))
+                found = score(load(Path(folder)), held)
+            log.info("sae-lens %s, coefficient %.4g: L0 %.4g, FVU %.4g", name, coefficient, found.l0, found.fvu)
+            return found.l0, found
+
+        trials = self.trials if name in STEERED else 1
+        return reach_l0(train, self.k, 1.0, trials=trials, tolerance=self.tolerance)
+
+    def _options(self, name: str, coefficient: float) -> dict[str, Any]:
+        """What SAELens must be told; 1 is its own coefficient."""
         match name:
             case "relu" | "gated":
-                return {"l1_coefficient": self.penalty}
+                return {"l1_coefficient": coefficient}
             case "jumprelu":
-                return {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": float(self.k)}
+                return {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": float(self.k),
+                        "l0_coefficient": coefficient}  # fmt: skip
             case "matryoshka":
                 ours = build_trainable(name, d_in=1, n_latents=self.n_latents, k=self.k)
                 return {"k": self.k, "matryoshka_widths": list(ours.config.prefixes)}  # pyright: ignore[reportAttributeAccessIssue]
             case _:
                 return {"k": self.k}
 
-    def _ours(self, name: str, k: int, batches: list[Tensor], held: Tensor, site: Site) -> Score:
-        dictionary = build_trainable(name, d_in=held.shape[1], n_latents=self.n_latents, k=k)
-        trainer = Trainer(dictionary, site, TrainConfig(rows=sum(map(len, batches))))
-        for batch in batches:
-            trainer.step(Batch({site: batch}, torch.zeros(len(batch), 2, dtype=torch.int64)))
-        return score(trainer.folded(), held)
+
+@dataclass
+class Ours:
+    """Our dictionaries of one architecture, each trained once, by the k that was asked for."""
+
+    name: str
+    n_latents: int
+    batches: list[Tensor]
+    held: Tensor
+    site: Site
+    scores: dict[int, Score] = field(default_factory=dict)
+
+    def at(self, l0: float) -> tuple[float, list[int]]:
+        """The FVU at that L0, and the k it was read from: one that ends there, or one on either side.
+
+        Where none ends on the other side, as next to n_latents, it is that of the nearest.
+        """
+        k = self._allowed(l0)
+        nearest = self._trained(k)
+        if abs(nearest.l0 / max(l0, 1e-9) - 1) <= EXACT:
+            return nearest.fvu, [k]
+        other = self._allowed(l0 * (l0 / nearest.l0) ** 2 + (1 if nearest.l0 < l0 else -1))
+        points = {one.l0: one.fvu for one in (nearest, self._trained(other))}
+        if not min(points) <= l0 <= max(points):
+            return nearest.fvu, [k]
+        return Curve(self.name, tuple(points), tuple(points.values())).at(l0), [k, other]
+
+    def _allowed(self, k: float) -> int:
+        return min(max(1, round(k)), self.n_latents)
+
+    def _trained(self, k: int) -> Score:
+        if k not in self.scores:
+            dictionary = build_trainable(self.name, d_in=self.held.shape[1], n_latents=self.n_latents, k=k)
+            trainer = Trainer(dictionary, self.site, TrainConfig(rows=sum(map(len, self.batches))))
+            for batch in self.batches:
+                trainer.step(Batch({self.site: batch}, torch.zeros(len(batch), 2, dtype=torch.int64)))
+            self.scores[k] = score(trainer.folded(), self.held)
+            log.info("monosem %s, k %d: L0 %.4g, FVU %.4g", self.name, k, self.scores[k].l0, self.scores[k].fvu)
+        return self.scores[k]
 
 
 @torch.no_grad()

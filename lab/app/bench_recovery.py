@@ -57,7 +57,7 @@ class BenchRecovery:
 
     def run(self) -> dict[str, Any]:
         """One line for each way of training: scores beside those of an untrained dictionary, L0 and seconds."""
-        names = named(self.architectures, TRAINABLE)
+        names = named(self.architectures, TRAINABLE, "architecture", "--architectures")
         ways = [(name, options) for name in names for options in VARIANTS.get(name, ({},))]
         return {"lines": [self._line(name, options) for name, options in ways]}
 

@@ -19,28 +19,44 @@ from typing import Annotated, Any, Union
 import tyro
 
 from ..errors import InputError
+from .activation_sparsity import Sparsity
+from .atoms import Atoms
 from .bench import Bench
+from .comparing import Compare
 from .demo import Demo
 from .evaluating import Eval
 from .exploring import Features
 from .exporting import Export
 from .fast import Fast
 from .finetuning import Finetune
+from .geography import Geography
 from .harvesting import Harvest
+from .itda import Itda
 from .misspelt import misspelt
+from .outliers import Outliers
+from .probing import Probe
 from .sweeping import Sweep
 from .training import Train
+from .truth import Truth
 
 COMMANDS = {
     "demo": Demo,
     "harvest": Harvest,
     "train": Train,
     "finetune": Finetune,
+    "itda": Itda,
     "sweep": Sweep,
     "eval": Eval,
     "features": Features,
     "export": Export,
     "fast": Fast,
+    "compare": Compare,
+    "atoms": Atoms,
+    "sparsity": Sparsity,
+    "probe": Probe,
+    "truth": Truth,
+    "geography": Geography,
+    "outliers": Outliers,
     "bench": Bench,
 }
 """Name on the command line to the dataclass that holds its options."""
@@ -86,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"monosem: {error}\n")
         return 2
     except KeyboardInterrupt as stop:
-        sys.stderr.write(f"\nmonosem: {stop or 'interrupted'}\n")
+        sys.stderr.write(f"\nmonosem: {str(stop) or 'interrupted'}\n")
         return 130
     sys.stdout.write(json.dumps(result) + "\n" if as_json else getattr(command, "told", render)(result) + "\n")
     sys.stdout.flush()

@@ -12,6 +12,7 @@ import tyro
 from ...probes.datasets import load_dataset
 from ...probes.texts import TextProbing
 from ...saes.dictionary import Dictionary
+from ...saes.evaluation_shared import require_nulls
 from ...saes.files import DESCRIPTION, load
 from ...saes.scores import SCHEMA
 from ..errors import InputError, unknown
@@ -39,6 +40,7 @@ class Eval:
         for name in self.only:
             if name not in GROUPS:
                 raise unknown("group of metrics", name, GROUPS)
+        require_nulls(self.options.evaluation)
 
     def run(self) -> dict[str, Any]:
         """Measure; the result is also written beside the dictionary as `evaluation.json`.
@@ -74,6 +76,7 @@ def find_dictionary(path: Path) -> tuple[Path, Dictionary]:
         return path, load(path)
     found = sorted(entry.parent for entry in path.glob(f"dictionaries/*/{DESCRIPTION}"))
     if len(found) != 1:
-        names = ", ".join(str(folder) for folder in found) or "none inside"
+        nothing = "none inside" if path.is_dir() else "it is a file" if path.exists() else "there is nothing"
+        names = ", ".join(str(folder) for folder in found) or nothing
         raise InputError(f"{path} is not the folder of one dictionary: {names}; give the folder with {DESCRIPTION}")
     return found[0], load(found[0])

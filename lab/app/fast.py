@@ -90,6 +90,14 @@ class Fast:
             given = getattr(self, name)
             if not given or len(set(given)) < len(given):
                 raise InputError(f"{name}={list(given)} must name at least one, each once")
+        for name in ("rows", "batch", "buffer"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for site in self.sites:
+            Site.parse(site)
+        with torch.device("meta"):  # only to have the config refused before anything is read
+            for k in self.k:
+                build_trainable(self.architecture, d_in=1, n_latents=self.n_latents, k=k)
 
     def run(self) -> dict[str, Any]:
         """Train, measure and compare."""

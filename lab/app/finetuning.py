@@ -95,8 +95,10 @@ class Finetune:
         limits: dict[str | Site, float | None] = {
             site: origin.norm_limits.get(str(site), None if site == target else origin.norm_limit) for site in read
         }
+        corpus = self.source.open_corpus(model, split="train")
+        next(iter(corpus))  # text that cannot be read leaves no run behind
         stream = TokenStream(
-            model, self.source.open_corpus(model, split="train"), read, norm_limit=limits,
+            model, corpus, read, norm_limit=limits,
             also=later_sites(model, read[-1]) if self.objective.downstream else (),
         )  # fmt: skip
         consumers = [

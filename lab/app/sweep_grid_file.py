@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...saes.sweeps.grid import AXES
+from ...saes.sweeps.grid import ACROSS, AXES
 from ...saes.training import TrainConfig
 from ..errors import InputError, unknown
 from ..storage import read_json
@@ -23,6 +23,8 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
 
         [[grid]]
         architecture = ["topk", "batchtopk"]
+        site = ["resid_mid.12 -> mlp_out.12", "resid_mid.10-13 -> mlp_out.10-13"]
+        skip = [false, true]
         training.aux_k = [0, 256]
 
     Raises:
@@ -35,7 +37,7 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
     if not isinstance(tables, list) or not tables or not all(isinstance(one, Mapping) and one for one in tables):
         raise InputError(f"{path} holds no grid: write one table of axes, or a list of them under 'grid'")
     found = [_flat(table) for table in tables]
-    allowed = [*AXES, *own_fields(), *(f"training.{name}" for name in TrainConfig.__dataclass_fields__)]
+    allowed = [*AXES, *ACROSS, *own_fields(), *(f"training.{name}" for name in TrainConfig.__dataclass_fields__)]
     for name in (name for table in found for name in table):
         if name not in allowed:
             raise unknown(f"axis in {path}", name, allowed)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from ...saes.evaluation import EvaluationConfig
+from ...saes.evaluation_shared import require_nulls
 from ...saes.files import TRAINABLE
 from ...saes.sweeps.grid import ALL, Member, grid, require_distinct
 from ...saes.sweeps.sweep import plan, sweep
@@ -46,7 +47,11 @@ class Sweep:
     seeds: tuple[int, ...] = (0,)
     """Seeds of the starting weights; from two on, gaps between recipes stand beside the noise between seeds."""
     sites: tuple[str, ...] = ("resid_post.12",)
-    """Where to read, TransformerLens names included."""
+    """Where to read, TransformerLens names included. 'resid_mid.12 -> mlp_out.12' is a transcoder, 'resid_post.8 +
+    resid_post.12' a crosscoder, 'resid_mid.8-11 -> mlp_out.8-11' a cross-layer transcoder over four layers, whose
+    n_latents and k are those of one layer: each in quotes."""
+    skip: tuple[bool, ...] = ()
+    """For transcoders: whether they add a linear map of what they read; `False True` trains both."""
     lr: tuple[float, ...] = ()
     """Peak learning rates; by default the rule of --training.lr."""
     grid: Path | None = None
@@ -80,7 +85,11 @@ class Sweep:
             raise InputError(f"checkpoint_minutes must be above 0, got {self.checkpoint_minutes:g}")
         for sink in self.sinks:
             check_sink(sink)
-        self.members()
+        members = self.members()
+        if self.evaluate:
+            require_nulls(self.evaluation)
+            for member in members:
+                member.place.require_order()
 
     def members(self) -> list[Member]:
         """Every combination of the options, and of each table of the grid file in their place.
@@ -91,6 +100,7 @@ class Sweep:
         axes: dict[str, Any] = {
             "architecture": list(self.architectures), "site": list(self.sites), "n_latents": list(self.n_latents),
             "k": list(self.k), "seed": list(self.seeds), **({"lr": list(self.lr)} if self.lr else {}),
+            **({"skip": list(self.skip)} if self.skip else {}),
         }  # fmt: skip
         for name in self.architectures:
             if name != ALL and name not in TRAINABLE:
@@ -104,7 +114,7 @@ class Sweep:
         """Train, measure, write the results, and return them as one object."""
         model = None if self.store is not None and not self.evaluate else self.source.open_model()
         members = self.members()
-        sites = tuple(dict.fromkeys(member.site for member in members))
+        sites = tuple(dict.fromkeys(str(site) for member in members for site in member.place.sites))
         place, first = device_named(self.source.device), self._open(model, sites)
         plan(first, members, self.at_once, device=place)
         first.norm_limit  # noqa: B018 (reads the first rows: what cannot be read or held leaves no run behind)

@@ -47,8 +47,8 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def named(against: str, allowed: Mapping[str, Any]) -> list[str]:
-    """The comma-separated names of peers.
+def named(against: str, allowed: Mapping[str, Any], what: str = "peer", option: str = "--against") -> list[str]:
+    """The comma-separated names of peers, or of whatever else an option lists.
 
     Raises:
         InputError: a name that is not in `allowed`.
@@ -56,9 +56,9 @@ def named(against: str, allowed: Mapping[str, Any]) -> list[str]:
     names = [name.strip() for name in against.split(",") if name.strip()]
     for name in names:
         if name not in allowed:
-            raise unknown("peer", name, allowed)
+            raise unknown(what, name, allowed)
     if not names:
-        raise InputError(f"--against names no peer: give some of {', '.join(allowed)}")
+        raise InputError(f"{option} names no {what}: give some of {', '.join(allowed)}")
     return names
 
 

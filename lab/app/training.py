@@ -43,7 +43,7 @@ class Train:
     target: str | None = None
     """Train transcoders: predict this site from each of --sites."""
     skip: bool = False
-    """With --target: add a linear map of the input to what the latents predict."""
+    """With --target or --targets: add a linear map of the input to what the latents predict."""
     crosscode: bool = False
     """Train one crosscoder over all of --sites, in place of one dictionary for each."""
     targets: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class Train:
             )
         if self.target is not None and self.crosscode:
             raise InputError("a crosscoder reconstructs the sites it reads: give --target or --crosscode, not both")
-        if self.skip and self.target is None:
+        if self.skip and self.target is None and not self.targets:
             raise InputError("--skip is for transcoders: give --target, the site to predict")
         if self.targets and (self.target is not None or self.crosscode):
             raise InputError("--targets trains one cross-layer transcoder: leave out --target and --crosscode")
@@ -131,7 +131,7 @@ class Train:
         sites, device = list(dict.fromkeys(map(Site.parse, self.sites))), device_named(self.source.device)
         if self.targets:
             given = self.dictionary.given()
-            own = {"base": given.pop("architecture"), "joint": self.joint, **given}
+            own = {"base": given.pop("architecture"), "joint": self.joint, "skip": self.skip, **given}
             written = list(map(Site.parse, self.targets))
             return [cross_layer_trainer_on(stream, sites, written, self.training, device=device, **own)]
         target = None if self.target is None else Site.parse(self.target)

@@ -11,8 +11,8 @@ layers, and their selection, files' conversion and training are the transcoders'
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -70,6 +70,20 @@ class CrossLayerConfig(DictionaryConfig):
             raise InputError(f"k must be from 1 to the {self.n_latents // self.layers} latents of a layer: {self.k}")
         if self.joint and self.base != "batchtopk":
             raise InputError(f"joint=True is for base='batchtopk', whose codes compete in a batch, not {self.base!r}")
+
+    @classmethod
+    def over(cls, layers: int, d_in: int, n_latents: int, *, d_out: int | None = None, **config: Any) -> Self:
+        """The config of that many layers, whose widths and latents are given for one.
+
+        Raises:
+            InputError: a field that it has not, or a value that it refuses.
+        """
+        known = [one.name for one in fields(cls)]
+        for name in config:
+            if name not in known:
+                raise unknown("cross-layer transcoder config field", name, known)
+        d_out = None if d_out is None else layers * d_out
+        return cls(layers * d_in, layers * n_latents, d_out=d_out, layers=layers, **config)
 
     def of_layer(self, layer: int) -> SAEConfig:
         """The transcoder from one layer's activations to the outputs of it and all later ones."""

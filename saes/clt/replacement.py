@@ -2,77 +2,99 @@
 
 Latents read the stream as the replacements before them have made it, so errors add up over layers ("Circuit Tracing",
 Ameisen et al. 2025, section "Building an interpretable replacement model"). Scores are those of `splicing`; "zero" and
-"mean" ablate the same outputs together, and `own_layer` lets latents write only to the layer they read.
+"mean" ablate the same outputs together.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from tqdm import tqdm
 
 from ...lab.errors import InputError
 from ...lab.models import HookedModel
 from ...lab.packing import TokenBatch
-from ...lab.sites import Site
-from ..splicing import Edits, SpliceLosses, counted, log_softmax_, parts_of, predicting, score_edits, splice_edit
+from ...lab.sites import PATH, Site
+from ..splicing import (
+    Edits,
+    SpliceLosses,
+    counted,
+    log_softmax_,
+    parts_of,
+    predicting,
+    require_free_names,
+    score_edits,
+    splice_edit,
+)
 from ..sums import DocumentSums
 from .cross_layer import CrossLayer
-
-NAME, OWN_LAYER = "clt", "own_layer"
 
 
 def replace_outputs(
     model: HookedModel,
     batches: Iterable[TokenBatch],
-    dictionary: CrossLayer,
+    dictionaries: Mapping[str, CrossLayer],
     mean: Float[Tensor, " d_out"],
     *,
     tokens: int,
+    progress: bool = False,
 ) -> SpliceLosses:
-    """Run the model clean, ablated and as the replacement model, until `tokens` predictions are measured.
-
-    The variants of the result are "clt" and "own_layer": `result.evidence("clt", ["own_layer"])`.
+    """Run the model clean, ablated and as each replacement model, until `tokens` predictions are measured.
 
     Args:
+        dictionaries: by name, all of the same sites; "clean", "zero" and "mean" are taken. The rows that the first
+            one's norm limits leave out are left out for all.
         mean: of all outputs side by side; what the mean ablation writes.
 
     Raises:
-        InputError: the dictionary names no sites, one of them reads after the output of its layer, or the batches
-            hold no prediction.
+        InputError: a taken name; dictionaries that name no sites or different ones; a site that is read after the
+            output of its layer; or batches that hold no prediction.
     """
-    origin = dictionary.provenance
-    sources, targets = ([model.site(site) for site in sites] for sites in (origin.sources, origin.targets))
-    if not sources or not targets:
-        raise InputError(f"{dictionary!r} names no sites: set provenance.sources and provenance.targets")
-    for source, target in zip(sources, targets, strict=True):
-        if source > target:
-            raise InputError(f"a layer must be read before its output is replaced: {source} comes after {target}")
+    require_free_names(dictionaries)
+    sources, targets = _places(model, list(dictionaries.values()))
+    limits = {
+        model.site(site): limit for site, limit in next(iter(dictionaries.values())).provenance.norm_limits.items()
+    }
     sums, counts = DocumentSums(), Counter()
-    for batch in parts_of(batches, model.vocab_size or 1):
-        counts.update(_measure(model, batch, dictionary, sources, targets, mean, sums))
-        if counts["predictions"] >= tokens:
-            break
+    with tqdm(total=tokens, unit="tok", desc="replace", disable=not progress) as bar:
+        for batch in parts_of(batches, model.vocab_size or 1):
+            counts.update(_measure(model, batch, dictionaries, sources, targets, limits, mean, sums))
+            bar.update(min(counts["predictions"], tokens) - bar.n)
+            if counts["predictions"] >= tokens:
+                break
     if not counts["predictions"]:
         raise InputError("no usable token with a usable next token was found: give a corpus with longer documents")
     return SpliceLosses(sums, dict(counts))
 
 
-def replacing(
-    dictionary: CrossLayer,
-    sources: list[Site],
-    targets: list[Site],
-    mask: Bool[Tensor, "batch tokens"],
-    own_layer: bool = False,
-) -> Edits:
-    """Edits for `HookedModel.editing`: sites that are read pass unchanged, outputs become predictions where `mask`.
+def _places(model: HookedModel, dictionaries: Sequence[CrossLayer]) -> tuple[list[Site], list[Site]]:
+    """What the layers of all of them read and write."""
+    if not dictionaries:
+        raise InputError("there is nothing to replace outputs with: give at least one cross-layer transcoder")
+    first = dictionaries[0]
+    for one in dictionaries:
+        origin = one.provenance
+        if not origin.sources or not origin.targets:
+            raise InputError(f"{one!r} names no sites: set provenance.sources and provenance.targets")
+        if (origin.sources, origin.targets) != (first.provenance.sources, first.provenance.targets):
+            raise InputError(f"{one!r} is of other sites than {first!r}: replace their outputs one after the other")
+    sources, targets = (
+        [model.site(site) for site in sites] for sites in (first.provenance.sources, first.provenance.targets)
+    )
+    for source, target in zip(sources, targets, strict=True):
+        if PATH not in (source.kind, target.kind) and source > target:  # when a path runs, only the module knows
+            raise InputError(f"a layer must be read before its output is replaced: {source} comes after {target}")
+    return sources, targets
 
-    Args:
-        own_layer: let latents write only to the layer they read.
-    """
+
+def replacing(
+    dictionary: CrossLayer, sources: Sequence[Site], targets: Sequence[Site], mask: Bool[Tensor, "batch tokens"]
+) -> Edits:
+    """Edits for `HookedModel.editing`: sites that are read pass unchanged, outputs become predictions where `mask`."""
     layers, width = len(sources), dictionary.d_out // len(targets)
     written = [bias.repeat(int(mask.sum()), 1) for bias in dictionary.b_dec.chunk(layers)]
 
@@ -81,7 +103,7 @@ def replacing(
             rows = x.reshape(*mask.shape, -1)[mask].float()
             block = dictionary.layers[layer]
             parts = (block.decode(block.encode(rows)) - block.b_dec).split(width, 1)
-            for later, part in enumerate(parts[:1] if own_layer else parts, layer):
+            for later, part in enumerate(parts, layer):
                 written[later] += part
             if dictionary.W_skip is not None:
                 written[layer] += rows @ dictionary.W_skip[layer].T
@@ -102,9 +124,10 @@ def replacing(
 def _measure(
     model: HookedModel,
     batch: TokenBatch,
-    dictionary: CrossLayer,
-    sources: list[Site],
-    targets: list[Site],
+    dictionaries: Mapping[str, CrossLayer],
+    sources: Sequence[Site],
+    targets: Sequence[Site],
+    limits: Mapping[Site, float],
     mean: Float[Tensor, " d_out"],
     sums: DocumentSums,
 ) -> dict[str, int]:
@@ -129,13 +152,11 @@ def _measure(
         with model.editing(edits):
             return model.logits(batch.tokens, attention_mask=attention)[predicts]
 
-    limits = dictionary.provenance.norm_limits
-    clean = log_softmax_(logits({model.site(site): checking(limit) for site, limit in limits.items()}).float())
+    clean = log_softmax_(logits({site: checking(limit) for site, limit in limits.items()}).float())
     variants: dict[str, Edits] = {
         "zero": {site: constant(torch.zeros_like(value)) for site, value in means.items()},
         "mean": {site: constant(value) for site, value in means.items()},
-        NAME: replacing(dictionary, sources, targets, edited),
-        OWN_LAYER: replacing(dictionary, sources, targets, edited, own_layer=True),
+        **{name: replacing(one, sources, targets, edited) for name, one in dictionaries.items()},
     }
     score_edits(logits, variants, clean, batch, predicts, sums)
     return counted(predicts, usable, edited)

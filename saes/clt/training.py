@@ -8,7 +8,7 @@ outputs, each scaled to unit mean square, over their variance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,111 +16,16 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ...kernels import decode as decode_kernel
-from ...kernels.decode import Residual
-from ...kernels.sampled import code_gradients
-from ...lab.errors import InputError, unknown
-from ...lab.rng import generator
+from ...lab.errors import InputError
 from ...lab.sites import Site
 from ...lab.streams import ActivationStream, Batch
 from ..dictionary import Provenance
-from ..initialise import initialise
-from ..objectives import Gradients, Objective, Rows
-from ..parts import Part
-from ..sae import SparseAutoencoder
 from ..sparse_code import SparseCode, beside
-from ..training import Trainer, total_variance
+from ..training import total_variance
 from ..training_config import TrainConfig
-from ..units import Units
 from .cross_layer import CrossLayer, CrossLayerConfig
+from .layer_training import LayerTrainer
 from .selection import select_jointly
-
-
-class LayerTrainer(Trainer):
-    """Trains the block of one layer, whose targets are that layer's output and all later ones.
-
-    Args:
-        earlier: number of layers before it. The first one has the bias of all outputs.
-    """
-
-    def __init__(
-        self,
-        block: SparseAutoencoder,
-        source: Site,
-        targets: Sequence[Site],
-        config: TrainConfig,
-        *,
-        earlier: int,
-        name: str,
-    ) -> None:
-        super().__init__(block, source, config, target=targets[0], name=name)
-        self.sites, self.earlier = (source, *targets), earlier
-
-    def begin(self, x: Float32[Tensor, "batch d"], goal: Float32[Tensor, "batch d_reached"]) -> None:
-        """Set units and starting weights from the first batch; all layers that reach an output start with equal parts.
-
-        The block then predicts those parts with a bias of its own.
-        """
-        sae, rng = self.dictionary, generator(self.config.seed, "init", self.name)
-        self._set_k()
-        self.units = units = Units.measure(sae.config, x, goal, self.sites)
-        writers = torch.arange(self.earlier + 1, self.earlier + len(self.sites), device=x.device)
-        part = goal * (units.output / writers.repeat_interleave(sae.d_out // len(writers)))
-        read = self.read(x)
-        initialise(sae, read, rng, self.config.blend, part)
-        part = part - sae.b_dec
-        self.objective.start(Rows.of(read, part))
-        self._make_shadow()
-
-    def read(self, x: Float32[Tensor, "batch d"]) -> Float32[Tensor, "batch d"]:
-        """Rows as the encoder sees them in training."""
-        assert self.units is not None, "units are set from the first batch"
-        return torch.mul(x, self.units.input).sub_(self.units.centre)
-
-    def ready(self) -> None:
-        """Bring k, the idle latents and the objective's progress up to the step that comes."""
-        self._set_k()
-        self._look()
-
-    def select(self, read: Float32[Tensor, "batch d"]) -> SparseCode:
-        """The codes of this layer alone."""
-        return self.dictionary.training_code(read, self.shadow)
-
-    def written(self, code: SparseCode) -> Float32[Tensor, "batch d_reached"]:
-        """What codes add to the outputs."""
-        zero = torch.zeros_like(self.dictionary.b_dec)
-        return decode_kernel.decode(code.indptr, code.indices, code.values, self._decoder, zero)
-
-    def learn(
-        self,
-        read: Float32[Tensor, "batch d"],
-        code: SparseCode,
-        residual: Float32[Tensor, "batch d_reached"],
-        variance: Float32[Tensor, ""],
-        scale: Float32[Tensor, ""],
-    ) -> None:
-        """One step on the residual that all layers leave.
-
-        Args:
-            variance: of this layer's own output, which the metrics are about.
-            scale: of d(half the squared error), the same in all layers.
-        """
-        own = residual[:, : residual.shape[1] // (len(self.sites) - 1)]
-        copy = read.bfloat16() if self.choice[:2] == ("triton", "bf16") else read
-        rows = Rows(read, residual, copy, residual, residual)
-        found = self._taught(rows, code, residual)._replace(squares=own.square().sum(1))
-        if self.earlier:
-            found = found._replace(to_bias=torch.zeros_like(found.to_bias[:1]))
-        self._learn(found, rows, variance, scale, self._adam)
-        self._count(len(read))
-
-    def _taught(self, rows: Rows, code: SparseCode, residual: Tensor) -> Gradients:
-        if type(self.objective) is not Objective:  # penalties and thresholds: it encodes once more
-            return self.objective.gradients(rows, self._decoder, self.shadow)
-        codes = (code.indptr, code.indices, code.values)
-        grads = code_gradients(*codes[:2], self._decoder, residual) * (code.values != 0)
-        out = Residual(residual, residual[:, 0], grads)
-        return Gradients(code, residual, out.squares, (Part(slice(None), codes, out),), residual, {})
 
 
 class CrossLayerTrainer:
@@ -134,8 +39,7 @@ class CrossLayerTrainer:
         provenance: saved with the dictionary, with the sites, the config and counts.
 
     Raises:
-        InputError: not one site and one target for each layer, a skip, which is read from files and not trained, or
-            `cuda_graph` or `resample_every`, which this has not.
+        InputError: not one site and one target for each layer, or `cuda_graph` or `resample_every`, which this has not.
     """
 
     def __init__(
@@ -152,8 +56,6 @@ class CrossLayerTrainer:
         for given, what in ((sites, "sites"), (targets, "targets")):
             if len(given) != layers:
                 raise InputError(f"{dictionary!r} has {layers} layers, got {len(given)} {what}: give one for each")
-        if dictionary.W_skip is not None:
-            raise InputError("the skip of a cross-layer transcoder is read from files and not trained: leave out skip")
         self.dictionary, self.config = dictionary, config or TrainConfig()
         for option in ("cuda_graph", "resample_every"):
             if getattr(self.config, option):
@@ -164,9 +66,12 @@ class CrossLayerTrainer:
         self.provenance = replace(
             provenance or Provenance(), sources=list(map(str, sites)), targets=list(map(str, targets))
         )
+        skips = [None] * layers if dictionary.W_skip is None else dictionary.W_skip.data.unbind()
         self.layers = [
-            LayerTrainer(block, site, targets[layer:], self.config, earlier=layer, name=f"{self.name}-{layer}")
-            for layer, (block, site) in enumerate(zip(dictionary.layers, sites, strict=True))
+            LayerTrainer(
+                block, site, targets[layer:], self.config, earlier=layer, name=f"{self.name}-{layer}", skip=skip
+            )
+            for layer, (block, site, skip) in enumerate(zip(dictionary.layers, sites, skips, strict=True))
         ]
 
     def __repr__(self) -> str:
@@ -200,6 +105,8 @@ class CrossLayerTrainer:
         codes = self._select(read)
         residual = self.dictionary.b_dec - goal * first.units.output
         variances = [total_variance(part) for part in residual.chunk(len(self.layers), 1)]
+        if self.dictionary.W_skip is not None:
+            residual += self.dictionary.skipped(torch.cat(read, 1))
         for layer, code in zip(self.layers, codes, strict=True):
             self._reached(residual, layer).add_(layer.written(code))
         scale = 2 / torch.stack(variances).sum()
@@ -261,6 +168,10 @@ class CrossLayerTrainer:
         folded = [layer.folded() for layer in self.layers]
         for place, block in enumerate(folded):
             copy.blocks[place] = block
+        if copy.W_skip is not None:
+            weights, biases = zip(*(layer.folded_skip() for layer in self.layers), strict=True)
+            copy.W_skip.copy_(torch.stack(weights))
+            copy.b_dec.add_(torch.cat(biases))
         counts = [block.provenance.training for block in folded]
         training = {**counts[0], "dead_fraction": sum(one["dead_fraction"] for one in counts) / len(counts)}
         copy.provenance = replace(self.provenance, training=training)
@@ -298,12 +209,8 @@ def cross_layer_trainer_on(
         if len(found) != 1:
             shown = ", ".join(f"{site} [{stream.widths[site]}]" for site in group) or "none"
             raise InputError(f"a cross-layer transcoder needs sites of one width to read and one to write: {shown}")
-        widths.append(found.pop() * len(group))
-    layers = len(sites)
-    known = [one.name for one in fields(CrossLayerConfig)]
-    if others := [name for name in config if name not in known]:
-        raise unknown("cross-layer transcoder config field", others[0], known)
-    shape = CrossLayerConfig(widths[0], layers * n_latents, d_out=widths[1], layers=layers, **config)
+        widths.append(found.pop())
+    shape = CrossLayerConfig.over(len(sites), widths[0], n_latents, d_out=widths[1], **config)
     limits = {str(site): limit for site, limit in stream.norm_limit.items() if site in (*sites, *targets)}
     provenance = Provenance(model=stream.fingerprint().get("model", {}), norm_limits=limits)
     return CrossLayerTrainer(CrossLayer(shape).to(device), sites, targets, training, name=name, provenance=provenance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -12,12 +12,17 @@ import torch
 
 from ...lab.errors import InputError, unknown
 from ...lab.sites import Site
+from ..clt.cross_layer import BASES, CrossLayer, CrossLayerConfig
 from ..files import TRAINABLE, build_trainable
+from ..sae import SparseAutoencoder
 from ..training import TrainConfig
+from .places import AUTOENCODER, CROSS_LAYER, CROSSCODER, Place
 
 ALL = "all"
 AXES = ("architecture", "site", "n_latents", "k", "seed", "lr")
 """Fields of a grid that every architecture has; others are of its own config, or of training as `training.NAME`."""
+ACROSS = ("skip", "joint")
+"""Further fields: the first of transcoders of either kind, the second of cross-layer ones."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +34,64 @@ class Member:
     """
 
     architecture: str
-    """A name in `files.TRAINABLE`."""
+    """A name in `files.TRAINABLE`; of a cross-layer transcoder its base, in `clt.cross_layer.BASES`."""
     site: str
-    """Where it reads; TransformerLens names are taken too."""
+    """Where it reads, and what it predicts: the text form of a `Place`, such as `resid_mid.12 -> mlp_out.12`."""
     n_latents: int = 9216
-    """Number of latents."""
+    """Number of latents; in each layer, for a cross-layer transcoder."""
     k: int = 32
-    """Active latents a row, on average."""
+    """Active latents a row, on average; in each layer, for a cross-layer transcoder."""
     own: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the architecture's config."""
+    """Further fields of the architecture's config, `skip` included."""
     training: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained; the seed is here."""
     varied: Mapping[str, Any] = field(default_factory=dict)
     """What of `training`, beside the seed, tells it apart from other members: a part of its name."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "site", str(Site.parse(self.site)))
+        place = Place.parse(self.site)
+        object.__setattr__(self, "site", str(place))
         with torch.device("meta"):
-            build_trainable(d_in=1, **self.config)
+            self.build(dict.fromkeys(place.sites, 1))
+
+    @property
+    def place(self) -> Place:
+        """Its sites."""
+        return Place.parse(self.site)
+
+    @property
+    def label(self) -> str:
+        """What it is, without its sizes: the architecture and, but for an autoencoder, the kind."""
+        kind, skip = self.place.kind, " with skip" if self.own.get("skip") else ""
+        return self.architecture if kind == AUTOENCODER else f"{self.architecture} {kind}{skip}"
+
+    def build(self, widths: Mapping[Site, int]) -> SparseAutoencoder | CrossLayer:
+        """The dictionary with zero weights, for sites of these widths.
+
+        Raises:
+            InputError: a field that it has not, or a value that its config refuses.
+        """
+        place = self.place
+        read, written = ([widths[site] for site in sites] for sites in (place.sources, place.targets))
+        if place.kind == CROSS_LAYER:
+            sizes = {"n_latents": self.n_latents, "k": self.k, **self.own}
+            return CrossLayer(
+                CrossLayerConfig.over(len(read), read[0], d_out=written[0], base=self.architecture, **sizes)
+            )
+        shape: dict[str, Any] = {"sources": tuple(read)} if place.kind == CROSSCODER else {}
+        shape |= {"d_out": written[0]} if written else {}
+        return build_trainable(d_in=sum(read), **shape, **self.config)
 
     @property
     def config(self) -> dict[str, Any]:
-        """What builds it, but for its width."""
+        """What builds it, but for its widths."""
         return {"architecture": self.architecture, "n_latents": self.n_latents, "k": self.k, **self.own}
 
     @property
     def recipe(self) -> str:
         """Its name without the seed: what members that differ by their seed alone have in common."""
         further = [f"{key.removeprefix('training.')}={value}" for key, value in {**self.own, **self.varied}.items()]
-        parts = [self.architecture, self.site, f"n{self.n_latents}", f"k{self.k}", *further]
+        parts = [self.architecture, self.place.slug, f"n{self.n_latents}", f"k{self.k}", *further]
         return re.sub(r"[^\w.,:+=-]+", "_", "-".join(parts))
 
     @property
@@ -67,7 +101,13 @@ class Member:
 
     def settings(self) -> dict[str, Any]:
         """What tells it apart, as one row of a table."""
-        common = {"name": self.name, "site": self.site, **self.config, "seed": self.training.seed}
+        common = {
+            "name": self.name,
+            "site": self.site,
+            "kind": self.place.kind,
+            **self.config,
+            "seed": self.training.seed,
+        }
         return {**common, **{key.removeprefix("training."): value for key, value in self.varied.items()}}
 
 
@@ -76,24 +116,43 @@ def grid(training: TrainConfig | None = None, **axes: Any) -> list[Member]:
 
     Args:
         training: what the axes do not say.
-        **axes: architecture (`"all"` for every one), site, n_latents, k, seed, lr; fields of the architecture's own
-            config; and fields of training as `**{"training.aux_k": [0, 256]}`.
+        **axes: architecture (`"all"` for every one that a site takes), site (see `Place`), n_latents, k, seed, lr;
+            fields of the architecture's own config; `skip`, which goes by for members that predict nothing else
+            than they read; and fields of training as `**{"training.aux_k": [0, 256]}`.
 
     Raises:
         InputError: no site, an axis without values, a name or value that is not allowed, or the same member twice.
     """
     training = training or TrainConfig()
     axes = {"architecture": "topk", **axes}
-    if axes["architecture"] == ALL or axes["architecture"] == [ALL]:
+    every = axes["architecture"] in (ALL, [ALL])
+    if every:
         axes["architecture"] = list(TRAINABLE)
     if "site" not in axes:
         raise InputError("a grid needs a site, such as 'resid_post.12'")
     values = {name: _values(name, value) for name, value in axes.items()}
-    members = [
-        _member(dict(zip(values, point, strict=True)), training) for point in itertools.product(*values.values())
-    ]
+    points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+    if every:
+        points = [point for point in points if _takes(point["architecture"], point["site"])]
+    members = [_member(point, training) for point in _skipping(points, values.get("skip", [None])[0])]
     require_distinct(members)
     return members
+
+
+def _takes(architecture: str, site: str) -> bool:
+    """Whether there is such a dictionary of the site's kind at all."""
+    kind = Place.parse(site).kind
+    return architecture in BASES if kind == CROSS_LAYER else kind == AUTOENCODER or TRAINABLE[architecture][0].crosses
+
+
+def _skipping(points: Sequence[Mapping[str, Any]], first: Any) -> Iterator[dict[str, Any]]:
+    """The points, with `skip` only where another site is predicted; other points come once, with its first value."""
+    for point in points:
+        plain = {name: value for name, value in point.items() if name != "skip"}
+        if Place.parse(point["site"]).targets:
+            yield dict(point) if point.get("skip") else plain
+        elif point.get("skip") == first:
+            yield plain
 
 
 def require_distinct(members: Iterable[Member]) -> None:

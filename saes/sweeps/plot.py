@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...lab.evidence import Evidence
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 COLOURS = ("#0b6bcb", "#e07a0c", "#17936a", "#b3409b", "#7b61d1", "#8a6d3b", "#c2323f", "#2a9fb0", "#6b7280", "#a3a117")
-SYMBOLS = {"untrained": "x-thin-open", "pca": "diamond-open", "neurons": "square-open"}
+SYMBOLS = {
+    "untrained": "x-thin-open", "pca": "diamond-open", "neurons": "square-open", "linear": "triangle-up-open",
+    "own_layer": "star-open",
+}  # fmt: skip
 TITLES = {
     "fvu": "fraction of variance unexplained (FVU)",
     "ce_recovered_zero": "cross-entropy recovered (0: zero ablation, 1: clean)",
@@ -22,31 +26,36 @@ TITLES = {
 
 
 def against_l0(
-    members: Sequence[Member], evaluations: Mapping[str, Evaluation], score: str, front: Sequence[str]
+    members: Sequence[Member], evaluations: Mapping[str, Evaluation], score: str, front: Sequence[str] | None
 ) -> Figure:
-    """The figure of one site.
+    """The figure of what reconstructs the same, or of everything.
 
     Args:
-        members: all of one site; points of one architecture and one size are joined by a line.
+        members: that have the score; points of one architecture and one size are joined by a line.
         evaluations: by member name.
         score: the name of one of their scores.
-        front: names of the members on the Pareto front, by rising L0.
+        front: names of the members on the Pareto front, by rising L0. None where they reconstruct different sites:
+            traces then name theirs, and nulls, which differ by site, are left out.
     """
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    points = [(evaluations[name]["l0"].value, evaluations[name][score].value) for name in front]
-    figure.add_trace(
-        Scatter(
-            x=[x for x, _ in points], y=[y for _, y in points], name="Pareto front", mode="lines", hoverinfo="skip",
-            line={"color": "#9aa3af", "width": 8, "shape": "hv"}, opacity=0.35,
-        )
-    )  # fmt: skip
-    architectures = dict.fromkeys(member.architecture for member in members)
-    for colour, architecture in zip(_endless(COLOURS), architectures, strict=False):
-        mine = [member for member in members if member.architecture == architecture]
-        figure.add_trace(Scatter(name=architecture, **_trace(mine, evaluations, score, colour)))
-    for name, places in _nulls(evaluations, score).items():
+    if front is not None:
+        points = [(evaluations[name]["l0"].value, evaluations[name][score].value) for name in front]
+        figure.add_trace(
+            Scatter(
+                x=[x for x, _ in points], y=[y for _, y in points], name="Pareto front", mode="lines",
+                hoverinfo="skip", line={"color": "#9aa3af", "width": 8, "shape": "hv"}, opacity=0.35,
+            )
+        )  # fmt: skip
+    traces: dict[str, list[Member]] = {}
+    for member in members:
+        label = member.label if front is not None else f"{member.label}, {member.site}"
+        traces.setdefault(label, []).append(member)
+    for colour, (label, mine) in zip(itertools.cycle(COLOURS), traces.items(), strict=False):
+        figure.add_trace(Scatter(name=label, **_trace(mine, evaluations, score, colour)))
+    nulls = {} if front is None else _nulls([evaluations[member.name] for member in members], score)
+    for name, places in nulls.items():
         x, y = zip(*sorted(places), strict=True)
         figure.add_trace(
             Scatter(
@@ -68,9 +77,8 @@ def _trace(members: Sequence[Member], evaluations: Mapping[str, Evaluation], sco
     """Points of one architecture by rising L0, with a break between sizes and recipes."""
     lines: dict[tuple[Any, ...], list[Member]] = {}
     for member in members:
-        lines.setdefault((member.n_latents, str(member.own), str(member.varied), member.training.seed), []).append(
-            member
-        )
+        same = (member.site, member.n_latents, str(member.own), str(member.varied), member.training.seed)
+        lines.setdefault(same, []).append(member)
     x: list[float | None] = []
     y: list[float | None] = []
     above: list[float | None] = []
@@ -101,16 +109,11 @@ def _hover(member: Member, l0: Evidence, found: Evidence) -> str:
     return f"{member.name}<br>L0 {l0.value:.4g}<br>{found.name} {found.value:.4g}{spread}"
 
 
-def _nulls(evaluations: Mapping[str, Evaluation], score: str) -> dict[str, set[tuple[float, float]]]:
-    """Where each null lies, those that several members share once."""
+def _nulls(evaluations: Iterable[Evaluation], score: str) -> dict[str, set[tuple[float, float]]]:
+    """Where each null lies, those that several members share once; one without codes has no place on this axis."""
     found: dict[str, set[tuple[float, float]]] = {}
-    for evaluation in evaluations.values():
+    for evaluation in evaluations:
         for name, value in evaluation[score].nulls.items():
-            if name in evaluation["l0"].nulls:
+            if evaluation["l0"].nulls.get(name, 0) > 0:
                 found.setdefault(name, set()).add((evaluation["l0"].nulls[name], value))
     return found
-
-
-def _endless(colours: Sequence[str]) -> Any:
-    while True:
-        yield from colours

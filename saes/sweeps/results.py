@@ -97,7 +97,7 @@ class SweepResult:
         found = []
         for recipe, names in self._seeds().items():
             row: dict[str, Any] = {"recipe": recipe, "seeds": len(names)}
-            for score in self._scores():
+            for score in self._scores(names):
                 values = np.array([self.evaluations[name].scores[score].value for name in names])
                 row[score] = _finite(float(values.mean()))
                 row[f"{score}_noise"] = _finite(float(2**0.5 * values.std(ddof=1))) if len(values) > 1 else None
@@ -105,9 +105,10 @@ class SweepResult:
         return found
 
     def gaps(self, scores: Sequence[str] = PLOTTED) -> list[dict[str, Any]]:
-        """Every two recipes of one site, size and asked k beside their seed noise (see `compare.seed_gap`).
+        """Every two recipes of one place, size and asked k beside their seed noise (see `compare.seed_gap`).
 
-        Only recipes with two seeds or more; `l0` holds the mean of each, since a gap may be one of L0 too.
+        Only recipes with two seeds or more, and scores that both have; `l0` holds the mean of each, since a gap may
+        be one of L0 too.
         """
         several = {recipe: names for recipe, names in self._seeds().items() if len(names) > 1}
         alike = {m.recipe: (m.site, m.n_latents, m.k) for m in self.members}
@@ -115,7 +116,9 @@ class SweepResult:
         for first, second in itertools.combinations(several, 2):
             if alike[first] == alike[second]:
                 l0 = [float(np.mean([self.evaluations[n]["l0"].value for n in several[r]])) for r in (first, second)]
-                found += [{**self._gap(score, {r: several[r] for r in (first, second)}), "l0": l0} for score in scores]
+                sides = {recipe: several[recipe] for recipe in (first, second)}
+                common = self._scores([name for names in sides.values() for name in names])
+                found += [{**self._gap(score, sides), "l0": l0} for score in scores if score in common]
         return found
 
     def _gap(self, score: str, sides: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -124,25 +127,29 @@ class SweepResult:
         return seed_gap(*values, score=score, names=(first, second), better=values[0][0].better).to_json()
 
     def pareto(self, score: str = "fvu", site: str | None = None) -> list[str]:
-        """Names of the members that no other of their site beats in both L0 and `score`, by rising L0.
+        """Names of the members that no other beats in both L0 and `score`, by rising L0.
 
         Args:
-            site: by default the only one.
+            site: what they reconstruct, one of `sites()`; by default the only one.
 
         Raises:
-            InputError: nothing was evaluated, an unknown score, or several sites and none chosen.
+            InputError: nothing was evaluated, a score that none of them has, or several sites and none chosen.
         """
         names = self.at_site(site)
+        names = [name for name in names if score in self.evaluations[name].scores] or names
         points = [(self.evaluations[n]["l0"].value, self.evaluations[n][score].value) for n in names]
         better = self.evaluations[names[0]][score].better
         return [names[index] for index in pareto(*zip(*points, strict=True), better=better)]
 
     def sites(self) -> list[str]:
-        """Every site, in the order of the members."""
-        return list(dict.fromkeys(member.site for member in self.members))
+        """What members reconstruct, in their order: of a transcoder what it predicts, of a crosscoder all it reads.
+
+        Members with the same one compare: their scores are relative to the same activations.
+        """
+        return list(dict.fromkeys(member.place.output for member in self.members))
 
     def at_site(self, site: str | None = None) -> list[str]:
-        """Names of the evaluated members of one site.
+        """Names of the evaluated members that reconstruct one of `sites()`.
 
         Raises:
             InputError: nothing was evaluated, an unknown site, or several sites and none chosen.
@@ -153,15 +160,31 @@ class SweepResult:
             raise InputError(f"the sweep has several sites: give one of {', '.join(self.sites())}")
         if site is not None and site not in self.sites():
             raise unknown("site", site, self.sites())
-        return [member.name for member in self.members if site in (None, member.site)]
+        return [member.name for member in self.members if site in (None, member.place.output)]
+
+    def plotted(self, site: str | None = None) -> list[str]:
+        """Scores to draw against L0 that some member of a site has, or of any: crosscoders are not spliced."""
+        names = [m.name for m in self.members if site in (None, m.place.output)]
+        return [score for score in PLOTTED if any(score in self.evaluations[name].scores for name in names)]
 
     def plot(self, score: str = "fvu", site: str | None = None) -> Figure:
-        """`score` against L0: a trace an architecture, 95 % intervals, the Pareto front, and the nulls as points."""
+        """`score` against L0, with 95 % intervals: a trace an architecture, the Pareto front, the nulls as points.
+
+        Args:
+            site: what members reconstruct, one of `sites()`. None where there are several draws every member, without
+                a front or nulls: a score is relative to what is reconstructed.
+
+        Raises:
+            InputError: nothing was evaluated, an unknown site, or a score that no member has.
+        """
         from .plot import against_l0
 
-        names = self.at_site(site)
-        members = [member for member in self.members if member.name in names]
-        return against_l0(members, {name: self.evaluations[name] for name in names}, score, self.pareto(score, site))
+        several = site is None and len(self.sites()) > 1
+        names = {name for one in (self.sites() if several else [site]) for name in self.at_site(one)}
+        if not any(score in self.evaluations[name].scores for name in names):
+            raise unknown("score", score, self.evaluations[min(names)].scores)
+        members = [m for m in self.members if m.name in names and score in self.evaluations[m.name].scores]
+        return against_l0(members, self.evaluations, score, None if several else self.pareto(score, site))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for files: `members` (rows), `recipes`, `gaps` and, by site and score, the Pareto front."""
@@ -171,7 +194,7 @@ class SweepResult:
         rows = [{**row, "dictionary": folders.get(row["name"])} for row in self.table()]
         found: dict[str, Any] = {"schema": SCHEMA, **about, "members": rows}
         if self.evaluations:
-            fronts = {site: {score: self.pareto(score, site) for score in PLOTTED} for site in self.sites()}
+            fronts = {site: {score: self.pareto(score, site) for score in self.plotted(site)} for site in self.sites()}
             found |= {"recipes": self.recipes(), "gaps": self.gaps(), "pareto": fronts}
         return _finite(found)
 
@@ -198,11 +221,10 @@ class SweepResult:
     def _title(self) -> str:
         return f"Sweep of {len(self.members)} in {self.run.folder}"
 
-    def _scores(self) -> list[str]:
-        """Names of the scores that every member has."""
-        found = [set(evaluation.scores) for evaluation in self.evaluations.values()]
-        first = next(iter(self.evaluations.values())).scores if found else {}
-        return [name for name in first if all(name in names for names in found)]
+    def _scores(self, names: Sequence[str]) -> list[str]:
+        """Names of the scores that each of these members has."""
+        found = [self.evaluations[name].scores for name in names if name in self.evaluations]
+        return [score for score in (found[0] if found else ()) if all(score in scores for scores in found)]
 
     def _seeds(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}

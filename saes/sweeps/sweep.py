@@ -27,10 +27,13 @@ from ...lab.runs import Run, require_same
 from ...lab.sites import Site
 from ...lab.storage import flatten, read_json, write_json
 from ...lab.streams import ActivationStream
+from ..clt.cross_layer import CrossLayer
+from ..clt.training import CrossLayerTrainer, cross_layer_trainer_on
 from ..dictionary import Provenance
 from ..files import build_trainable
 from ..training import TrainConfig, Trainer
 from .grid import Member, require_distinct
+from .places import CROSS_LAYER
 from .results import PASSES, SweepResult
 
 log = logging.getLogger(__name__)
@@ -78,13 +81,44 @@ def trainer_on(
     return Trainer(dictionary, tuple(sites), training, target=target, name=name, provenance=provenance)
 
 
-def held_bytes(member: Member, width: int, device: torch.device | str = "cpu") -> int:
-    """Bytes that one member holds while it is trained: weights, moments, counters and low-precision copies."""
+def member_trainer(
+    stream: ActivationStream, member: Member, device: torch.device | str = "cpu"
+) -> Trainer | CrossLayerTrainer:
+    """A new dictionary for the sites of a member, with the trainer of its kind.
+
+    Raises:
+        InputError: a site is not streamed, or the sites of a cross-layer transcoder have different widths.
+    """
+    place = member.place
+    for site in place.sites:
+        _require_streamed(site, stream)
+    given: dict[str, Any] = {"name": member.name, "device": device}
+    if place.kind == CROSS_LAYER:
+        sizes = {"n_latents": member.n_latents, "k": member.k, "base": member.architecture, **member.own}
+        return cross_layer_trainer_on(stream, place.sources, place.targets, member.training, **given, **sizes)
+    target = place.targets[0] if place.targets else None
+    return trainer_on(stream, place.sources, member.config, member.training, target=target, **given)
+
+
+def held_bytes(member: Member, widths: Mapping[Site, int], device: torch.device | str = "cpu") -> int:
+    """Bytes that one member holds while it is trained: weights, moments, counters and low-precision copies.
+
+    Args:
+        widths: of its sites.
+    """
+    place = member.place
     with torch.device("meta"):
-        trainer = Trainer(build_trainable(d_in=width, **member.config), Site.parse(member.site), member.training)
+        dictionary = member.build(widths)
+        if isinstance(dictionary, CrossLayer):
+            trainer = CrossLayerTrainer(dictionary, place.sources, place.targets, member.training)
+            layers: Sequence[Trainer] = trainer.layers
+        else:
+            target = place.targets[0] if place.targets else None
+            trainer = Trainer(dictionary, place.sources, member.training, target=target)
+            layers = [trainer]
     tensors, _ = flatten(trainer.state_dict())
     copies = SHADOW_BYTES[choose(torch.device(device), member.training.precision).encode]
-    weights = trainer.weights.W_enc.numel() + trainer.weights.W_dec.numel()
+    weights = sum(layer.weights.W_enc.numel() + layer.weights.W_dec.numel() for layer in layers)
     return sum(tensor.nbytes for tensor in tensors.values()) + copies * weights
 
 
@@ -112,7 +146,9 @@ def plan(
         raise InputError(f"at_once must be at least 1, got {at_once}")
     most = min(at_once or len(members), len(members))
     groups = [list(members[start : start + most]) for start in range(0, len(members), most)]
-    sizes = {one.name: held_bytes(one, stream.widths[_streamed(one.site, stream)], device) for one in members}
+    for site in (site for one in members for site in one.place.sites):
+        _require_streamed(site, stream)
+    sizes = {one.name: held_bytes(one, stream.widths, device) for one in members}
     buffer = stream.config.buffer * sum(stream.widths.values()) * stream.dtype.itemsize
     place = torch.device(device)
     work = max(4 * one.n_latents * chunk_rows(one.n_latents, place.type) for one in members) + buffer
@@ -175,12 +211,7 @@ def sweep(
         part = run if len(groups) == 1 else _pass(run, number, group)
         if part is run or part.manifest is None:
             source = first if number == 1 or isinstance(stream, ActivationStream) else stream()
-            trainers = [
-                trainer_on(
-                    source, [_streamed(one.site, source)], one.config, one.training, name=one.name, device=device
-                )
-                for one in group
-            ]
+            trainers = [member_trainer(source, one, device) for one in group]
             longest = max(member.training.rows for member in group)
             train(source, trainers, part, steps=-(-longest // source.config.batch), **options)
         if part is not run:
@@ -188,11 +219,9 @@ def sweep(
     return SweepResult(tuple(members), run)
 
 
-def _streamed(site: str, stream: ActivationStream) -> Site:
-    found = Site.parse(site)
-    if found not in stream.widths:
+def _require_streamed(site: Site, stream: ActivationStream) -> None:
+    if site not in stream.widths:
         raise InputError(f"{site} is not streamed: add it to the stream's sites ({', '.join(map(str, stream.sites))})")
-    return found
 
 
 def _pass(run: Run, number: int, group: Sequence[Member]) -> _Pass:

@@ -14,6 +14,7 @@ from monosem.kernels.topk import Codes
 from monosem.lab.app import tables
 from monosem.lab.app.bench_kernels import BenchKernels
 from monosem.lab.app.kernel_cases import CASES, Case, relative, values_error
+from monosem.lab.app.l0_search import reach_l0
 from monosem.lab.app.peers import PEERS
 from monosem.lab.app.shapes import Planted, Shape
 from monosem.lab.app.step_memory import extra_memory
@@ -157,3 +158,38 @@ def test_bad_options(monosem: Command, options: tuple[str, ...], parts: tuple[st
     ended = monosem("bench", *options)
     assert (ended.status, ended.out) == (2, "") and ended.err.startswith("monosem: ") and ended.err.count("\n") == 1
     assert all(part in ended.err for part in parts)
+
+
+@pytest.mark.parametrize(("slope", "floor"), [(-0.4, 0.0), (-1.0, 0.0), (-2.5, 0.0), (-1.0, 30.0)])
+def test_a_coefficient_is_found_wherever_the_search_starts(slope: float, floor: float) -> None:
+    """L0 as a power of the coefficient, and one that only nears what is asked for."""
+    for start in (1e-3, 1.0, 1e3):
+        made = reach_l0(lambda c: (floor + 200 * c**slope, c), 32, start, trials=12, tolerance=0.05)
+        assert made[-1].l0 == pytest.approx(32, rel=0.05) and made[-1].result == made[-1].coefficient
+        assert all(abs(trial.l0 / 32 - 1) > 0.05 for trial in made[:-1])
+    stuck = reach_l0(lambda c: (500.0 + 1 / c, c), 32, 1.0, trials=4, tolerance=0.05)
+    assert len(stuck) == 4 and stuck[-1].l0 == min(trial.l0 for trial in stuck)
+
+
+def test_architectures_are_compared_at_the_l0_of_the_peer(tiny: Tiny, monosem: Command) -> None:
+    pytest.importorskip("sae_lens")
+    sizes = ("--n-latents=64", "--k=6", "--batch=64", "--rows=1024", "--held-out=512", "--peer-lr=1e-2", "--trials=4")
+    options = ("--architectures=topk,relu", "--site=resid_post.1", "--json")
+    topk, relu = monosem("bench", "architectures", *tiny.source, *sizes, *options).result["lines"]
+    assert topk["sae-lens"]["l0"] == pytest.approx(6) and list(topk["monosem"]) == ["6"] and not topk["trials"]
+    assert topk["fvu_at_equal_l0"] == topk["monosem"]["6"]["fvu"]
+    offs = [abs(l0 / 6 - 1) for _, l0 in relu["trials"]]
+    assert len(offs) > 1 and offs[-1] == min(offs) and relu["trials"][-1][1] == relu["sae-lens"]["l0"]
+    ours = sorted((one["l0"], one["fvu"]) for one in relu["monosem"].values())
+    if len(ours) == 2:
+        assert ours[0][0] <= relu["sae-lens"]["l0"] <= ours[1][0]
+        assert relu["ratio"] == pytest.approx(relu["fvu_at_equal_l0"] / relu["sae-lens"]["fvu"])
+        assert relu["as_good"] == (relu["ratio"] <= 1.02)
+    else:
+        assert len(ours) == 1 and (
+            relu["as_good"] is None or ours[0][0] == pytest.approx(relu["sae-lens"]["l0"], rel=5e-3)
+        )
+    for wrong, told in {"--tolerance=2": "tolerance must lie", "--trials=0": "trials must be at least 1",
+                        "--peer-lr=7": "peer_lr must lie", "--rows=9": "less than one batch"}.items():  # fmt: skip
+        ended = monosem("bench", "architectures", *tiny.source, *sizes, *options, wrong)
+        assert ended.status == 2 and told in ended.err.splitlines()[-1]

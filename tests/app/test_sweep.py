@@ -24,12 +24,15 @@ from monosem.lab.sites import Site
 from monosem.lab.storage import flatten
 from monosem.lab.streams import ActivationStream
 from monosem.lab.text import Corpus
+from monosem.saes.clt.cross_layer import BASES
+from monosem.saes.clt.training import CrossLayerTrainer
 from monosem.saes.compare import pareto
 from monosem.saes.evaluation import evaluate
 from monosem.saes.files import TRAINABLE, build_trainable, load
 from monosem.saes.sweeps.grid import Member, grid
+from monosem.saes.sweeps.places import Place
 from monosem.saes.sweeps.results import SweepResult
-from monosem.saes.sweeps.sweep import held_bytes, plan, sweep
+from monosem.saes.sweeps.sweep import held_bytes, member_trainer, plan, sweep
 from monosem.saes.training import TrainConfig, Trainer
 from tiny_commands import Ended, Tiny, results
 
@@ -38,6 +41,10 @@ SITE = "resid_post.1"
 MEASURE = {"tokens": 600, "ce_tokens": 120, "fit_tokens": 300}
 EVALUATION = tuple(f"--evaluation.{name.replace('_', '-')}={value}" for name, value in MEASURE.items())
 ROWS = 640
+WIDTHS = {Site.parse(SITE): 32}
+PLACES = ["mlp_out.1", "resid_mid.1 -> mlp_out.1", "resid_mid.1 + resid_post.1",
+          "resid_mid.0 + resid_mid.1 -> mlp_out.0 + mlp_out.1"]  # fmt: skip
+"""An autoencoder, a transcoder, a crosscoder and a cross-layer transcoder."""
 AXES = ("--architectures", "topk", "batchtopk", "jumprelu", "--n-latents", "64", "--k", "4", "8")
 
 
@@ -167,15 +174,22 @@ def test_a_killed_sweep_goes_on_to_the_same_bytes(tiny: Tiny, swept: Path, tmp_p
     assert ours == theirs and len(ours) == 15
 
 
+def held(trainer: Trainer | CrossLayerTrainer) -> int:
+    return sum(tensor.nbytes for tensor in flatten(trainer.state_dict())[0].values())
+
+
 def test_the_estimate_is_what_trainers_hold(tiny: Tiny, model: HookedModel) -> None:
     for architecture in TRAINABLE:
         member = Member(architecture, SITE, 64, 4, training=TrainConfig(precision="fp32"))
         trainer = Trainer(build_trainable(d_in=32, **member.config), Site.parse(SITE), member.training)
-        assert held_bytes(member, 32) == sum(t.nbytes for t in flatten(trainer.state_dict())[0].values())
+        assert held_bytes(member, WIDTHS) == held(trainer)
+    opened = stream(tiny, model, *PLACES[:1], "resid_mid.0", "resid_mid.1", "resid_post.1", "mlp_out.0", "mlp_out.1")
+    for member in grid(TrainConfig(precision="fp32"), site=PLACES, n_latents=64, k=4, skip=[False, True]):
+        assert held_bytes(member, opened.widths) == held(member_trainer(opened, member))
     members = grid(site=SITE, n_latents=64, k=[1, 2, 3, 4])
     opened = stream(tiny, model)
     needs = {at_once: least(opened, members, at_once) for at_once in (1, 2, 4)}
-    one = held_bytes(members[0], 32)
+    one = held_bytes(members[0], WIDTHS)
     assert needs[2] - needs[1] == pytest.approx(one / 0.9, abs=10) and needs[4] > needs[2] > needs[1]
     with pytest.raises(InputError, match=r"4 dictionaries at once take [\d.]+ GB .* \(--at-once 3\)"):
         plan(opened, members, available=needs[4] - 1)
@@ -213,6 +227,57 @@ def test_seeds_stand_beside_their_noise(tiny: Tiny, model: HookedModel, tmp_path
     assert len(result.plot("ce_recovered_zero").data) >= 4
 
 
+def test_every_kind_of_dictionary_in_one_sweep(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
+    options = ("--sites", *PLACES, "--architectures", "topk", "--k", "4", "--training.rows=320", "--json")
+    ended = monosem(*command(tiny, tmp_path / "all", *options, "--skip", "False", "True"))
+    assert ended.status == 0, ended.err
+    rows = {(row["kind"], row.get("skip", False)): row for row in ended.result["members"]}
+    kinds = ("sae", "transcoder", "crosscoder", "clt")
+    assert rows.keys() == {(kind, False) for kind in kinds} | {("transcoder", True), ("clt", True)}
+    for (kind, skip), row in rows.items():
+        assert 0 < row["fvu"] < 1.5 and row["fvu_low"] <= row["fvu"] <= row["fvu_high"] and row["l0"] > 0
+        assert (row.get("ce_recovered_zero") is None) == (kind == "crosscoder")
+        nulls = {"sae": "pca", "crosscoder": "pca", "transcoder": "linear", "clt": "own_layer"}
+        assert row[f"fvu_null_{nulls[kind]}"] > 0
+        assert load(tmp_path / "all" / row["dictionary"]).config.skip == skip
+    outputs = ["mlp_out.1", "resid_mid.1 + resid_post.1", "mlp_out.0 + mlp_out.1"]
+    assert list(ended.result["pareto"]) == outputs
+    one_output = {row["name"] for (kind, _), row in rows.items() if kind in ("sae", "transcoder")}
+    assert set(ended.result["pareto"]["mlp_out.1"]["fvu"]) <= one_output
+    assert set(ended.result["pareto"][outputs[1]]) == {"fvu"}
+    page = (tmp_path / "all" / "pareto.html").read_text()
+    start = page.index('id="data">') + len('id="data">')
+    figures = list(json.loads(page[start : page.index("</script>", start)])["figures"].values())
+    assert len(figures) == 7 and len(figures[0]["data"]) == len(rows) and len(figures[1]["data"]) == len(rows) - 1
+    shared = {trace["name"] for trace in figures[2]["data"]}
+    assert {"topk", "topk transcoder", "topk transcoder with skip", "null: linear", "Pareto front"} <= shared
+
+
+def test_a_place_says_what_is_read_and_predicted() -> None:
+    for text, kind, output in (
+        ("blocks.1.hook_resid_post", "sae", SITE),
+        ("resid_mid.1->mlp_out.1", "transcoder", "mlp_out.1"),
+        ("resid_post.0+resid_post.2", "crosscoder", "resid_post.0 + resid_post.2"),
+        ("resid_mid.4-7 -> mlp_out.4-7", "clt", "mlp_out.4-7"),
+        ("path:model.layers.0-1 -> mlp_out.1", "transcoder", "mlp_out.1"),
+    ):
+        place = Place.parse(text)
+        assert (place.kind, place.output) == (kind, output) and Place.parse(str(place)) == place
+    assert len(Place.parse("resid_mid.4-7 -> mlp_out.4-7").sites) == 8
+    assert {m.architecture for m in grid(site=PLACES[3], architecture="all", n_latents=64, k=4)} == set(BASES)
+    across = grid(site=[SITE, PLACES[1]], architecture="all", n_latents=64, k=4, skip=True)
+    assert len(across) == 2 * len(TRAINABLE) - 1 and sum(member.own.get("skip", False) for member in across) == 8
+    for text, match in {
+        "": "is no place", "resid_mid.1 ->": "is no place", "resid_mid.3-1": "a range of layers rises",
+        "resid_mid.1 -> resid_mid.1": "both read and predicted", "resid_pots.1 -> mlp_out.1": "did you mean 'resid_p",
+        "resid_mid.0-1 -> mlp_out.1": "one site for each that it reads, got 1 for 2", "z.1 + z.1": "names a site twice",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=match):
+            Place.parse(text)
+    with pytest.raises(InputError, match="base of a cross-layer transcoder 'gated'"):
+        Member("gated", PLACES[3])
+
+
 def test_a_grid_is_every_combination() -> None:
     axes = {"training.aux_k": [0, 8], "penalty": ["tanh", "step"]}
     members = grid(site="blocks.1.hook_resid_post", architecture="jumprelu", n_latents=64, k=[2, 4], lr=1e-3, **axes)
@@ -242,6 +307,8 @@ BAD = {
     "twice": ("--seeds=0,0", "is in the sweep twice"),
     "site": ("--sites=resid_pots.1", "unknown site 'resid_pots.1'"),
     "layer": ("--sites=resid_post.7", "resid_post.7 is outside"),
+    "order": ("--sites=resid_post.1 -> resid_mid.1", "must read an earlier site than resid_mid.1"),
+    "null": ("--evaluation.spliced=pcaa", "unknown null to splice 'pcaa': did you mean 'pca'"),
     "at once": ("--at-once=0", "at_once must be at least 1, got 0"),
     "memory": ("--n-latents=90000000000", "GB are available", "fewer or smaller dictionaries"),
     "minutes": ("--checkpoint-minutes=-1", "checkpoint_minutes must be above 0, got -1"),

@@ -19,12 +19,16 @@ from monosem.lab.streams import ActivationStream, Batch, StreamConfig
 from monosem.lab.text import Corpus
 from monosem.saes import formats
 from monosem.saes.clt.cross_layer import CrossLayer, CrossLayerConfig
+from monosem.saes.clt.nulls import fit_cross_layer_nulls, own_layer
 from monosem.saes.clt.replacement import replace_outputs
-from monosem.saes.clt.scores import measure_cross_layer
+from monosem.saes.clt.scores import CrossLayerReconstruction
 from monosem.saes.clt.selection import select_jointly
 from monosem.saes.clt.training import CrossLayerTrainer, cross_layer_trainer_on
 from monosem.saes.dictionary import Provenance
+from monosem.saes.evaluation import evaluate
 from monosem.saes.files import build, load
+from monosem.saes.linear import Linear
+from monosem.saes.matching import matching_sites
 from monosem.saes.sparse_code import SparseCode, beside
 from monosem.saes.training import TrainConfig
 from safetensors.torch import load_file, save_file
@@ -60,8 +64,8 @@ def planted(rows: int, seed: int = 0) -> tuple[list[torch.Tensor], list[torch.Te
     return read, [(1 + 2 * layer) * part - layer for layer, part in enumerate(written.chunk(LAYERS, 1))]
 
 
-def trainer_of(rows: int, *, n: int = 2 * TRUE, base: str = "batchtopk", joint: bool = False, **options):
-    config = CrossLayerConfig(LAYERS * D, LAYERS * n, d_out=LAYERS * OUT, layers=LAYERS, k=K, base=base, joint=joint)
+def trainer_of(rows: int, *, n: int = 2 * TRUE, base: str = "batchtopk", joint: bool = False, skip=False, **options):
+    config = CrossLayerConfig.over(LAYERS, D, n, d_out=OUT, k=K, base=base, joint=joint, skip=skip)
     return CrossLayerTrainer(CrossLayer(config), READ, WRITTEN, TrainConfig(**{"rows": rows, "lr": 3e-2, **options}))
 
 
@@ -185,10 +189,14 @@ def test_a_joint_budget_goes_where_codes_are_large() -> None:
     assert clt.config.joint and "joint=True" in repr(clt)
 
 
-@pytest.mark.parametrize("base", ["topk", "relu"])
-def test_every_gradient_of_a_step_equals_autograd(base: str) -> None:
-    trainer, (read, written) = trainer_of(10_000, base=base, precision="fp32"), planted(256)
+@pytest.mark.parametrize(("base", "skip"), [("topk", False), ("relu", False), ("topk", True)])
+def test_every_gradient_of_a_step_equals_autograd(base: str, skip: bool) -> None:
+    trainer, (read, written) = trainer_of(10_000, base=base, skip=skip, precision="fp32"), planted(256)
     trainer._start(read, torch.cat(written, 1))
+    if skip:
+        trainer.dictionary.W_skip.normal_(generator=torch.Generator().manual_seed(2)).mul_(0.3)
+    skips = [torch.zeros(OUT, D).double() if one.skip is None else one.skip.double() for one in trainer.layers]
+    skips = [one.clone().requires_grad_() for one in skips]
     assert not any(block.b_dec.any() for block in trainer.dictionary.layers[1:])
     if base == "relu":
         for layer in trainer.layers:
@@ -207,6 +215,9 @@ def test_every_gradient_of_a_step_equals_autograd(base: str) -> None:
             top = code.topk(K, dim=1)
             code = torch.zeros_like(code).scatter(1, top.indices, top.values)
         y_hat = y_hat + torch.nn.functional.pad(code @ own["W_dec"], (layer.earlier * OUT, 0))
+        after = (LAYERS - layer.earlier - 1) * OUT
+        linear = layer.read(x).double() @ skips[layer.earlier].T
+        y_hat = y_hat + torch.nn.functional.pad(linear, (layer.earlier * OUT, after))
     ((y_hat - goal).square().sum() / (goal - goal.mean(0)).square().sum()).backward()
     for layer in trainer.layers:
         layer.steps = 1
@@ -220,13 +231,43 @@ def test_every_gradient_of_a_step_equals_autograd(base: str) -> None:
         for name, gradient in found.items():
             expected = own[name].grad
             assert (gradient / 0.1 - expected).abs().max() < 3e-5 * expected.abs().max(), (layer.earlier, name)
+        if skip:
+            expected = skips[layer.earlier].grad
+            assert (layer.skip_moments[0] / 0.1 - expected).abs().max() < 3e-5 * expected.abs().max()
     assert not any(block.b_dec.any() for block in trainer.dictionary.layers[1:])
 
 
-@pytest.mark.parametrize(("base", "joint"), [("batchtopk", True), ("jumprelu", False)])
-def test_a_restored_trainer_ends_in_the_same_bytes(base: str, joint: bool, tmp_path: Path) -> None:
+def test_a_skip_takes_what_is_linear(tmp_path: Path) -> None:
+    """Outputs with a linear part of what their layer reads: with a skip as good as without either."""
+    rng = torch.Generator().manual_seed(7)
+    maps = [torch.randn(OUT, D, generator=rng) for _ in range(LAYERS)]
+
+    def bent(rows: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        read, written = planted(rows, seed)
+        return read, [y + x @ m.T for x, y, m in zip(read, written, maps, strict=True)]
+
+    found = {}
+    for skip in (False, True):
+        for ema in (None, 0.9):
+            trainer = feed(trainer_of(5120, base="topk", skip=skip, ema=ema), *bent(5120, 0))
+            clt = load(trainer.folded().save(tmp_path / f"{skip}{ema}"))
+            read, written = bent(1000, 1)
+            found[skip, ema] = fvu(clt(torch.cat(read, 1)), torch.cat(written, 1))
+            if skip and not ema:  # the folded one is what was trained
+                parts = [layer.read(x) for layer, x in zip(trainer.layers, read, strict=True)]
+                own = trainer.dictionary
+                made = own.b_dec + own.skipped(torch.cat(parts, 1))
+                for layer, x in zip(trainer.layers, parts, strict=True):
+                    made[:, layer.earlier * OUT :] += layer.written(layer.select(x))
+                assert torch.allclose(made / trainer.layers[0].units.output, clt(torch.cat(read, 1)), atol=2e-3)
+    assert found[True, None] < 0.5 * found[False, None] and found[True, 0.9] < 0.5 * found[False, 0.9]
+
+
+@pytest.mark.parametrize(("base", "joint", "skip"), [("batchtopk", True, False), ("jumprelu", False, True)])
+def test_a_restored_trainer_ends_in_the_same_bytes(base: str, joint: bool, skip: bool, tmp_path: Path) -> None:
     read, written = planted(1536)
-    whole, first, second = (trainer_of(1536, n=100, base=base, joint=joint, aid_after=200) for _ in range(3))
+    options = {"n": 100, "base": base, "joint": joint, "skip": skip, "aid_after": 200, "ema": 0.99 if skip else None}
+    whole, first, second = (trainer_of(1536, **options) for _ in range(3))
     feed(whole, read, written, 64)
     feed(first, [x[:1024] for x in read], [y[:1024] for y in written], 64)
     save_state(tmp_path, first.state_dict())
@@ -244,9 +285,13 @@ def rows_of(read: list[torch.Tensor], written: list[torch.Tensor]) -> list[Batch
     return [Batch(dict(zip((*READ, *WRITTEN), (*read, *written), strict=True)), origin)]
 
 
-def test_scores_stand_beside_the_own_layers_share() -> None:
+def test_scores_of_every_layer_and_nulls_that_learned_less() -> None:
     clt, (read, written) = trained("topk").folded(), planted(1000, seed=3)
-    found = measure_cross_layer(clt, rows_of(read, written), rows=800, held_out="fresh rows")
+    nulls = fit_cross_layer_nulls(torch.cat(planted(600, seed=4)[0], 1), clt, 0, torch.cat(planted(600, seed=4)[1], 1))
+    measured = {name: CrossLayerReconstruction(one, rows=800) for name, one in {"": clt, **nulls}.items()}
+    for one in measured.values():
+        one.step(rows_of(read, written)[0])
+    found = measured.pop("").evidence(measured, held_out="fresh rows")
     y, y_hat = (part[:800] for part in (torch.cat(written, 1), clt(torch.cat(read, 1))))
     assert found["fvu"].value == pytest.approx(fvu(y_hat, y), rel=1e-4) and found["fvu"].n == 80
     per_layer = [found[f"fvu_{site}"] for site in WRITTEN]
@@ -254,14 +299,21 @@ def test_scores_stand_beside_the_own_layers_share() -> None:
         own = slice(at * OUT, (at + 1) * OUT)
         assert one.value == pytest.approx(fvu(y_hat[:, own], y[:, own]), rel=1e-4)
     assert found["fvu_mean"].value == pytest.approx(sum(one.value for one in per_layer) / LAYERS)
-    assert per_layer[0].nulls["own_layer"] == pytest.approx(per_layer[0].value, rel=0.02)  # nothing comes from before
+    assert per_layer[0].nulls["own_layer"] == pytest.approx(per_layer[0].value, rel=0.05)  # nothing comes from before
     assert per_layer[2].nulls["own_layer"] > 2 * per_layer[2].value and found["fvu"].beats_nulls()
-    assert found["fvu"].nulls["mean"] == 1.0 and found["fvu"].interval[0] < found["fvu"].value
+    assert set(found["fvu"].nulls) == {"own_layer", "untrained", "linear"} and found["fvu"].interval is not None
+    assert found["l0"].nulls["untrained"] == pytest.approx(found["l0"].value) and found["l0"].nulls["linear"] == 0
     assert found["l0"].value == pytest.approx(LAYERS * K) and found["l0_resid_mid.1"].value == pytest.approx(K)
-    with pytest.raises(InputError, match="names no sites"):
-        measure_cross_layer(trained("topk").dictionary, [], rows=9)
-    with pytest.raises(InputError, match="no rows were measured"):
-        measure_cross_layer(clt, [], rows=9)
+    x, y = (torch.cat(part, 1)[:, : D if part is read else OUT] for part in (read, written))
+    by_hand = Linear.fit(x[:600], y[:600])  # what the linear null is in its first layer
+    null = fit_cross_layer_nulls(torch.cat(read, 1)[:600], clt, 0, torch.cat(written, 1)[:600])["linear"]
+    assert torch.allclose(null(torch.cat(read, 1))[:, :OUT], by_hand(x), atol=1e-4)
+    with pytest.raises(InputError, match="names no site"):
+        CrossLayerReconstruction(trained("topk").dictionary)
+    with pytest.raises(InputError, match="has 3 layers, got 2 sites to read and 3 to write"):
+        CrossLayerReconstruction(clt, READ[:2])
+    with pytest.raises(InputError, match="has measured no rows"):
+        CrossLayerReconstruction(clt).evidence()
 
 
 def foreign_files(folder: Path, n: int = 10, jump: bool = True, skip: bool = True) -> dict[str, torch.Tensor]:
@@ -377,9 +429,6 @@ def test_a_trainer_refuses_what_does_not_fit() -> None:
     ):
         with pytest.raises(InputError, match=message):
             CrossLayerTrainer(clt, sites, targets, TrainConfig(**config))
-    skipping = build("clt", d_in=12, n_latents=30, k=2, layers=3, skip=True)
-    with pytest.raises(InputError, match="read from files and not trained"):
-        CrossLayerTrainer(skipping, READ, WRITTEN)
     with pytest.raises(InputError, match="latents of layer 1 write to layers 1 to 2, not to 0"):
         clt.decoder_of(1, 0)
     with pytest.raises(InputError, match="source must be a layer from 0 to 2, got 3"):
@@ -407,20 +456,23 @@ def down_projections(module: torch.nn.Module) -> CrossLayer:
 def test_an_exact_replacement_model_is_the_model() -> None:
     module = tiny("llama")
     model, clt = HookedModel(module, name="tiny-llama"), down_projections(module)
-    found = replace_outputs(model, corpus(), clt, torch.zeros(96), tokens=100)
+    both = {"clt": clt, "own_layer": own_layer(clt, torch.zeros(2, 168), torch.zeros(2, 96))}
+    found = replace_outputs(model, corpus(), both, torch.zeros(96), tokens=100)
     scores = found.evidence("clt", ["own_layer"])
     assert abs(scores["kl"].value) < 1e-4 < scores["kl"].nulls["zero"]
     assert scores["ce_recovered_zero"].value == pytest.approx(1, abs=1e-2)
     assert abs(scores["kl"].nulls["own_layer"]) < 1e-4 and found.counts["edited"] >= 100
     clt.decoder_of(0, 2).add_(0.5)  # what crosses layers reaches the output of a later one
-    crossed = replace_outputs(model, corpus(), clt, torch.zeros(96), tokens=100).evidence("clt", ["own_layer"])
+    crossed = replace_outputs(model, corpus(), both, torch.zeros(96), tokens=100).evidence("clt", ["own_layer"])
     assert crossed["kl"].value > 1e-2 and abs(crossed["kl"].nulls["own_layer"]) < 1e-4
     clt.provenance.norm_limits = {"mlp_act.1": 1e-6}
-    kept = replace_outputs(model, corpus(), clt, torch.zeros(96), tokens=100)
+    kept = replace_outputs(model, corpus(), {"clt": clt}, torch.zeros(96), tokens=100)
     assert kept.counts["edited"] == 0 and abs(kept.evidence("clt")["kl"].value) < 1e-6
     clt.provenance.sources[0] = "resid_post.0"
     with pytest.raises(InputError, match=r"resid_post.0 comes after mlp_out.0"):
-        replace_outputs(model, corpus(), clt, torch.zeros(96), tokens=9)
+        replace_outputs(model, corpus(), {"clt": clt}, torch.zeros(96), tokens=9)
+    with pytest.raises(InputError, match="a dictionary cannot be named 'zero'"):
+        replace_outputs(model, corpus(), {"zero": clt}, torch.zeros(96), tokens=9)
 
 
 def test_a_trainer_for_a_stream_and_its_replacement_model(tmp_path: Path) -> None:
@@ -432,8 +484,16 @@ def test_a_trainer_for_a_stream_and_its_replacement_model(tmp_path: Path) -> Non
     clt = load(trainer.folded().save(tmp_path))
     assert isinstance(clt, CrossLayer) and clt.d_in == clt.d_out == 96 and clt.n_latents == 120
     assert clt.provenance.model["name"] == "tiny-llama" and len(clt.provenance.norm_limits) == 6
-    found = replace_outputs(model, corpus(), clt, torch.zeros(96), tokens=60).evidence("clt", ["own_layer"])
-    assert set(found["kl"].nulls) == {"zero", "mean", "own_layer"}
+    with pytest.raises(InputError, match="a dictionary of one site here"):
+        matching_sites(model, clt)
+    sizes = {"tokens": 60, "ce_tokens": 40, "fit_tokens": 40}
+    found = evaluate(model, corpus(), clt, progress=False, **sizes)
+    assert found.site == "resid_mid.0 + resid_mid.1 + resid_mid.2 -> mlp_out.0 + mlp_out.1 + mlp_out.2"
+    assert {"fvu", "fvu_mean", "l0_resid_mid.2", "dead", "decoder_max_cosine"} <= found.scores.keys()
+    assert set(found["fvu"].nulls) == {"own_layer", "untrained", "linear"}
+    assert set(found["ce_recovered_zero"].nulls) == {"mean", "own_layer", "untrained", "linear"}
+    assert found["ce_recovered_zero"].interval is not None and found.counts["edited"] > 30
+    assert found.to_json() == evaluate(model, corpus(), clt, progress=False, **sizes).to_json()
     with pytest.raises(InputError, match="sites of one width"):
         cross_layer_trainer_on(stream, [], [], TrainConfig(), n_latents=4)
 
@@ -441,14 +501,20 @@ def test_a_trainer_for_a_stream_and_its_replacement_model(tmp_path: Path) -> Non
 def test_the_command_trains_one_over_all_sites(tmp_path: Path) -> None:
     texts = {"sites": tuple(map(str, READ)), "targets": tuple(map(str, WRITTEN))}
     options = {"dictionary": DictionaryOptions("batchtopk", n_latents=40, k=4), "training": TrainConfig(rows=192)}
-    command = Train(tmp_path, **texts, **options, joint=True, stream=StreamConfig(batch=64))
+    command = Train(tmp_path, **texts, **options, joint=True, skip=True, stream=StreamConfig(batch=64))
     stream = ActivationStream(
         HookedModel(tiny("llama"), name="tiny-llama"), corpus(), [*READ, *WRITTEN], batch=64, buffer=256
     )
     run = command.train(stream)
     (name,) = run.dictionaries
     clt = load(run.dictionaries[name])
-    assert isinstance(clt, CrossLayer) and clt.config.joint and clt.config.layers == 3 and clt.n_latents == 120
+    assert (
+        isinstance(clt, CrossLayer)
+        and clt.config.joint
+        and clt.W_skip is not None
+        and clt.config.layers == 3
+        and clt.n_latents == 120
+    )
     assert f"fvu_{WRITTEN[1]}" in run.metrics(name)[-1]
     for wrong, message in (
         ({"targets": ("mlp_out.0",)}, "one of --targets for each of --sites, got 1 for 3"),

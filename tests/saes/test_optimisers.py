@@ -45,6 +45,9 @@ OPTIONS = [
     {"optimizer": "signum", "skip": True},
     {"optimizer": "muon", "architecture": "matryoshka"},
     {"optimizer": "signum", "architecture": "gated", "clip_norm": 0.5},
+    {"optimizer": "adam8bit"},
+    {"optimizer": "adam8bit", "skip": True},
+    {"start": "kaiming", "start_bias": "mean", "architecture": "jumprelu"},
     {"ema": 0.99},
     {"k_start": 8, "k_anneal": 0.9},
     {"k_start": 8, "architecture": "batchtopk"},
@@ -57,6 +60,8 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_restored_trainer_ends_in_the_same_bytes(options: dict[str, Any]) -> None:
+    if options.get("optimizer") == "adam8bit":
+        pytest.importorskip("bitsandbytes")
     x = planted(4096)[0]
     whole, first, second = (trainer_of(**{"aid_after": 300, **options}) for _ in range(3))
     feed(whole, x)
@@ -79,6 +84,53 @@ def test_a_planted_dictionary_is_found(options: dict[str, Any]) -> None:
     found = trainer.folded()
     assert (found(x) - x).square().sum() / (x - x.mean(0)).square().sum() < 0.2
     assert (directions @ found.W_dec.T).max(1).values.mean() > 0.9
+
+
+@pytest.mark.parametrize("architecture", ["topk", "relu", "jumprelu", "gated"])
+@pytest.mark.parametrize("start", ["kaiming", "normal"])
+def test_other_starts_have_their_scale_and_train(start: str, architecture: str) -> None:
+    x, _ = planted(10_240)
+    trainer = trainer_of(architecture, rows=10_240, start=start, start_bias="mean")
+    trainer._start(x[:2048])
+    sae, units = trainer.dictionary, trainer.units
+    assert units is not None
+    variance = 2 / D if start == "kaiming" else 1 / D
+    assert float(sae.W_enc.var()) == pytest.approx(variance, rel=0.15)
+    assert (start == "kaiming") == (float(sae.W_enc.abs().max()) <= (6 / D) ** 0.5)
+    assert abs(float(torch.cosine_similarity(sae.W_enc, sae.W_dec).mean())) < 0.2
+    assert torch.allclose(sae.b_dec, (x[:2048] * units.input).mean(0), atol=1e-4)
+    code = sae.training_code(x[:2048] * units.input - sae.b_dec, None)
+    assert len(code.values) / 2048 == pytest.approx(K, rel=0.05)
+    before = lost(trainer)
+    feed(trainer, x)
+    assert lost(trainer) < min(0.7 * before, 0.95)
+
+
+def lost(trainer: Trainer) -> float:
+    """Squared error over variance on held-out rows."""
+    x = planted(1000, seed=2)[0]
+    return float((trainer.folded()(x) - x).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def test_starts_on_data_and_at_zero() -> None:
+    x, _ = planted(2048)
+    trainer = trainer_of(blend=1.0, start="normal", start_bias="zero")
+    trainer._start(x)
+    rows = torch.nn.functional.normalize(x * trainer.units.input, dim=1)  # type: ignore[union-attr]
+    assert not trainer.dictionary.b_dec.any()
+    assert torch.allclose((trainer.dictionary.W_dec @ rows.T).max(1).values, torch.ones(N), atol=1e-5)
+
+
+def test_eight_bit_adam_goes_where_adam_goes() -> None:
+    pytest.importorskip("bitsandbytes")
+    x = planted(30_000)[0]
+    eight, full = (feed(trainer_of(rows=30_000, optimizer=name), x) for name in ("adam8bit", "adam"))
+    state = eight.optimiser.adam.state[eight.optimiser.matrices[0]]  # type: ignore[attr-defined]
+    assert state["state1"].dtype == state["state2"].dtype == torch.uint8 and state["state1"].shape == (N, D)
+    scores = [one.metrics()["fvu"] for one in (eight, full)]
+    assert scores[0] == pytest.approx(scores[1], rel=0.1) and scores[0] < 0.6
+    with pytest.raises(InputError, match="8-bit blocks share"):
+        TrainConfig(optimizer="adam8bit", resample_every=5)
 
 
 def test_muon_is_torchs_muon_on_the_dense_gradient() -> None:
@@ -170,7 +222,7 @@ def test_a_cosine_falls_slowly_at_both_ends() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "adam8bit"}, "unknown optimizer 'adam8bit'"),
+        ({"optimizer": "adamw"}, "unknown optimizer 'adamw'"),
         ({"ema": 1.0}, "ema must lie between"),
         ({"ema": 0.9, "optimizer": "signum"}, "saves its own mean"),
         ({"k_start": 8, "architecture": "jumprelu"}, "k_start is for architectures"),

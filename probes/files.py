@@ -1,0 +1,87 @@
+"""Saving and loading probes: a directory with `probe.safetensors` and `probe.json` (schema 1), JSON last.
+
+probe.json: {schema, form, kind, classes, source, scaling, training, sha256 of the tensor file}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..lab.errors import InputError, unknown
+from ..lab.models import HookedModel
+from ..lab.sites import Site
+from ..lab.storage import file_sha256, read_json, read_tensors, write_json, write_tensors
+from .labels import Source
+from .nonlinear import AttentionProbe, MLPProbe
+from .probe import Probe
+from .scaling import Scaling
+
+SCHEMA = 1
+WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"
+FORMS: dict[str, type[Probe]] = {one.form: one for one in (Probe, MLPProbe, AttentionProbe)}
+"""Every form of read-out by name."""
+SCALE = ("scaling.mean", "scaling.spread")
+
+
+def save(probe: Probe, folder: Path | str) -> Path:
+    """Write a probe into `folder`, which is created. The description is written last."""
+    folder = Path(folder)
+    scale = dict(zip(SCALE, (probe.scaling.mean, probe.scaling.spread), strict=True))
+    write_tensors(folder / WEIGHTS, {**probe.tensors(), **scale})
+    description = {
+        "schema": SCHEMA,
+        "form": probe.form,
+        "kind": probe.kind,
+        "classes": list(probe.classes),
+        "source": asdict(probe.source),
+        "scaling": probe.scaling.kind,
+        "training": probe.training,
+        "sha256": file_sha256(folder / WEIGHTS),
+    }
+    write_json(folder / DESCRIPTION, description)
+    return folder
+
+
+def load(folder: Path | str, model: HookedModel | None = None, site: Site | str | None = None) -> Probe:
+    """Read a probe.
+
+    Args:
+        model: refuse the probe unless it was fitted on this model.
+        site: refuse the probe unless it reads this site.
+
+    Raises:
+        InputError: no probe, another schema, weights that are not the ones described, another model or site; the
+            sentence names the file or both sides.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file():
+        raise InputError(f"{folder} holds no probe (no {DESCRIPTION}): give the folder of one, such as RUN/probes/NAME")
+    told = read_json(folder / DESCRIPTION, "probe description")
+    if not isinstance(told, dict) or told.get("schema") != SCHEMA:
+        schema = told.get("schema") if isinstance(told, dict) else None
+        raise InputError(f"{folder / DESCRIPTION} has schema {schema!r}, this version reads {SCHEMA}")
+    if told.get("form") not in FORMS:
+        raise unknown(f"form of probe in {folder / DESCRIPTION}", told.get("form"), FORMS)
+    tensors = read_tensors(folder / WEIGHTS, "probe weight file")
+    if file_sha256(folder / WEIGHTS) != told.get("sha256"):
+        raise InputError(
+            f"{folder / WEIGHTS} is not the file its description was written for: restore both from one save"
+        )
+    try:
+        mean, spread = (tensors.pop(name) for name in SCALE)
+        probe = FORMS[told["form"]](
+            kind=told["kind"], classes=tuple(told["classes"]), source=Source(**told["source"]),
+            scaling=Scaling(told["scaling"], mean, spread), training=told["training"], **tensors,
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / DESCRIPTION}: an entry is missing or of the wrong type ({error})") from error
+    if not all(bool(torch.isfinite(one).all()) for one in probe.tensors().values()):
+        raise InputError(f"{folder / WEIGHTS} holds values that are not finite")
+    if model is not None:
+        probe.matching_site(model)
+    if site is not None and str(Site.parse(site)) != probe.source.site:
+        raise InputError(f"the probe in {folder} reads {probe.source} and not {site}: give the probe of that site")
+    return probe

@@ -1,0 +1,104 @@
+"""A score of probes against the layer, with intervals and nulls, drawn with plotly."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..lab.errors import unknown
+from ..lab.evidence import Evidence
+from ..lab.sites import PATH, Site
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from .layer_sweep import ProbeSweep
+
+COLOURS = ("#0b6bcb", "#e07a0c", "#17936a", "#b3409b", "#7b61d1", "#8a6d3b", "#c2323f", "#2a9fb0")
+DASHES = {"shuffled_labels": "dot", "token_count": "dash", "random_features": "dashdot", "shuffled_model": "longdash"}
+TITLES = {
+    "auc": "AUC on test units",
+    "accuracy": "balanced accuracy on test units",
+    "r2": "explained variance of test units (R²)",
+}
+Series = dict[str, list[tuple[float, str, Evidence]]]
+"""From the name of a line to its points: where on the axis, the place's name, the score."""
+
+
+def sweep_figure(sweep: ProbeSweep, score: str | None = None) -> Figure:
+    """One line for each kind of probe and kind of site; grey lines are its nulls, worst case over the kinds of probe.
+
+    Places with a layer lie by it; others (heads too) side by side.
+
+    Raises:
+        InputError: an unknown score.
+    """
+    from plotly.graph_objects import Figure, Scatter
+
+    if score is not None and score not in sweep.scores:
+        raise unknown("score of probes", score, sweep.scores)
+    name = score or sweep.scores[0]
+    lines, by_layer = _series(sweep, name)
+    figure = Figure()
+    for colour, (label, points) in zip(itertools.cycle(COLOURS), lines.items(), strict=False):
+        figure.add_trace(Scatter(name=label, **_line(points, colour)))
+    for null, points in _nulls(lines).items():
+        figure.add_trace(
+            Scatter(
+                x=[x for x, _ in points], y=[y for _, y in points], name=f"null: {null}", mode="lines+markers",
+                line={"color": "#6b7280", "width": 1.3, "dash": DASHES.get(null, "dot")}, marker={"size": 4},
+                hovertemplate=f"{null}<br>%{{y:.4g}}<extra></extra>",
+            )
+        )  # fmt: skip
+    axis: dict[str, Any] = (
+        {"title": {"text": "layer"}} if by_layer else {"title": {"text": "place"}, "showticklabels": False}
+    )
+    figure.update_layout(
+        xaxis=axis, yaxis={"title": {"text": TITLES.get(name, name)}}, template="plotly_white",
+        margin={"l": 60, "r": 15, "t": 15, "b": 50}, hovermode="closest",
+    )  # fmt: skip
+    return figure
+
+
+def _series(sweep: ProbeSweep, score: str) -> tuple[Series, bool]:
+    """The lines, and whether their axis is the layer."""
+    sites = {place: Site.parse(next(iter(kinds.values())).probe.source.site) for place, kinds in sweep.measured.items()}
+    plain = all(next(iter(kinds.values())).probe.source.head is None for kinds in sweep.measured.values())
+    by_layer = plain and all(site.kind != PATH for site in sites.values())
+    several = len({_family(place, site) for place, site in sites.items()}) > 1
+    lines: Series = {}
+    for number, (place, kinds) in enumerate(sweep.measured.items()):
+        x = sites[place].layer if by_layer else number
+        for kind, found in kinds.items():
+            label = f"{kind}, {_family(place, sites[place])}" if several else kind
+            lines.setdefault(label, []).append((x, place, found[score]))
+    return {label: sorted(points, key=lambda point: point[0]) for label, points in lines.items()}, by_layer
+
+
+def _family(place: str, site: Site) -> str:
+    """What places of other layers share: the kind of site, and whether they are codes."""
+    return site.kind + (" latents" if place.endswith(" latents") else "")
+
+
+def _line(points: Sequence[tuple[float, str, Evidence]], colour: str) -> dict[str, Any]:
+    ends = [one.interval or (one.value, one.value) for _, _, one in points]
+    return {
+        "x": [x for x, _, _ in points], "y": [one.value for _, _, one in points], "mode": "lines+markers",
+        "text": [f"{place}<br>{one}" for _, place, one in points], "hovertemplate": "%{text}<extra></extra>",
+        "marker": {"color": colour, "size": 7}, "line": {"color": colour, "width": 1.8},
+        "error_y": {"type": "data", "symmetric": False, "thickness": 1, "width": 3,
+                    "array": [high - one.value for (_, high), (_, _, one) in zip(ends, points, strict=True)],
+                    "arrayminus": [one.value - low for (low, _), (_, _, one) in zip(ends, points, strict=True)]},
+    }  # fmt: skip
+
+
+def _nulls(lines: Mapping[str, Sequence[tuple[float, str, Evidence]]]) -> dict[str, list[tuple[float, float]]]:
+    """Every null at its highest over the lines."""
+    highest: dict[str, dict[float, float]] = {}
+    for points in lines.values():
+        for x, _, one in points:
+            for null, value in one.nulls.items():
+                held = highest.setdefault(null, {})
+                held[x] = max(value, held.get(x, value))
+    return {null: sorted(held.items()) for null, held in highest.items()}

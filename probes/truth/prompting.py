@@ -1,0 +1,100 @@
+"""Asking the model itself whether a statement is true, false or neither, with no probe: the zero-shot baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from ...lab.errors import InputError
+from ...lab.hooks import Edit
+from ...lab.models import HookedModel
+from ...lab.sites import Site
+from ...lab.tokenization import TextTokenizer
+from ..prompts import Prompt, PromptBatch, by_length, mark, pad
+from .scores import Reading
+from .statements import CLASSES, Statements
+from .three_way import Multinomial
+
+QUESTION = "Statement: {}\nIs the statement true, false, or neither? Answer:"
+ANSWERS = tuple(f" {name}" for name in CLASSES)
+
+
+def verdict_prompts(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[Prompt]:
+    """The question about every statement, marked at the statement's last token."""
+    before, after = QUESTION.split("{}")
+    return mark(tokenizer, [(before + text, after) for text in texts])
+
+
+def answer_ids(tokenizer: TextTokenizer) -> list[int]:
+    """The first token of every answer.
+
+    Raises:
+        InputError: two answers begin with the same token, so that the model's next token cannot tell them apart.
+    """
+    ids = [int(row[0]) for row in tokenizer.encode(ANSWERS)]
+    if len(set(ids)) < len(ids):
+        raise InputError(
+            f"{tokenizer.label} begins two of the answers {', '.join(CLASSES)} with the same token, so the model "
+            "cannot be asked: leave questions to the model out (--no-prompting --causal.statements 0)"
+        )
+    return ids
+
+
+@torch.no_grad()
+def verdicts(
+    model: HookedModel,
+    prompts: Sequence[Prompt],
+    *,
+    edits: Callable[[PromptBatch], Mapping[Site | str, Edit]] | None = None,
+    batch: int = 16,
+    progress: bool = False,
+) -> Float32[Tensor, "prompts classes"]:
+    """Logits of the three answers after every prompt, on the CPU.
+
+    Args:
+        edits: what to change at which sites, given a batch whose marks are the last tokens of its statements.
+    """
+    tokenizer = TextTokenizer(model.tokenizer)
+    ids, found = torch.tensor(answer_ids(tokenizer)), torch.zeros(len(prompts), len(CLASSES))
+    last = model.site(f"resid_post.{model.n_layers - 1}")
+    with tqdm(total=len(prompts), desc="ask", unit="prompt", disable=not progress) as bar:
+        for chosen in by_length(prompts, batch):
+            part = pad([prompts[i] for i in chosen], tokenizer.padding)
+            # the head is applied where the answer begins alone: at every token it costs more than the model
+            with model.editing(edits(part) if edits else {}):
+                acts = model.capture(part.tokens, [last], attention_mask=part.attention)[last]
+            at = part.last.to(acts.device)
+            logits = model.unembed(acts[torch.arange(len(at), device=at.device), at])
+            found[chosen] = logits[:, ids.to(logits.device)].float().cpu()
+            bar.update(len(chosen))
+    return found
+
+
+def zero_shot(logits: Float[Tensor, "statements classes"], statements: Statements, alpha: float) -> dict[str, Reading]:
+    """What the model says of the test statements: as it is, and with a multinomial on its three logits.
+
+    The second, `prompting_fitted`, is fitted on the training split as the probes are: a model may know an answer that
+    it has a habit of not giving.
+
+    Args:
+        logits: of the three answers, for every statement.
+    """
+
+    def told(split: str) -> Float[np.ndarray, "statements classes"]:
+        return logits[torch.from_numpy(statements.rows(split))].numpy().astype(np.float64)
+
+    labels: Int[np.ndarray, " points"] = statements.labels[statements.rows("calibration")]
+    fitted = Multinomial.fit(told("train"), statements.labels[statements.rows("train")])
+
+    def plain(values: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(values).softmax(1).numpy()
+
+    return {
+        name: Reading.of(read(told("calibration")), labels, read(told("test")), alpha)
+        for name, read in (("prompting", plain), ("prompting_fitted", fitted.probabilities))
+    }
