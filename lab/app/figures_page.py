@@ -63,7 +63,7 @@ def write_figures_page(
         "body": "".join(body),
         "data": embedded_json({"figures": figures, **data}),
         "plotly": plotly_code(),
-        "code": asset("sweep_page.js"),
+        "code": asset("figures_page.js"),
     }
     text = re.sub(r"\{\{(\w+)\}\}", lambda match: page[match[1]], asset("report.html"))
     with atomic_path(path) as beside:

@@ -11,14 +11,12 @@ import tyro
 from ...saes.files import load
 from ...saes.itda.dictionary import ITDA
 from ...saes.itda.training import GrowthConfig, itda_on
-from ..errors import InputError
 from ..loading import device_named
 from ..loop import train
 from ..runs import Run
-from ..sinks import check_sink
 from ..sites import Site
 from ..streams import StreamConfig
-from .options import Flat, ModelText
+from .options import Flat, ModelText, check_loop
 from .training import Train, stream_counts, tokens_per_second
 
 BUFFER = 16_384
@@ -48,12 +46,7 @@ class Itda:
     """Also send metrics to wandb, tensorboard or trackio."""
 
     def __post_init__(self) -> None:
-        if self.log_every < 1:
-            raise InputError(f"log_every must be at least 1, got {self.log_every}")
-        if not self.checkpoint_minutes > 0:
-            raise InputError(f"checkpoint_minutes must be above 0, got {self.checkpoint_minutes:g}")
-        for sink in self.sinks:
-            check_sink(sink)
+        check_loop(self.log_every, self.checkpoint_minutes, self.sinks)
 
     def run(self) -> dict[str, Any]:
         """Build them and return where everything is, and of each how it ended and its last atom's place."""

@@ -19,10 +19,9 @@ from ..errors import InputError, unknown
 from ..loading import device_named
 from ..models import HookedModel
 from ..runs import Run
-from ..sinks import check_sink
 from ..store import ActivationStore
 from ..streams import ActivationStream, StreamConfig
-from .options import Flat, ModelText
+from .options import Flat, ModelText, check_loop
 from .sweep_grid_file import read_grid
 from .sweep_page import write_sweep_page
 
@@ -79,12 +78,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.at_once is not None and self.at_once < 1:
             raise InputError(f"at_once must be at least 1, got {self.at_once}")
-        if self.log_every < 1:
-            raise InputError(f"log_every must be at least 1, got {self.log_every}")
-        if not self.checkpoint_minutes > 0:
-            raise InputError(f"checkpoint_minutes must be above 0, got {self.checkpoint_minutes:g}")
-        for sink in self.sinks:
-            check_sink(sink)
+        check_loop(self.log_every, self.checkpoint_minutes, self.sinks)
         members = self.members()
         if self.evaluate:
             require_nulls(self.evaluation)

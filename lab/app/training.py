@@ -18,12 +18,11 @@ from ..errors import InputError
 from ..loading import device_named
 from ..loop import train
 from ..runs import Run
-from ..sinks import check_sink
 from ..sites import Site
 from ..store import ActivationStore
 from ..streams import ActivationStream, StreamConfig
 from .dictionary_options import DictionaryOptions
-from .options import Flat, ModelText
+from .options import Flat, ModelText, check_loop
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +66,8 @@ class Train:
     """Also send metrics to wandb, tensorboard or trackio."""
 
     def __post_init__(self) -> None:
-        if self.log_every < 1:
-            raise InputError(f"log_every must be at least 1, got {self.log_every}")
+        check_loop(self.log_every, self.checkpoint_minutes, self.sinks)
         self._check_sites()
-        if not self.checkpoint_minutes > 0:
-            raise InputError(f"checkpoint_minutes must be above 0, got {self.checkpoint_minutes:g}")
-        for sink in self.sinks:
-            check_sink(sink)
 
     def _check_sites(self) -> None:
         read = set(map(Site.parse, self.sites))

@@ -1,5 +1,5 @@
 "use strict";
-// Each figure of a sweep in its panel, in the colours of the page.
+// Each figure in its panel, in the colours of the page.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
