@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ class BenchItda:
     """Rows that are shuffled."""
     source: Flat[ModelText] = field(default_factory=ModelText)
     store: Path | None = None
-    """Read the rows from this store. The forward pass they cost is then timed on `forward_rows` rows of text."""
+    """Read the rows from this store, serving each more than once where it holds fewer. The forward pass that as many
+    rows cost is then timed on `forward_rows` rows of text."""
     forward_rows: int = 8192
     """Rows to time the forward pass on, with a store."""
     rounds: int = 3
@@ -145,8 +146,10 @@ class BenchItda:
         if self.store is None:
             return ActivationStream(model, self.source.open_corpus(model, split="train"), [self.site], config=config)
         store = ActivationStore.open(self.store)
-        if store.rows < self.sae_rows:
-            raise InputError(f"{self.store} holds {store.rows} rows and sae_rows={self.sae_rows}: harvest more")
+        if store.rows < self.itda_rows:
+            raise InputError(f"{self.store} holds {store.rows} rows and itda_rows={self.itda_rows}: harvest more")
+        config = replace(config, reuse=-(-self.sae_rows // store.rows))
+        log.info("%s holds %d rows: each is served %d times on average", self.store, store.rows, config.reuse)
         return ActivationStream.from_store(store, sites=[self.site], config=config)
 
     def _build(self, stream: ActivationStream) -> tuple[dict[int, Trainer], ITDATrainer, dict[str, Clock], Tensor]:

@@ -171,7 +171,7 @@ class Truth:
         logits = read_tensors(path, "answers")["logits"]
         whole = Part(store.at(store.sites[0]), statements)
         train, calibration, test = (whole.of(split) for split in SPLITS)
-        nulls = {"token_count": token_count_reading(train, calibration, test, self.truth.alpha)}
+        nulls = {"token_count": [token_count_reading(train, calibration, test, self.truth.alpha)]}
         return {
             name: {
                 score: evidence.to_json()

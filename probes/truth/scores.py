@@ -155,7 +155,7 @@ def score_reading(
     reading: Reading,
     right: Int[np.ndarray, " statements"],
     entities: Sequence[str],
-    nulls: Mapping[str, Reading],
+    nulls: Mapping[str, Sequence[Reading]],
     *,
     alpha: float,
     seed: int = 0,
@@ -166,7 +166,8 @@ def score_reading(
 
     Args:
         entities: what each statement is about.
-        nulls: what other read-outs, which have learned nothing of truth, say of the same statements.
+        nulls: what other read-outs, which have learned nothing of truth, say of the same statements; of several
+            draws of one the mean score.
     """
     unit = np.unique(entities, return_inverse=True)[1].reshape(-1)
     ones = np.ones(len(right))
@@ -181,7 +182,7 @@ def score_reading(
         note = ""
         if name.startswith("coverage"):
             note = f"asked for at least {1 - alpha:g}; any read-out reaches it, also one that knows nothing"
-        beside = {null: score(other, right, ones) for null, other in nulls.items()}
+        beside = {null: float(np.mean([score(one, right, ones) for one in draws])) for null, draws in nulls.items()}
         found[name] = Evidence(
             name,
             score(reading, right, ones),

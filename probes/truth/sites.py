@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -35,6 +35,9 @@ class TruthConfig:
     """`crossfit` fits the three-way read-out to scores of bags that the directions had not seen, `published` to those
     of the bags they were fitted on."""
     fit: FitConfig = field(default_factory=FitConfig)
+    draws: int = 4
+    """Shuffles of the labels, and random directions, whose scores the nulls average: one alone may well land on the
+    difference between real and invented."""
     resamples: int = 1000
     """Of the bootstrap over entities."""
 
@@ -42,8 +45,11 @@ class TruthConfig:
         for method in self.methods:
             if method not in METHODS:
                 raise unknown("method", method, METHODS)
-        if not self.methods or self.resamples < 1:
-            raise InputError(f"give at least one method and one resample, got {self.methods} and {self.resamples}")
+        if not self.methods or self.resamples < 1 or self.draws < 1:
+            raise InputError(
+                f"give at least one method, one draw and one resample, got {self.methods}, {self.draws} and"
+                f" {self.resamples}"
+            )
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha is a share between 0 and 1, got {self.alpha}")
 
@@ -106,7 +112,7 @@ def probe_parts(method: str, train: Part, calibration: Part, test: Part, config:
     """One method, fitted, calibrated and scored on these parts, which share no entity.
 
     Beside it stand three nulls: the same method fitted to shuffled labels, random directions, and a read-out of the
-    number of tokens and the polarity alone. Labels as they are and shuffled labels are fitted together.
+    number of tokens and the polarity alone. Shuffled labels are fitted with the middle C of the labels as they are.
 
     Raises:
         InputError: too few calibration statements for this alpha, or too few entities for the folds.
@@ -122,7 +128,7 @@ class _Parts:
         self.train, self.calibration, self.test = train, calibration, test
         self.y = train.statements.labels
         rng = np.random.default_rng(derive_seed(config.fit.seed, "shuffled labels"))
-        self.shuffled = rng.permutation(self.y)
+        self.shuffled = [rng.permutation(self.y) for _ in range(config.draws)]
         entities = len(set(test.statements.entities))
         self.held_out = (
             f"{len(test.bags)} statements about {entities} entities, none of which the {len(train.bags)} training "
@@ -130,17 +136,13 @@ class _Parts:
         )
 
     def result(self, method: str) -> SiteResult:
-        """One method with its nulls: labels as they are and shuffled labels are fitted together."""
-        labels = torch.from_numpy(np.stack([self.y, self.shuffled], 1))
-        positive = torch.cat([labels[:, [i]] == torch.arange(len(CLASSES)) for i in (0, 1)], 1)
-        groups = _numbered(self.train.statements.entities)
-        both = fit_method(method, self.train.bags, positive, self.y, groups, self.config.fit)
-        own, null = (_columns(both, slice(begin, begin + len(CLASSES))) for begin in (0, len(CLASSES)))
+        """One method with its nulls."""
+        own = self._fit(method, [self.y], self.config.fit)
         three_way = ThreeWay.of(own, self.y, self.config.readout)
         nulls = {
-            "shuffled_labels": self._reading(ThreeWay.of(null, self.shuffled, self.config.readout).probabilities),
-            "random_direction": self._random(method),
-            "token_count": token_count_reading(self.train, self.calibration, self.test, self.config.alpha),
+            "shuffled_labels": self._shuffled(method, sorted(own.C)[len(own.C) // 2]),
+            "random_direction": [self._random(method, draw) for draw in range(self.config.draws)],
+            "token_count": [token_count_reading(self.train, self.calibration, self.test, self.config.alpha)],
         }
         reading = self._reading(three_way.probabilities)
         right, entities = self.test.statements.labels, self.test.statements.entities
@@ -152,15 +154,31 @@ class _Parts:
         selection = mcc(outside, self.y, np.ones(len(self.y)))
         return SiteResult(three_way, reading, scores, selection, self._geometry(three_way))
 
+    def _fit(self, method: str, labels: Sequence[Int[np.ndarray, " statements"]], config: FitConfig) -> Fitted:
+        """One against the rest for every class, under every labelling."""
+        classes = torch.arange(len(CLASSES))
+        positive = torch.cat([torch.from_numpy(y)[:, None] == classes for y in labels], 1)
+        return fit_method(method, self.train.bags, positive, self.y, _numbered(self.train.statements.entities), config)
+
+    def _shuffled(self, method: str, strength: float) -> list[Reading]:
+        """All shuffles in one fit."""
+        fitted = self._fit(method, self.shuffled, replace(self.config.fit, strengths=(strength,)))
+        n = len(CLASSES)
+        parts = [_columns(fitted, slice(n * draw, n * draw + n)) for draw in range(len(self.shuffled))]
+        return [
+            self._reading(ThreeWay.of(part, labels, self.config.readout).probabilities)
+            for part, labels in zip(parts, self.shuffled, strict=True)
+        ]
+
     def _reading(self, probabilities: Callable[[StatementBags], np.ndarray]) -> Reading:
         known, new = probabilities(self.calibration.bags), probabilities(self.test.bags)
         return Reading.of(known, self.calibration.statements.labels, new, self.config.alpha)
 
-    def _random(self, method: str) -> Reading:
+    def _random(self, method: str, draw: int) -> Reading:
         """Three random directions in scaled space, read as the method reads its own."""
         way, x = METHODS[method], self.train.bags.x
-        spread = x.std(0)
-        weight = torch.randn(len(CLASSES), len(spread), generator=generator(self.config.fit.seed, "random direction"))
+        spread, rng = x.std(0), generator(self.config.fit.seed, "random direction", draw)
+        weight = torch.randn(len(CLASSES), len(spread), generator=rng)
         linear = Linear(weight / torch.where(spread > 0, spread, torch.inf), torch.zeros(len(CLASSES)))
         fitted = Multinomial.fit(bag_scores(linear, self.train.bags, way.pooling).numpy(), self.y)
         return self._reading(lambda bags: fitted.probabilities(bag_scores(linear, bags, way.pooling).numpy()))
