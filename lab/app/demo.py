@@ -20,9 +20,10 @@ from ..storage import write_json
 from ..streams import ActivationStream, StreamConfig
 from ..text import TextConfig
 from .dictionary_options import DictionaryOptions
+from .looping import LoopOptions, Reading, stream_counts, tokens_per_second
 from .options import Flat, ModelText
 from .report import write_report
-from .training import Train, stream_counts, tokens_per_second
+from .training import Train
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class Demo:
         corpus = self.source.open_corpus(model, split="train")
         stream = ActivationStream(model, corpus, [self.site], config=self.stream)
         training = Train(
-            out=self.out, sites=(self.site,), source=self.source, dictionary=self.dictionary,
-            training=self.training, stream=self.stream, resume=True,
+            out=self.out, sites=(self.site,), reading=Reading(self.source, stream=self.stream),
+            dictionary=self.dictionary, training=self.training, loop=LoopOptions(resume=True),
         )  # fmt: skip
         return training.train(stream)
 

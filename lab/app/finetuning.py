@@ -22,13 +22,13 @@ from ...saes.sae import SparseAutoencoder
 from ...saes.training import TrainConfig, Trainer
 from ..errors import InputError
 from ..loading import device_named
-from ..loop import train
 from ..models import HookedModel
 from ..runs import Run
 from ..sites import Site
 from ..storage import write_json
 from ..token_stream import TokenStream
 from .evaluating import find_dictionary
+from .looping import LoopOptions
 from .options import Flat, ModelText
 
 log = logging.getLogger(__name__)
@@ -50,18 +50,7 @@ class Finetune:
     """Take only architecture, sizes and site from the dictionary, and start from fresh weights."""
     source: Flat[ModelText] = field(default_factory=ModelText)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    resume: bool = False
-    """Continue the run in `out`; it ends in the same bytes as if it had never stopped."""
-    log_every: int = 20
-    """Steps between lines of metrics.jsonl."""
-    checkpoint_minutes: float = 10.0
-    """Minutes between checkpoints."""
-
-    def __post_init__(self) -> None:
-        if self.log_every < 1:
-            raise InputError(f"log_every must be at least 1, got {self.log_every}")
-        if not self.checkpoint_minutes > 0:
-            raise InputError(f"checkpoint_minutes must be above 0, got {self.checkpoint_minutes:g}")
+    loop: Flat[LoopOptions] = field(default_factory=LoopOptions)
 
     def run(self) -> dict[str, Any]:
         """Train, measure and return the scores; also written into the run as `finetuning.json`.
@@ -107,9 +96,9 @@ class Finetune:
         ]
         config = {"objective": asdict(self.objective), "training": asdict(self.training), "fresh": self.fresh,
                   "from": before.provenance.training, "dictionary": asdict(before.config)}  # fmt: skip
-        run = Run.create(self.out, config, stream.fingerprint(), resume=self.resume)
+        run = Run.create(self.out, config, stream.fingerprint(), resume=self.loop.resume)
         log.info("%s of %s on %r", self.objective.loss, folder, stream)
-        return train(stream, consumers, run, log_every=self.log_every, checkpoint_minutes=self.checkpoint_minutes)
+        return self.loop.train(stream, consumers, run)
 
     def trainer(self, before: Dictionary, site: Site, target: Site | None, name: str) -> Trainer:
         """A trainer of a copy.

@@ -7,10 +7,8 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from ..errors import InputError
 from ..loading import load_model
 from ..models import HookedModel
-from ..sinks import check_sink
 from ..text import Corpus, TextConfig
 
 T = TypeVar("T")
@@ -41,17 +39,3 @@ class ModelText:
     def open_corpus(self, model: HookedModel, **fields: Any) -> Corpus:
         """The corpus through the model's tokenizer; `fields` override the text options."""
         return Corpus(self.corpus, model.tokenizer, replace(self.text, **fields))
-
-
-def check_loop(log_every: int, checkpoint_minutes: float, sinks: tuple[str, ...]) -> None:
-    """Refuse options of the training loop that it would stumble over later.
-
-    Raises:
-        InputError: no steps between lines, no time between checkpoints, or a sink that is unknown or not installed.
-    """
-    if log_every < 1:
-        raise InputError(f"log_every must be at least 1, got {log_every}")
-    if not checkpoint_minutes > 0:
-        raise InputError(f"checkpoint_minutes must be above 0, got {checkpoint_minutes:g}")
-    for sink in sinks:
-        check_sink(sink)

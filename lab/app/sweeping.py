@@ -17,11 +17,9 @@ from ...saes.sweeps.table import aligned, cells
 from ...saes.training import TrainConfig
 from ..errors import InputError, unknown
 from ..loading import device_named
-from ..models import HookedModel
 from ..runs import Run
-from ..store import ActivationStore
-from ..streams import ActivationStream, StreamConfig
-from .options import Flat, ModelText, check_loop
+from .looping import LoopOptions, Reading
+from .options import Flat
 from .sweep_grid_file import read_grid
 from .sweep_page import write_sweep_page
 
@@ -56,29 +54,18 @@ class Sweep:
     grid: Path | None = None
     """A .json or .toml file with one table or a list `grid` of tables: each is one more grid, whose fields (of the
     above, of an architecture's config, or training.NAME) have a value or a list, and stand in place of the options."""
-    source: Flat[ModelText] = field(default_factory=ModelText)
-    store: Path | None = None
-    """Train on activations from this store (written by `monosem harvest`); the model is then for the evaluation."""
+    reading: Flat[Reading] = field(default_factory=Reading)
     training: TrainConfig = field(default_factory=TrainConfig)
-    stream: StreamConfig = field(default_factory=StreamConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     evaluate: bool = True
     """Measure all dictionaries on held-out documents when they are trained."""
     at_once: int | None = None
     """Dictionaries in memory at once; each further group is another pass over the stream. By default all."""
-    resume: bool = False
-    """Continue the sweep in `out`; it ends in the same bytes as if it had never stopped."""
-    log_every: int = 20
-    """Steps between lines of metrics.jsonl."""
-    checkpoint_minutes: float = 10.0
-    """Minutes between checkpoints."""
-    sinks: tuple[str, ...] = ()
-    """Also send metrics to wandb, tensorboard or trackio."""
+    loop: Flat[LoopOptions] = field(default_factory=LoopOptions)
 
     def __post_init__(self) -> None:
         if self.at_once is not None and self.at_once < 1:
             raise InputError(f"at_once must be at least 1, got {self.at_once}")
-        check_loop(self.log_every, self.checkpoint_minutes, self.sinks)
         members = self.members()
         if self.evaluate:
             require_nulls(self.evaluation)
@@ -106,20 +93,21 @@ class Sweep:
 
     def run(self) -> dict[str, Any]:
         """Train, measure, write the results, and return them as one object."""
-        model = None if self.store is not None and not self.evaluate else self.source.open_model()
+        source = self.reading.source
+        model = None if self.reading.store is not None and not self.evaluate else source.open_model()
         members = self.members()
         sites = tuple(dict.fromkeys(str(site) for member in members for site in member.place.sites))
-        place, first = device_named(self.source.device), self._open(model, sites)
+        place, first = device_named(source.device), self.reading.open(sites, model)
         plan(first, members, self.at_once, device=place)
         first.norm_limit  # noqa: B018 (reads the first rows: what cannot be read or held leaves no run behind)
         opened = iter([first])
-        run = Run.create(self.out, {"training": asdict(self.training)}, first.fingerprint(), resume=self.resume)
+        run = Run.create(self.out, {"training": asdict(self.training)}, first.fingerprint(), resume=self.loop.resume)
         result = sweep(
-            lambda: next(opened, None) or self._open(model, sites), members, run, at_once=self.at_once, device=place,
-            log_every=self.log_every, checkpoint_minutes=self.checkpoint_minutes, sinks=self.sinks,
+            lambda: next(opened, None) or self.reading.open(sites, model), members, run,
+            at_once=self.at_once, device=place, **self.loop.given(),
         )  # fmt: skip
         if model is not None and self.evaluate:
-            result = result.evaluate(model, self.source.open_corpus(model, split="heldout"), self.evaluation)
+            result = result.evaluate(model, source.open_corpus(model, split="heldout"), self.evaluation)
         result.save()
         written = {"run": str(run.folder), "results": str(run.folder / "results.json")}
         if result.evaluations:
@@ -136,13 +124,6 @@ class Sweep:
         lines += [gap_text(gap) for gap in clear]
         lines += [f"{len(gaps) - len(clear)} of {len(gaps)} gaps between recipes are within seed noise"] if gaps else []
         return "\n".join([*lines, *(f"{key}: {result[key]}" for key in ("run", "results", "page") if key in result)])
-
-    def _open(self, model: HookedModel | None, sites: tuple[str, ...]) -> ActivationStream:
-        if self.store is not None:
-            store = ActivationStore.open(self.store)
-            return ActivationStream.from_store(store, sites=sites, config=self.stream)
-        assert model is not None, "the model is opened unless there is a store"
-        return ActivationStream(model, self.source.open_corpus(model, split="train"), sites, config=self.stream)
 
 
 def gap_text(gap: dict[str, Any]) -> str:

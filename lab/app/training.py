@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,13 +15,12 @@ from ...saes.sweeps.sweep import trainer_on
 from ...saes.training import TrainConfig, Trainer
 from ..errors import InputError
 from ..loading import device_named
-from ..loop import train
 from ..runs import Run
 from ..sites import Site
-from ..store import ActivationStore
-from ..streams import ActivationStream, StreamConfig
+from ..streams import ActivationStream
 from .dictionary_options import DictionaryOptions
-from .options import Flat, ModelText, check_loop
+from .looping import LoopOptions, Reading, told
+from .options import Flat
 
 log = logging.getLogger(__name__)
 
@@ -50,26 +48,12 @@ class Train:
     --n-latents and --k are then those of one layer."""
     joint: bool = False
     """With --targets and --architecture batchtopk: spend the codes of all layers where they are largest."""
-    source: Flat[ModelText] = field(default_factory=ModelText)
-    store: Path | None = None
-    """Read activations from this store (written by `monosem harvest`) in place of a model."""
+    reading: Flat[Reading] = field(default_factory=Reading)
     dictionary: DictionaryOptions = field(default_factory=DictionaryOptions)
     training: TrainConfig = field(default_factory=TrainConfig)
-    stream: StreamConfig = field(default_factory=StreamConfig)
-    resume: bool = False
-    """Continue the run in `out`; it ends in the same bytes as if it had never stopped."""
-    log_every: int = 20
-    """Steps between lines of metrics.jsonl."""
-    checkpoint_minutes: float = 10.0
-    """Minutes between checkpoints."""
-    sinks: tuple[str, ...] = ()
-    """Also send metrics to wandb, tensorboard or trackio."""
+    loop: Flat[LoopOptions] = field(default_factory=LoopOptions)
 
     def __post_init__(self) -> None:
-        check_loop(self.log_every, self.checkpoint_minutes, self.sinks)
-        self._check_sites()
-
-    def _check_sites(self) -> None:
         read = set(map(Site.parse, self.sites))
         if self.target is not None and Site.parse(self.target) in read:
             raise InputError(
@@ -93,36 +77,20 @@ class Train:
     def run(self) -> dict[str, Any]:
         """Train and return where everything is."""
         run = self.train(self.open_stream())
-        return {
-            "run": str(run.folder),
-            "dictionaries": {name: str(path) for name, path in run.dictionaries.items()},
-            "tokens": stream_counts(run)["tokens"],
-            "rows": stream_counts(run)["served"],
-            "tokens_per_second": tokens_per_second(run),
-            "last": {name: run.metrics(name)[-1] for name in run.dictionaries},
-        }
+        return {**told(run), "last": {name: run.metrics(name)[-1] for name in run.dictionaries}}
 
     def open_stream(self) -> ActivationStream:
         """The stream of the training split, or of the store."""
-        sites = (*self.sites, *self.targets, *((self.target,) if self.target else ()))
-        if self.store is not None:
-            store = ActivationStore.open(self.store)
-            return ActivationStream.from_store(store, sites=sites, config=self.stream)
-        model = self.source.open_model()
-        corpus = self.source.open_corpus(model, split="train")
-        return ActivationStream(model, corpus, sites, config=self.stream)
+        return self.reading.open((*self.sites, *self.targets, *((self.target,) if self.target else ())))
 
     def train(self, stream: ActivationStream) -> Run:
         """Run the loop; resumes where `resume` is set."""
         stands_on, trainers = stream.fingerprint(), self._trainers(stream)
-        run = Run.create(self.out, self._config(), stands_on, resume=self.resume)
-        return train(
-            stream, trainers, run, steps=-(-self.training.rows // self.stream.batch),
-            log_every=self.log_every, checkpoint_minutes=self.checkpoint_minutes, sinks=self.sinks,
-        )  # fmt: skip
+        run = Run.create(self.out, self._config(), stands_on, resume=self.loop.resume)
+        return self.loop.train(stream, trainers, run, self.training.rows)
 
     def _trainers(self, stream: ActivationStream) -> Sequence[Trainer | CrossLayerTrainer]:
-        sites, device = list(dict.fromkeys(map(Site.parse, self.sites))), device_named(self.source.device)
+        sites, device = list(dict.fromkeys(map(Site.parse, self.sites))), device_named(self.reading.source.device)
         if self.targets:
             given = self.dictionary.given()
             own = {"base": given.pop("architecture"), "joint": self.joint, "skip": self.skip, **given}
@@ -141,14 +109,3 @@ class Train:
         rare["targets"] = list(self.targets)
         return {"sites": list(self.sites), "dictionary": self.dictionary.given(), "training": asdict(self.training),
                 **{name: value for name, value in rare.items() if value}}  # fmt: skip
-
-
-def stream_counts(run: Run) -> dict[str, Any]:
-    """Tokens read, rows kept, dropped and served over the whole finished run."""
-    return (run.manifest or {})["counts"]
-
-
-def tokens_per_second(run: Run) -> float:
-    """Rows trained on per second of the loop, interruptions left out."""
-    lines = [json.loads(line) for line in (run.folder / "timing.jsonl").read_text().splitlines()]
-    return sum(line["rows"] for line in lines) / max(sum(line["seconds"] for line in lines), 1e-9)
