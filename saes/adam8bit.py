@@ -11,6 +11,8 @@ import importlib
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ..kernels.update import Adam, Weights
 from ..lab.consumers import load_optimiser_state, optimiser_state
@@ -56,6 +58,10 @@ class Adam8bit(DenseOptimiser):
         self.adam.zero_grad()
         adam_step(self.weights.b_enc, gradients.b_enc, self.encoder_bias_moments, adam)
         to_unit_rows(self.weights.W_dec)
+
+    def forget_biases(self, latents: Int[Tensor, " some"]) -> None:
+        """The moments of b_enc."""
+        self.encoder_bias_moments[:, latents] = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The library's state and the moments."""

@@ -9,11 +9,11 @@ also reconstruct the row, through a decoder that this term does not train (secti
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..kernels.encode import Shadow
-from .objectives import Gradients, PenalisedObjective, Rows, latent_sums
+from .objectives import Gradients, PenalisedObjective, Rows, common_bound, latent_sums
 from .parts import Part
 from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 from .sparse_code import SparseCode
@@ -74,6 +74,7 @@ class GatedObjective(PenalisedObjective):
     """
 
     dictionary: Gated
+    biased = True
 
     def own_parameters(self) -> dict[str, Tensor]:
         """The logarithm of the magnitudes' scale, and their offset from it."""
@@ -92,6 +93,22 @@ class GatedObjective(PenalisedObjective):
         sae = self.dictionary
         self.own["offset"].copy_(sae.b_mag - sae.r_mag.exp() * sae.b_enc)
         self.control.begin(float(-sae.b_enc.mean()))
+
+    def bound(self) -> Tensor:
+        """It is in the gates' biases."""
+        return common_bound(self.dictionary.b_enc)
+
+    def wake(self, rows: Rows, latents: Int[Tensor, " some"]) -> None:
+        """Only the gates: magnitudes stay what they are."""
+        super().wake(rows, latents)
+        sae = self.dictionary
+        self.own["offset"][latents] = (sae.b_mag - sae.r_mag.exp() * sae.b_enc)[latents]
+
+    def restart(self, latents: Int[Tensor, " some"], bound: Tensor) -> None:
+        """Magnitudes at the size of the products."""
+        super().restart(latents, bound)
+        self.own["r_mag"][latents] = 0
+        self.own["offset"][latents] = bound
 
     def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """A gate's gradient comes by way of its magnitude, its own reconstruction and the penalty."""

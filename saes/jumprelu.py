@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..kernels.dispatch import choose
@@ -128,6 +128,15 @@ class JumpReLUObjective(PenalisedObjective):
                 return 0.0, weight + QUADRATIC * self.unit**2 * (int(active.sum()) / len(code) / k - 1)
             case _:
                 return 0.0, weight
+
+    def bound(self) -> Tensor:
+        """The median threshold."""
+        return self.dictionary.theta.median()
+
+    def restart(self, latents: Int[Tensor, " some"], bound: Tensor) -> None:
+        """Thresholds at the bound."""
+        super().restart(latents, bound)
+        self.own["theta"][latents] = bound
 
     def raise_bounds(self, amount: Tensor | float) -> None:
         """All thresholds."""

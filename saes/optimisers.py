@@ -100,6 +100,12 @@ class Optimiser:
             for tensor in moments or ():
                 tensor[latents] = 0
 
+    def forget_biases(self, latents: Int[Tensor, " some"]) -> None:
+        """The same where only b_enc has been set."""
+        for moments in (self.moments.first, self.moments.second):
+            if moments is not None:
+                moments.b_enc[latents] = 0
+
     def averaged(self) -> dict[str, Tensor]:
         """What is saved in place of the dictionary's tensors of these names."""
         return {}
@@ -194,6 +200,10 @@ class Muon(DenseOptimiser):
         for matrix in self.matrices[:2]:
             if "momentum_buffer" in self.muon.state[matrix]:
                 self.muon.state[matrix]["momentum_buffer"][latents] = 0
+        self.forget_biases(latents)
+
+    def forget_biases(self, latents: Int[Tensor, " some"]) -> None:
+        """Adam's moments of b_enc."""
         self.encoder_bias_moments[:, latents] = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,6 +258,10 @@ class ScheduleFreeSignum(DenseOptimiser):
         for z, x, y in zip(self.z, self.x, self.weights, strict=True):
             z[latents] = y[latents]
             x[latents] = y[latents]
+
+    def forget_biases(self, latents: Int[Tensor, " some"]) -> None:
+        """As the others."""
+        self.z.b_enc[latents] = self.x.b_enc[latents] = self.weights.b_enc[latents]
 
     def averaged(self) -> dict[str, Tensor]:
         """x, once there is one."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..kernels.encode import Shadow
 from ..lab.errors import InputError
-from .objectives import Gradients, PenalisedObjective, Rows
+from .objectives import Gradients, PenalisedObjective, Rows, common_bound
 from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 from .schedules import ramp
 from .sparse_code import SparseCode
@@ -61,6 +61,7 @@ class PenalisedReLU(PenalisedObjective):
     """Adds weight * sum |f|^p to half the squared error."""
 
     dictionary: ReLU
+    biased = True
 
     @property
     def p(self) -> float:
@@ -77,6 +78,10 @@ class PenalisedReLU(PenalisedObjective):
     def adopt(self) -> None:
         """The weight that a start with these biases would have."""
         self.control.begin(float(-self.dictionary.b_enc.mean()) / 4)
+
+    def bound(self) -> Tensor:
+        """It is in the biases."""
+        return common_bound(self.dictionary.b_enc)
 
     def raise_bounds(self, amount: Tensor | float) -> None:
         """All biases fall."""

@@ -195,9 +195,10 @@ class Trainer:
     def _resample(self, acts: Float32[Tensor, "batch columns"]) -> None:
         rows, _ = self._rows(acts)
         code = self.dictionary.training_code(rows.input, self.shadow)
-        dead, rng = self.since_fired >= self.config.dead_after, generator(self.config.seed, "resample", self.steps)
-        resample(self.optimiser, dead, rows, self.objective.decoded(code, rows, self._decoder).squares, rng)
-        self.since_fired.masked_fill_(dead, 0)
+        rng = generator(self.config.seed, "resample", self.steps)
+        squares = self.objective.decoded(code, rows, self._decoder).squares
+        anew = resample(self.optimiser, self.objective, self.since_fired, self.config.dead_after, rows, squares, rng)
+        self.since_fired[anew] = 0
         self.objective.settle()
         self._make_shadow()
 
@@ -240,14 +241,18 @@ class Trainer:
             variance: what the squared errors are relative to in the metrics.
             scale: of d(half the squared error); 2 / variance for the loss sum of squared errors / variance.
         """
-        aid = self.config.aux_k_of(self.dictionary.d_in), self.config.aux_coefficient
-        extra, aux_loss = auxk_gradients(rows.input, found.residual.float(), self.weights, self.idle, *aid)
+        aid, idle = self.config.aid(self.dictionary), self.idle[:0] if self.objective.biased else self.idle
+        extra, aux_loss = auxk_gradients(rows.input, found.residual.float(), self.weights, idle, *aid)
         if found.further is not None:
             further = found.further.times(scale)
             extra = further if extra is None else further.plus(extra)
         fired = self.optimiser.step(found, rows, scale, adam, extra, self.shadow)
         self.since_fired += len(rows.input)
         self.since_fired.masked_fill_(fired > 0, 0)
+        if self.objective.biased and aid[0] and len(self.idle) and self.steps % IDLE_EVERY == 0:
+            self.objective.wake(rows, self.idle)
+            self.optimiser.forget_biases(self.idle)
+            self._make_shadow()
         count, active = aux_loss.new_full((), len(rows.input)), (found.code.values != 0).sum()
         self.sums += torch.stack([found.squares.sum(), variance, active, aux_loss * count, count]).double()
 

@@ -42,8 +42,6 @@ def check_config(dictionary: SparseAutoencoder, config: TrainConfig, trained: bo
         raise InputError(f"k_start is for architectures that select by a k of their choice, not {dictionary!r}")
     if config.k_start is not None:
         replace(dictionary.config, k=config.k_start)
-    if config.resample_every and dictionary.objective().own:
-        raise InputError(f"resample_every is for architectures without parameters of their own, not {dictionary!r}")
     if config.start != "tied" and dictionary.architecture == "mp":
         raise InputError(f"start={config.start!r} gives encoders weights of their own, and matching pursuit has none:"
                          " leave it out")  # fmt: skip
