@@ -30,7 +30,8 @@ ARCHITECTURES = ", ".join(TRAINABLE)
 class Sweep:
     """Train every combination of the axes, one forward pass of the model for all, then measure all against nulls.
 
-    Writes results.json, results.csv and pareto.html into the folder, beside one folder for each dictionary.
+    Writes results.json, results.csv and pareto.html (scores against L0, and the course of training) into the folder,
+    beside one folder for each dictionary.
     """
 
     out: tyro.conf.Positional[Path]
@@ -110,8 +111,7 @@ class Sweep:
             result = result.evaluate(model, source.open_corpus(model, split="heldout"), self.evaluation)
         result.save()
         written = {"run": str(run.folder), "results": str(run.folder / "results.json")}
-        if result.evaluations:
-            written["page"] = str(write_sweep_page(run.folder / "pareto.html", result))
+        written["page"] = str(write_sweep_page(run.folder / "pareto.html", result))
         return {**written, **result.to_json()}
 
     def told(self, result: dict[str, Any]) -> str:

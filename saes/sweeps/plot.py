@@ -1,4 +1,4 @@
-"""A score against L0, drawn with plotly: what trades off, where the front is, and where nothing was learned."""
+"""Scores against L0, and their course in training, drawn with plotly: what trades off, and what was learned when."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ TITLES = {
     "fvu": "fraction of variance unexplained (FVU)",
     "ce_recovered_zero": "cross-entropy recovered (0: zero ablation, 1: clean)",
     "ce_recovered_mean": "cross-entropy recovered (0: mean ablation, 1: clean)",
+    "l0": "L0, active latents a token",
+    "dead": "share of latents that are dead",
 }
 
 
@@ -68,6 +70,31 @@ def against_l0(
     figure.update_layout(
         xaxis={"title": {"text": "L0, active latents a token"}, "type": "log"},
         yaxis={"title": {"text": TITLES.get(score, score)}},
+        template="plotly_white", margin={"l": 60, "r": 15, "t": 15, "b": 50}, hovermode="closest",
+    )  # fmt: skip
+    return figure
+
+
+def in_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], score: str) -> Figure:
+    """A training metric against rows, a trace a member.
+
+    Args:
+        lines: of metrics.jsonl by member name; those without the metric are left out.
+    """
+    from plotly.graph_objects import Figure, Scatter
+
+    figure = Figure()
+    for colour, (name, mine) in zip(itertools.cycle(COLOURS), lines.items(), strict=False):
+        shown = [line for line in mine if line.get(score) is not None]
+        figure.add_trace(
+            Scatter(
+                x=[line["rows"] for line in shown], y=[line[score] for line in shown], name=name, mode="lines",
+                line={"color": colour, "width": 1.5},
+                hovertemplate=f"{name}<br>%{{x:,}} rows<br>{score} %{{y:.4g}}<extra></extra>",
+            )
+        )  # fmt: skip
+    figure.update_layout(
+        xaxis={"title": {"text": "rows"}}, yaxis={"title": {"text": TITLES.get(score, score)}},
         template="plotly_white", margin={"l": 60, "r": 15, "t": 15, "b": 50}, hovermode="closest",
     )  # fmt: skip
     return figure

@@ -82,7 +82,7 @@ class SweepResult:
         """
         rows = []
         for member in self.members:
-            last = self._last(member.name)
+            last = next(reversed(self._lines(member.name)), {})
             row = {**member.settings(), **{f"train_{name}": last.get(name) for name in TRAINING}}
             if member.name in self.evaluations:
                 row |= flat(self.evaluations[member.name].scores)
@@ -186,6 +186,18 @@ class SweepResult:
         members = [m for m in self.members if m.name in names and score in self.evaluations[m.name].scores]
         return against_l0(members, self.evaluations, score, None if several else self.pareto(score, site))
 
+    def plot_training(self, score: str = "dead") -> Figure:
+        """One of `TRAINING` against rows: metrics on training rows, and of dead latents over the trainer's window.
+
+        Raises:
+            InputError: another metric.
+        """
+        from .plot import in_training
+
+        if score not in TRAINING:
+            raise unknown("training metric", score, TRAINING)
+        return in_training({member.name: self._lines(member.name) for member in self.members}, score)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for files: `members` (rows), `recipes`, `gaps` and, by site and score, the Pareto front."""
         any_of = next(iter(self.evaluations.values()), None)
@@ -232,10 +244,10 @@ class SweepResult:
             found.setdefault(member.recipe, []).append(member.name)
         return found
 
-    def _last(self, name: str) -> dict[str, Any]:
-        """The last line of a member's metrics, wherever it was trained."""
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        """A member's metrics, wherever it was trained."""
         runs = [self.run, *(Run(path.parent) for path in sorted(self.run.folder.glob(f"{PASSES}/*/config.json")))]
-        return next((lines[-1] for run in runs if (lines := run.metrics(name))), {})
+        return next((lines for run in runs if (lines := run.metrics(name))), [])
 
 
 def _finite(value: Any) -> Any:

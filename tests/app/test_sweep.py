@@ -100,8 +100,8 @@ def test_the_page_needs_no_network_and_shows_every_member(swept: Path) -> None:
     start = page.index('id="data">') + len('id="data">')
     data = json.loads(page[start : page.index("</script>", start)])
     rows = data["results"]["members"]
-    assert len(data["figures"]) == 2 and "src=" not in page[:start] and "default-src 'none'" in page
-    for figure, score in zip(data["figures"].values(), ("fvu", "ce_recovered_zero"), strict=True):
+    assert len(data["figures"]) == 5 and "src=" not in page[:start] and "default-src 'none'" in page
+    for figure, score in zip(data["figures"].values(), ("fvu", "ce_recovered_zero"), strict=False):
         traces = {trace["name"]: trace for trace in figure["data"]}
         assert {"Pareto front", "topk", "batchtopk", "jumprelu", "null: untrained", "null: pca"} <= traces.keys()
         for kind in ("topk", "batchtopk", "jumprelu"):
@@ -111,6 +111,11 @@ def test_the_page_needs_no_network_and_shows_every_member(swept: Path) -> None:
             )
             highs = [y + up for y, up in zip(traces[kind]["y"], traces[kind]["error_y"]["array"], strict=True)]
             assert sorted(highs) == pytest.approx(sorted(row[f"{score}_high"] for row in mine))
+    for figure, score in zip(list(data["figures"].values())[2:], ("fvu", "l0", "dead"), strict=True):
+        for trace, row in zip(figure["data"], rows, strict=True):
+            lines = Run.open(swept).metrics(row["name"])
+            assert (trace["name"], trace["x"]) == (row["name"], [line["rows"] for line in lines])
+            assert trace["y"] == [line[score] for line in lines] and trace["y"][-1] == row[f"train_{score}"]
     assert all(f'<th scope="row">{row["name"]}</th>' in page for row in rows)
 
 
@@ -248,7 +253,7 @@ def test_every_kind_of_dictionary_in_one_sweep(tiny: Tiny, monosem: Command, tmp
     page = (tmp_path / "all" / "pareto.html").read_text()
     start = page.index('id="data">') + len('id="data">')
     figures = list(json.loads(page[start : page.index("</script>", start)])["figures"].values())
-    assert len(figures) == 7 and len(figures[0]["data"]) == len(rows) and len(figures[1]["data"]) == len(rows) - 1
+    assert len(figures) == 10 and len(figures[0]["data"]) == len(rows) and len(figures[1]["data"]) == len(rows) - 1
     shared = {trace["name"] for trace in figures[2]["data"]}
     assert {"topk", "topk transcoder", "topk transcoder with skip", "null: linear", "Pareto front"} <= shared
 
@@ -344,6 +349,8 @@ def test_a_grid_file_trains_from_a_store(tiny: Tiny, monosem: Command, tmp_path:
         for kind in ("toml", "json")
     ]
     assert [ended.status for ended in found] == [0, 0] and len(found[0].out.splitlines()) == 1
+    page = Path(found[0].result["page"]).read_text()  # without an evaluation: the course of training, and the table
+    assert "Against L0" not in page and "share of latents that are dead" in page
     rows = [[(row["name"], row["train_fvu"]) for row in ended.result["members"]] for ended in found]
     assert rows[0] == rows[1] and len(rows[0]) == 4 and rows[0][0][0] == f"jumprelu-{SITE}-n64-k4-penalty=tanh-seed0"
 
