@@ -253,6 +253,16 @@ class ScheduleFreeSignum(DenseOptimiser):
             torch.lerp(z, x, self.config.beta1, out=y)
         to_unit_rows(self.weights.W_dec)
 
+    def step(
+        self, found: Gradients, rows: Rows, scale: Tensor, adam: Adam, extra: RowGradients | None, shadow: Shadow | None
+    ) -> Int[Tensor, " n"]:
+        """As the others; where the objective then moved the biases to hold the L0, z and x move with them."""
+        fired = super().step(found, rows, scale, adam, extra, shadow)
+        moved = self.weights.b_enc - torch.lerp(self.z.b_enc, self.x.b_enc, self.config.beta1)
+        self.z.b_enc.add_(moved)
+        self.x.b_enc.add_(moved)
+        return fired
+
     def forget(self, latents: Int[Tensor, " some"]) -> None:
         """x and z are where the weights are."""
         for z, x, y in zip(self.z, self.x, self.weights, strict=True):

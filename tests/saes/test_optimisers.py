@@ -91,6 +91,13 @@ def test_a_planted_dictionary_is_found(options: dict[str, Any]) -> None:
     assert (directions @ found.W_dec.T).max(1).values.mean() > 0.9
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "signum"])
+def test_biases_are_steered_under_every_optimiser(optimizer: str) -> None:
+    shape = {"decay": 0.0, "lr": 2e-3} if optimizer == "signum" else {}
+    found = feed(trainer_of("relu", rows=20_000, optimizer=optimizer, **shape), planted(20_000)[0]).folded()
+    assert found.encode(planted(2000, seed=1)[0]).l0.float().mean() == pytest.approx(K, rel=0.05)
+
+
 @pytest.mark.parametrize("architecture", ["topk", "relu", "jumprelu", "gated"])
 @pytest.mark.parametrize("start", ["kaiming", "normal"])
 def test_other_starts_have_their_scale_and_train(start: str, architecture: str) -> None:
