@@ -103,6 +103,7 @@ class GatedObjective(PenalisedObjective):
         super().wake(rows, latents)
         sae = self.dictionary
         self.own["offset"][latents] = (sae.b_mag - sae.r_mag.exp() * sae.b_enc)[latents]
+        self.moments["offset"][:, latents] = 0
 
     def restart(self, latents: Int[Tensor, " some"], bound: Tensor) -> None:
         """Magnitudes at the size of the products."""

@@ -58,19 +58,23 @@ class Matryoshka(BatchTopK):
     architecture = "matryoshka"
     config: MatryoshkaConfig
 
+    @property
+    def by_row(self) -> bool:
+        """The base's."""
+        return self.config.base == "topk"
+
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
         """The base's rule at inference."""
-        return keep_largest(self, self.centred(x), None) if self.config.base == "topk" else super().encode(x)
+        return keep_largest(self, self.centred(x), None) if self.by_row else super().encode(x)
 
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
         """The base's rule in training."""
-        by_row = self.config.base == "topk"
-        return keep_largest(self, centred, shadow) if by_row else super().training_code(centred, shadow)
+        return keep_largest(self, centred, shadow) if self.by_row else super().training_code(centred, shadow)
 
     def observe(self, code: SparseCode, step: int) -> None:
         """Only BatchTopK has a threshold."""
-        if self.config.base == "batchtopk":
+        if not self.by_row:
             super().observe(code, step)
 
     def objective(self) -> NestedObjective:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from .sae import PenaltyConfig, SparseAutoencoder
 
 
-WAKING = 1 / 1024
-"""Share of a batch's rows on which a latent that is woken fires."""
+WAKING = 1 / 2048
+"""Share of a batch's rows, at least one, on which a latent that is woken fires."""
 
 
 class Rows(NamedTuple):
@@ -144,7 +144,7 @@ class Objective:
         self.settle()
 
     def bound(self) -> Tensor | float:
-        """What products of input and encoder must exceed, over all latents; 0 where codes are chosen by rank."""
+        """What products of input and encoder must exceed, by the median latent; 0 where codes are the largest few."""
         return 0.0
 
     def restart(self, latents: Int[Tensor, " some"], bound: Tensor) -> None:
@@ -153,15 +153,16 @@ class Objective:
             moments[:, latents] = 0
 
     def wake(self, rows: Rows, latents: Int[Tensor, " some"]) -> None:
-        """Where the bound is in the biases: raise those of dead latents until each fires on `WAKING` of these rows.
+        """Where the bound is in the biases: raise those of idle latents until each fires on `WAKING` of these rows.
 
         The aid cannot help them: it sees codes, and a bias that silences a latent on all rows leaves none. On SmolLM2
-        the gap was 1.9 where Adam moves a bias by 0.002 a step.
+        the gap was 1.9 where Adam moves a bias by 0.002 a step. One that fires on as many rows is left as it is.
         """
         W_enc, b_enc = self.dictionary.W_enc, self.dictionary.b_enc
-        count = max(1, round(WAKING * len(rows.input)))
+        count = max(1, round(WAKING * len(rows.input)))  # the next largest product is at zero then, and does not fire
+        rank = min(count + 1, len(rows.input))
         for some in latents.split(chunk_rows(len(rows.input), W_enc.device.type)):
-            reached = (W_enc[some] @ rows.input.T).topk(count, dim=1).values[:, -1]
+            reached = (W_enc[some] @ rows.input.T).topk(rank, dim=1).values[:, -1]
             b_enc[some] = torch.maximum(b_enc[some], -reached)
 
     def settle(self) -> None:

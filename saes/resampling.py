@@ -61,7 +61,7 @@ def resample(
     alive = norms[~dead] if not dead.all() else norms
     read, bound = rows.input[picks], torch.as_tensor(objective.bound(), device=dead.device)
     sizes = read.norm(dim=1, keepdim=True)
-    length = torch.maximum(SHARE * alive.mean(), EXCESS * bound / sizes.clamp_min(SMALL * sizes.mean()))
+    length = torch.maximum(SHARE * alive.mean(), EXCESS * bound / sizes.clamp_min(SMALL * sizes.mean() + 1e-12))
     weights.W_enc[latents] = length * normalize(read, dim=1)
     weights.W_dec[latents] = normalize(rows.target[picks], dim=1)
     weights.b_enc[latents] = -bound if objective.biased else 0.0

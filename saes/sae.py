@@ -98,6 +98,11 @@ class SparseAutoencoder(Dictionary):
         """What a training step minimises."""
         return Objective(self)
 
+    @property
+    def by_row(self) -> bool:
+        """Whether a row's codes compete with one another alone, not with a bound or with other rows."""
+        return not self.ragged
+
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
         """The codes of activations: by the rule of training, unless an architecture has another at inference."""

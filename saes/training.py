@@ -53,6 +53,9 @@ SUMS = ("squares", "variance", "active", "aux", "rows")
 IDLE_EVERY = 16
 """Steps between looks at which latents need the aid: a look makes the host wait for the device."""
 
+WAKE_UNTIL = 0.9
+"""Share of a run after which no latent is woken: one that was should have learned something by the end."""
+
 
 def _rows_of(
     sae: SparseAutoencoder, units: Units, acts: Float32[Tensor, "batch columns"], low_precision: bool
@@ -162,7 +165,8 @@ class Trainer:
 
         Args:
             upstream: what to learn from in place of the residual x_hat - x: the gradient of any loss at x_hat, in
-                units of half the squared error of activations. Dead latents learn to explain it, too.
+                units of half the squared error of activations. Where dead latents get the aid, they
+                learn to explain it, too.
         """
         acts = self._ready(batch)
         self._look()
@@ -198,9 +202,10 @@ class Trainer:
         rng = generator(self.config.seed, "resample", self.steps)
         squares = self.objective.decoded(code, rows, self._decoder).squares
         anew = resample(self.optimiser, self.objective, self.since_fired, self.config.dead_after, rows, squares, rng)
-        self.since_fired[anew] = 0
-        self.objective.settle()
-        self._make_shadow()
+        if len(anew):
+            self.since_fired[anew] = 0
+            self.objective.settle()
+            self._make_shadow()
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float32[Tensor, "batch d_out"]:
@@ -241,7 +246,8 @@ class Trainer:
             variance: what the squared errors are relative to in the metrics.
             scale: of d(half the squared error); 2 / variance for the loss sum of squared errors / variance.
         """
-        aid, idle = self.config.aid(self.dictionary), self.idle[:0] if self.objective.biased else self.idle
+        aid = self.config.aid(self.dictionary, self.shape.k)
+        idle = self.idle[:0] if self.objective.biased else self.idle
         extra, aux_loss = auxk_gradients(rows.input, found.residual.float(), self.weights, idle, *aid)
         if found.further is not None:
             further = found.further.times(scale)
@@ -249,10 +255,9 @@ class Trainer:
         fired = self.optimiser.step(found, rows, scale, adam, extra, self.shadow)
         self.since_fired += len(rows.input)
         self.since_fired.masked_fill_(fired > 0, 0)
-        if self.objective.biased and aid[0] and len(self.idle) and self.steps % IDLE_EVERY == 0:
+        if self.objective.biased and aid[0] and self.steps % IDLE_EVERY == 0 and self.objective.progress < WAKE_UNTIL:
             self.objective.wake(rows, self.idle)
             self.optimiser.forget_biases(self.idle)
-            self._make_shadow()
         count, active = aux_loss.new_full((), len(rows.input)), (found.code.values != 0).sum()
         self.sums += torch.stack([found.squares.sum(), variance, active, aux_loss * count, count]).double()
 

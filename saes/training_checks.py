@@ -62,12 +62,15 @@ def check_graph(dictionary: SparseAutoencoder, config: TrainConfig, choice: Choi
     Raises:
         InputError: no Triton, or an option that reads the host in the step.
     """
-    varies = dictionary.ragged or config.clip_norm or config.k_start or config.optimizer not in ("adam", "active_row")
+    varies = (
+        dictionary.ragged or config.clip_norm or config.k_start or config.resample_every
+        or config.optimizer not in ("adam", "active_row")
+    )  # fmt: skip
     if config.cuda_graph and (choice.step != "triton" or varies):
         raise InputError(
             "cuda_graph=True needs Triton on a GPU, an architecture with k codes in every row, Adam or active_row, and"
-            f" neither clip_norm nor k_start; this is {dictionary.architecture} on {dictionary.W_dec.device}"
-            f" ({choice.why})"
+            " none of clip_norm, k_start and resample_every; this is"
+            f" {dictionary.architecture} on {dictionary.W_dec.device} ({choice.why})"
         )
 
 

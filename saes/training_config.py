@@ -41,14 +41,15 @@ class TrainConfig:
     """Adam's second decay."""
     aux_k: int | None = None
     """Dead latents that explain each row's residual; by default half of d_in where every row has k codes (Gao et al.
-    2024) and k where codes must exceed a bound: fewer are larger, and get there. 0 turns the aid off. Where the bound
-    is in the biases (relu, gated), it is lowered for dead latents in place of the aid, whatever these numbers."""
+    2024) and k where all rows share a bound or a budget: fewer are larger, and get there. 0 turns the aid off. Where a
+    bound is in the biases (relu, gated), those of idle latents are raised in place of it, which takes no number."""
     aux_coefficient: float | None = None
     """Weight of the aid against the normalised reconstruction loss; by default 1/32, or 1/2 where there is a bound.
     BatchTopK of 16,384 latents after 410k rows of SmolLM2: 288 latents at 1/32 leave 10 % dead at FVU 0.150, k at 1/2
     leave 3 % at 0.147; of TopK none is dead either way, but 0.6 and 2.8 % are idle for 100k rows, at FVU 0.138."""
     aid_after: int = 25_000
-    """Rows without firing after which a latent gets the aid."""
+    """Rows without firing after which a latent gets the aid. Of relu and gated, one that fires more rarely than this is
+    kept more frequent by it."""
     dead_after: int = 250_000
     """Rows without firing after which a latent counts as dead in the metrics."""
     blend: float = 0.0
@@ -124,9 +125,9 @@ class TrainConfig:
         peak = self.lr or LR_AT_16K / (n_latents / 2**14) ** 0.5
         return peak * trapezoid(rows, self.rows, self.warmup, self.decay, cosine=self.decay_shape == "cosine")
 
-    def aid(self, dictionary: SparseAutoencoder) -> tuple[int, float]:
-        """Dead latents that explain a row's residual, and the weight of that."""
-        k, coefficient = (dictionary.config.k, 1 / 2) if dictionary.ragged else (dictionary.d_in // 2, 1 / 32)
+    def aid(self, dictionary: SparseAutoencoder, k: int) -> tuple[int, float]:
+        """Dead latents that explain a row's residual, and the weight of that. `k` is the dictionary's at the end."""
+        k, coefficient = (dictionary.d_in // 2, 1 / 32) if dictionary.by_row else (k, 1 / 2)
         return (
             k if self.aux_k is None else self.aux_k,
             coefficient if self.aux_coefficient is None else self.aux_coefficient,

@@ -15,7 +15,7 @@ from ..loading import device_named
 from ..runs import Run
 from ..sites import Site
 from ..streams import StreamConfig
-from .looping import LoopOptions, Reading, told
+from .looping import LoopOptions, Reading, outcome
 from .options import Flat
 
 BUFFER = 16_384
@@ -42,7 +42,7 @@ class Itda:
         config = {"sites": list(self.sites), "growth": asdict(self.growth)}
         run = Run.create(self.out, config, stream.fingerprint(), resume=self.loop.resume)
         self.loop.train(stream, trainers, run, self.growth.rows)
-        return {**told(run), "built": {name: _facts(path) for name, path in run.dictionaries.items()}}
+        return {**outcome(run), "built": {name: _facts(path) for name, path in run.dictionaries.items()}}
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Reading:
 
     source: Flat[ModelText] = field(default_factory=ModelText)
     store: Path | None = None
-    """Read activations from this store (written by `monosem harvest`) in place of a model."""
+    """Train on activations from this store (written by `monosem harvest`), not on a model's."""
     stream: StreamConfig = field(default_factory=StreamConfig)
 
     def open(self, sites: Sequence[str], model: HookedModel | None = None) -> ActivationStream:
@@ -66,8 +66,8 @@ class LoopOptions:
         for sink in self.sinks:
             check_sink(sink)
 
-    def given(self) -> dict[str, Any]:
-        """What the loop takes of these."""
+    def arguments(self) -> dict[str, Any]:
+        """What `train` takes of these."""
         return {"log_every": self.log_every, "checkpoint_minutes": self.checkpoint_minutes, "sinks": self.sinks}
 
     def train(
@@ -79,7 +79,7 @@ class LoopOptions:
             rows: how many to serve, the last batch whole; by default as many as the consumers want.
         """
         steps = None if rows is None else -(-rows // stream.config.batch)
-        return train(stream, consumers, run, steps=steps, **self.given())
+        return train(stream, consumers, run, steps=steps, **self.arguments())
 
 
 def stream_counts(run: Run) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def tokens_per_second(run: Run) -> float:
     return sum(line["rows"] for line in lines) / max(sum(line["seconds"] for line in lines), 1e-9)
 
 
-def told(run: Run) -> dict[str, Any]:
+def outcome(run: Run) -> dict[str, Any]:
     """Where a finished run and its dictionaries are, and what it read."""
     return {
         "run": str(run.folder),

@@ -105,7 +105,7 @@ class Sweep:
         run = Run.create(self.out, {"training": asdict(self.training)}, first.fingerprint(), resume=self.loop.resume)
         result = sweep(
             lambda: next(opened, None) or self.reading.open(sites, model), members, run,
-            at_once=self.at_once, device=place, **self.loop.given(),
+            at_once=self.at_once, device=place, **self.loop.arguments(),
         )  # fmt: skip
         if model is not None and self.evaluate:
             result = result.evaluate(model, source.open_corpus(model, split="heldout"), self.evaluation)

@@ -19,7 +19,7 @@ from ..runs import Run
 from ..sites import Site
 from ..streams import ActivationStream
 from .dictionary_options import DictionaryOptions
-from .looping import LoopOptions, Reading, told
+from .looping import LoopOptions, Reading, outcome
 from .options import Flat
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Train:
     def run(self) -> dict[str, Any]:
         """Train and return where everything is."""
         run = self.train(self.open_stream())
-        return {**told(run), "last": {name: run.metrics(name)[-1] for name in run.dictionaries}}
+        return {**outcome(run), "last": {name: run.metrics(name)[-1] for name in run.dictionaries}}
 
     def open_stream(self) -> ActivationStream:
         """The stream of the training split, or of the store."""

@@ -86,10 +86,12 @@ def in_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], score: str) ->
     figure = Figure()
     for colour, (name, mine) in zip(itertools.cycle(COLOURS), lines.items(), strict=False):
         shown = [line for line in mine if line.get(score) is not None]
+        if not shown:
+            continue
         figure.add_trace(
             Scatter(
-                x=[line["rows"] for line in shown], y=[line[score] for line in shown], name=name, mode="lines",
-                line={"color": colour, "width": 1.5},
+                x=[line["rows"] for line in shown], y=[line[score] for line in shown], name=name, mode="lines+markers",
+                line={"color": colour, "width": 1.5}, marker={"color": colour, "size": 4},
                 hovertemplate=f"{name}<br>%{{x:,}} rows<br>{score} %{{y:.4g}}<extra></extra>",
             )
         )  # fmt: skip

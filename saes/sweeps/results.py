@@ -80,9 +80,9 @@ class SweepResult:
         A score `fvu` gives `fvu`, `fvu_low`, `fvu_high` (95 % interval), `fvu_n` and `fvu_null_NAME`, as in
         `Evaluation.to_json`.
         """
-        rows = []
+        rows, course = [], self._course()
         for member in self.members:
-            last = next(reversed(self._lines(member.name)), {})
+            last = next(reversed(course[member.name]), {})
             row = {**member.settings(), **{f"train_{name}": last.get(name) for name in TRAINING}}
             if member.name in self.evaluations:
                 row |= flat(self.evaluations[member.name].scores)
@@ -196,7 +196,7 @@ class SweepResult:
 
         if score not in TRAINING:
             raise unknown("training metric", score, TRAINING)
-        return in_training({member.name: self._lines(member.name) for member in self.members}, score)
+        return in_training(self._course(), score)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for files: `members` (rows), `recipes`, `gaps` and, by site and score, the Pareto front."""
@@ -244,10 +244,16 @@ class SweepResult:
             found.setdefault(member.recipe, []).append(member.name)
         return found
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        """A member's metrics, wherever it was trained."""
+    def _course(self) -> dict[str, list[dict[str, Any]]]:
+        """Every member's metrics by its name, wherever it was trained, up to where it had its rows."""
         runs = [self.run, *(Run(path.parent) for path in sorted(self.run.folder.glob(f"{PASSES}/*/config.json")))]
-        return next((lines for run in runs if (lines := run.metrics(name))), [])
+        found: dict[str, list[dict[str, Any]]] = {member.name: [] for member in self.members}
+        wanted = {member.name: member.training.rows for member in self.members}
+        for line in itertools.chain.from_iterable(run.metrics() for run in runs):
+            mine = found.get(line["consumer"])
+            if mine is not None and (not mine or mine[-1]["rows"] < wanted[line["consumer"]]):
+                mine.append(line)
+        return found
 
 
 def _finite(value: Any) -> Any:

@@ -119,6 +119,22 @@ def test_the_page_needs_no_network_and_shows_every_member(swept: Path) -> None:
     assert all(f'<th scope="row">{row["name"]}</th>' in page for row in rows)
 
 
+def test_the_course_of_a_member_ends_with_its_rows(tmp_path: Path) -> None:
+    """A loop that goes on for others logs those that are done, too, with empty sums."""
+    short, long = (Member("topk", SITE, 64, k, training=TrainConfig(rows=rows)) for k, rows in ((4, 100), (8, 300)))
+    run = Run.create(tmp_path / "run")
+    for step, rows in enumerate((64, 128, 192, 256, 320)):
+        for member in (short, long):
+            fvu = 0.0 if rows > member.training.rows + 64 else 1 / rows
+            run.log({"step": step, "rows": rows, "consumer": member.name, "fvu": fvu, "l0": 4.0, "dead": 0.0})
+    result = SweepResult((short, long), run)
+    assert [row["train_fvu"] for row in result.table()] == [1 / 128, 1 / 320]
+    figure = result.plot_training("fvu")
+    assert [list(trace["x"]) for trace in figure.data] == [[64, 128], [64, 128, 192, 256, 320]]
+    with pytest.raises(InputError, match="unknown training metric 'ce'"):
+        result.plot_training("ce")
+
+
 def test_a_shared_read_gives_the_numbers_of_one_alone(tiny: Tiny, model: HookedModel, swept: Path) -> None:
     """Every score, interval, null and count, to the last bit, at the cost of one clean and two ablated passes."""
     members = grid(TrainConfig(rows=ROWS), site=SITE, architecture=["topk", "jumprelu"], n_latents=64, k=[4, 8])

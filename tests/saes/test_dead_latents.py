@@ -60,7 +60,7 @@ def test_a_bias_that_silences_a_latent_is_raised_until_it_fires(architecture: st
     trainer.objective.settle()
     after = trainer.dictionary.tensors()
     firing = (rows.input @ after["W_enc"].T + after["b_enc"] > 0).sum(0)
-    assert ((firing[some] >= 3) & (firing[some] <= 4)).all()  # 4 of 4096 rows; the least of them may be at zero
+    assert ((firing[some] >= 2) & (firing[some] <= 3)).all()  # 2 of 4096 rows; the next may be a rounding above zero
     assert torch.equal(after["b_enc"][others], before["b_enc"][others])
     if architecture == "gated":  # what a gate lets through is what it was
         assert torch.allclose(after["b_mag"], before["b_mag"], atol=1e-4)
@@ -87,11 +87,14 @@ def test_silent_gates_stay_silent_without_being_woken(architecture: str, optimiz
 
 
 def test_the_aid_is_sized_by_how_codes_are_chosen() -> None:
-    by_rank, by_bound = (build_trainable(name, d_in=D, n_latents=N, k=K) for name in ("topk", "batchtopk"))
-    assert TrainConfig().aid(by_rank) == (D // 2, 1 / 32) and TrainConfig().aid(by_bound) == (K, 1 / 2)
+    by_row, by_bound = (build_trainable(name, d_in=D, n_latents=N, k=K) for name in ("topk", "batchtopk"))
+    nested = build_trainable("matryoshka", d_in=D, n_latents=N, k=K, base="topk")
+    for one in (by_row, nested):
+        assert TrainConfig().aid(one, K) == (D // 2, 1 / 32)
+    assert TrainConfig().aid(by_bound, K) == (K, 1 / 2)
     given = TrainConfig(aux_k=7, aux_coefficient=0.25)
-    assert given.aid(by_rank) == given.aid(by_bound) == (7, 0.25)
-    assert TrainConfig(aux_k=0).aid(by_bound) == (0, 1 / 2)
+    assert given.aid(by_row, K) == given.aid(by_bound, K) == (7, 0.25)
+    assert TrainConfig(aux_k=0).aid(by_bound, K) == (0, 1 / 2)
 
 
 def test_dead_latents_start_anew_on_rows_with_large_errors() -> None:

@@ -200,7 +200,8 @@ def test_a_skip_takes_what_is_linear(tmp_path: Path) -> None:
     assert found[True, None] < 0.5 * found[False, None] and found[True, 0.9] < 0.5 * found[False, 0.9]
 
 
-@pytest.mark.parametrize(("base", "joint", "skip"), [("batchtopk", True, False), ("jumprelu", False, True)])
+@pytest.mark.parametrize(("base", "joint", "skip"), [("batchtopk", True, False), ("jumprelu", False, True),
+                                                    ("relu", False, False)])  # fmt: skip
 def test_a_restored_trainer_ends_in_the_same_bytes(base: str, joint: bool, skip: bool, tmp_path: Path) -> None:
     read, written = planted(1536)
     options = {"n": 100, "base": base, "joint": joint, "skip": skip, "aid_after": 200, "ema": 0.99 if skip else None}
