@@ -157,6 +157,8 @@ class BenchArchitectures:
             case "jumprelu":
                 return {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": float(self.k),
                         "l0_coefficient": coefficient}  # fmt: skip
+            case "mp":
+                return {"max_iterations": self.k}
             case "matryoshka":
                 ours = build_trainable(name, d_in=1, n_latents=self.n_latents, k=self.k)
                 return {"k": self.k, "matryoshka_widths": list(ours.config.prefixes)}  # pyright: ignore[reportAttributeAccessIssue]

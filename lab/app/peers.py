@@ -162,6 +162,8 @@ SAE_LENS = {
     "batchtopk": "BatchTopKTrainingSAE",
     "jumprelu": "JumpReLUTrainingSAE",
     "matryoshka": "MatryoshkaBatchTopKTrainingSAE",
+    "abstopk": "AbsTopKTrainingSAE",
+    "mp": "MatchingPursuitTrainingSAE",
 }
 """Our name of an architecture to SAELens' training class."""
 

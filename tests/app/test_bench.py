@@ -174,10 +174,12 @@ def test_a_coefficient_is_found_wherever_the_search_starts(slope: float, floor: 
 def test_architectures_are_compared_at_the_l0_of_the_peer(tiny: Tiny, monosem: Command) -> None:
     pytest.importorskip("sae_lens")
     sizes = ("--n-latents=64", "--k=6", "--batch=64", "--rows=1024", "--held-out=512", "--peer-lr=1e-2", "--trials=4")
-    options = ("--architectures=topk,relu", "--site=resid_post.1", "--json")
-    topk, relu = monosem("bench", "architectures", *tiny.source, *sizes, *options).result["lines"]
+    options = ("--architectures=topk,relu,abstopk,mp", "--site=resid_post.1", "--json")
+    topk, relu, *told_k = monosem("bench", "architectures", *tiny.source, *sizes, *options).result["lines"]
     assert topk["sae-lens"]["l0"] == pytest.approx(6) and list(topk["monosem"]) == ["6"] and not topk["trials"]
     assert topk["fvu_at_equal_l0"] == topk["monosem"]["6"]["fvu"]
+    for one in told_k:  # matching pursuit may take an atom twice
+        assert 3 < one["sae-lens"]["l0"] <= 6 and not one["trials"] and 0 < one["ratio"] < 5
     offs = [abs(l0 / 6 - 1) for _, l0 in relu["trials"]]
     assert len(offs) > 1 and offs[-1] == min(offs) and relu["trials"][-1][1] == relu["sae-lens"]["l0"]
     ours = sorted((one["l0"], one["fvu"]) for one in relu["monosem"].values())
