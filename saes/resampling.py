@@ -36,24 +36,24 @@ def resample(
     rows: Rows,
     squares: Float32[Tensor, " batch"],
     generator: torch.Generator,
-) -> Int[Tensor, " restarted"]:
+) -> int:
     """Set the weights of dead latents in place, and the state of them in the optimiser and the objective.
 
     Args:
-        idle: rows since each latent fired.
+        idle: rows since each latent fired, 0 again for those that start anew.
         dead_after: of how many on it is dead; if all are, the mean norm is taken over them.
         rows: the batch that rows are drawn from.
         squares: their squared errors.
         generator: on the CPU.
 
     Returns:
-        Which latents start anew.
+        How many latents start anew.
     """
     dead = idle >= dead_after
     longest = idle.sort(descending=True, stable=True).indices
     latents = longest[: min(int(dead.sum()), len(squares))]
     if not len(latents):
-        return latents
+        return 0
     weights = optimiser.weights
     odds = squares.double().square().cpu().clamp_min(1e-300)
     picks = torch.multinomial(odds / odds.sum(), len(latents), generator=generator).to(dead.device)
@@ -67,4 +67,6 @@ def resample(
     weights.b_enc[latents] = -bound if objective.biased else 0.0
     optimiser.forget(latents)
     objective.restart(latents, bound)
-    return latents
+    objective.settle()
+    idle[latents] = 0
+    return len(latents)

@@ -22,7 +22,7 @@ from ..kernels.auxk import auxk_gradients
 from ..kernels.dispatch import choose
 from ..kernels.encode import Shadow, make_shadow
 from ..kernels.graph import Replay
-from ..kernels.update import Adam
+from ..kernels.update import Adam, RowGradients
 from ..lab.rng import generator
 from ..lab.sites import Site
 from ..lab.streams import Batch
@@ -165,8 +165,7 @@ class Trainer:
 
         Args:
             upstream: what to learn from in place of the residual x_hat - x: the gradient of any loss at x_hat, in
-                units of half the squared error of activations. Where dead latents get the aid, they
-                learn to explain it, too.
+                units of half the squared error of activations. The aid explains it, too.
         """
         acts = self._ready(batch)
         self._look()
@@ -201,10 +200,7 @@ class Trainer:
         code = self.dictionary.training_code(rows.input, self.shadow)
         rng = generator(self.config.seed, "resample", self.steps)
         squares = self.objective.decoded(code, rows, self._decoder).squares
-        anew = resample(self.optimiser, self.objective, self.since_fired, self.config.dead_after, rows, squares, rng)
-        if len(anew):
-            self.since_fired[anew] = 0
-            self.objective.settle()
+        if resample(self.optimiser, self.objective, self.since_fired, self.config.dead_after, rows, squares, rng):
             self._make_shadow()
 
     @torch.no_grad()
@@ -246,18 +242,15 @@ class Trainer:
             variance: what the squared errors are relative to in the metrics.
             scale: of d(half the squared error); 2 / variance for the loss sum of squared errors / variance.
         """
-        aid = self.config.aid(self.dictionary, self.shape.k)
-        idle = self.idle[:0] if self.objective.biased else self.idle
-        extra, aux_loss = auxk_gradients(rows.input, found.residual.float(), self.weights, idle, *aid)
+        extra, aux_loss = _aid(self, found, rows)
         if found.further is not None:
             further = found.further.times(scale)
             extra = further if extra is None else further.plus(extra)
         fired = self.optimiser.step(found, rows, scale, adam, extra, self.shadow)
         self.since_fired += len(rows.input)
         self.since_fired.masked_fill_(fired > 0, 0)
-        if self.objective.biased and aid[0] and self.steps % IDLE_EVERY == 0 and self.objective.progress < WAKE_UNTIL:
-            self.objective.wake(rows, self.idle)
-            self.optimiser.forget_biases(self.idle)
+        if self.steps % IDLE_EVERY == 0:
+            _wake(self, rows)
         count, active = aux_loss.new_full((), len(rows.input)), (found.code.values != 0).sum()
         self.sums += torch.stack([found.squares.sum(), variance, active, aux_loss * count, count]).double()
 
@@ -346,6 +339,21 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Write the folded dictionary."""
         self.folded().save(folder)
+
+
+def _aid(trainer: Trainer, found: Gradients, rows: Rows) -> tuple[RowGradients | None, Tensor]:
+    """Gradients that make idle latents explain the residual, and how badly they do; none where they are woken."""
+    idle = trainer.idle[:0] if trainer.objective.biased else trainer.idle
+    aid = trainer.config.aid(trainer.dictionary, trainer.shape.k)
+    return auxk_gradients(rows.input, found.residual.float(), trainer.weights, idle, *aid)
+
+
+def _wake(trainer: Trainer, rows: Rows) -> None:
+    """Raise the biases that silence idle latents, where those are what keeps codes few."""
+    objective, (wanted, _) = trainer.objective, trainer.config.aid(trainer.dictionary, trainer.shape.k)
+    if objective.biased and wanted and objective.progress < WAKE_UNTIL:
+        objective.wake(rows, trainer.idle)
+        trainer.optimiser.forget_biases(trainer.idle)
 
 
 def _start_of(trainer: Trainer, acts: Float32[Tensor, "batch columns"]) -> Units:
