@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+HEIGHT, LINE, ROOM = 460, 24, 6
+"""Pixels of a panel and of a line in its legend, and the lines that it has room for."""
+
+
 class Part(NamedTuple):
     """A heading with what is under it."""
 
@@ -48,7 +52,8 @@ def write_figures_page(
             anchor = f"plot{len(figures)}"
             figures[anchor] = figure.to_plotly_json()
             panels.append(
-                f'<figure class="panel plot tall"><h3>{escape(heading)}</h3><div id="{anchor}"></div></figure>'
+                f'<figure class="panel plot"><h3>{escape(heading)}</h3>'
+                f'<div id="{anchor}" style="height: {_height(figures[anchor])}px"></div></figure>'
             )
         body.append(f'<h2>{escape(part.heading)}</h2><p class="lead">{escape(part.lead)}</p>')
         body += [f'<div class="plots">{"".join(panels)}</div>'] if panels else []
@@ -57,7 +62,7 @@ def write_figures_page(
     told = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
     page = {
         "title": escape(title),
-        "css": asset("report.css") + ".plot.tall > div { height: 460px; }\n",
+        "css": asset("report.css"),
         "facts": f'<dl class="facts">{told}</dl>',
         "sections": "",
         "body": "".join(body),
@@ -69,3 +74,9 @@ def write_figures_page(
     with atomic_path(path) as beside:
         beside.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def _height(figure: Mapping[str, Any]) -> int:
+    """Pixels of its panel: names of traces below the plot need lines of their own."""
+    below = figure["layout"].get("legend", {}).get("orientation") == "h"
+    return HEIGHT + LINE * max(0, len(figure["data"]) - ROOM) * below

@@ -67,12 +67,7 @@ def against_l0(
                 hovertemplate=f"{name}<br>L0 %{{x:.4g}}<br>{score} %{{y:.4g}}<extra></extra>",
             )
         )  # fmt: skip
-    figure.update_layout(
-        xaxis={"title": {"text": "L0, active latents a token"}, "type": "log"},
-        yaxis={"title": {"text": TITLES.get(score, score)}},
-        template="plotly_white", margin={"l": 60, "r": 15, "t": 15, "b": 50}, hovermode="closest",
-    )  # fmt: skip
-    return figure
+    return _laid_out(figure, {"title": {"text": TITLES["l0"]}, "type": "log"}, score)
 
 
 def in_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], score: str) -> Figure:
@@ -95,8 +90,15 @@ def in_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], score: str) ->
                 hovertemplate=f"{name}<br>%{{x:,}} rows<br>{score} %{{y:.4g}}<extra></extra>",
             )
         )  # fmt: skip
+    return _laid_out(figure, {"title": {"text": "rows"}}, score)
+
+
+def _laid_out(figure: Figure, x: dict[str, Any], score: str) -> Figure:
+    """With its axes, and the names of the traces below, where they leave the plot its width."""
     figure.update_layout(
-        xaxis={"title": {"text": "rows"}}, yaxis={"title": {"text": TITLES.get(score, score)}},
+        xaxis=x,
+        yaxis={"title": {"text": TITLES.get(score, score)}, "rangemode": "tozero" if score == "dead" else "normal"},
+        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
         template="plotly_white", margin={"l": 60, "r": 15, "t": 15, "b": 50}, hovermode="closest",
     )  # fmt: skip
     return figure
