@@ -19,7 +19,7 @@ SEVERAL = (
     "their own below, with their front and nulls."
 )
 COURSE = "On training rows. A latent counts as dead when it has not fired for training.dead_after rows."
-TABLE = "Every score with its interval; more are in results.json and results.csv."
+TABLE = "Every score, with its interval where it was measured on held-out text; more in results.json and results.csv."
 
 
 def write_sweep_page(path: Path | str, result: SweepResult) -> Path:
