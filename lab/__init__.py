@@ -10,53 +10,20 @@ from typing import TYPE_CHECKING
 from .lazy import lazily
 
 if TYPE_CHECKING:
-    from .consumers import Consumer
-    from .errors import InputError
-    from .evidence import Evidence
-    from .loading import load_model
-    from .loop import train
-    from .models import HookedModel
-    from .runs import Run
-    from .sites import Site
-    from .store import ActivationStore
-    from .streams import ActivationStream, Batch, StreamConfig
-    from .text import Corpus, TextConfig
-    from .token_stream import TokenStream
+    from .errors import InputError as InputError
+    from .evidence import Evidence as Evidence
+    from .models.hooked_model import HookedModel as HookedModel
+    from .models.loading import load_model as load_model
+    from .models.sites import Site as Site
+    from .runs.consumers import Consumer as Consumer
+    from .runs.loop import train as train
+    from .runs.run import Run as Run
+    from .streams.activation_stream import ActivationStream as ActivationStream
+    from .streams.activation_stream import Batch as Batch
+    from .streams.activation_stream import StreamConfig as StreamConfig
+    from .streams.store import ActivationStore as ActivationStore
+    from .streams.token_stream import TokenStream as TokenStream
+    from .text.corpus import Corpus as Corpus
+    from .text.corpus import TextConfig as TextConfig
 
-_HOMES = {
-    "ActivationStore": "store",
-    "ActivationStream": "streams",
-    "Batch": "streams",
-    "Consumer": "consumers",
-    "Corpus": "text",
-    "Evidence": "evidence",
-    "HookedModel": "models",
-    "InputError": "errors",
-    "Run": "runs",
-    "Site": "sites",
-    "StreamConfig": "streams",
-    "TextConfig": "text",
-    "TokenStream": "token_stream",
-    "load_model": "loading",
-    "train": "loop",
-}
-
-__all__ = [
-    "ActivationStore",
-    "ActivationStream",
-    "Batch",
-    "Consumer",
-    "Corpus",
-    "Evidence",
-    "HookedModel",
-    "InputError",
-    "Run",
-    "Site",
-    "StreamConfig",
-    "TextConfig",
-    "TokenStream",
-    "load_model",
-    "train",
-]
-
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__, __dir__ = lazily(__name__, __file__)

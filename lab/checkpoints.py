@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+from .errors import InputError
 from .storage import State, atomic_path, load_state, save_state
 
 
@@ -48,3 +50,18 @@ def sweep(folder: Path) -> None:
 
 def _numbered(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+
+
+def require_same(was: Any, now: Any, what: str, key: str = "") -> None:
+    """Refuse to continue something that stands on other values, naming the first that differs.
+
+    Raises:
+        InputError: with the dotted key and both values.
+    """
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in [*was, *(name for name in now if name not in was)]:
+            require_same(was.get(name), now.get(name), what, f"{key}.{name}" if key else name)
+    elif was != now:
+        raise InputError(
+            f"{what} has {key} = {was!r} and this one {now!r}: resume with the same value, or choose another folder"
+        )

@@ -10,44 +10,18 @@ from typing import TYPE_CHECKING
 from ..lab.lazy import lazily
 
 if TYPE_CHECKING:
-    from .files import load
-    from .fits import FitConfig, fit, fit_all
-    from .labels import Bags, Labels, PooledRows
-    from .layer_sweep import ProbeSweep, ReadConfig, probe_sweep
-    from .measure import MeasureConfig
-    from .outliers import ood_scores
-    from .probe import Probe
+    from .files import load as load
+    from .fitting.fits import FitConfig as FitConfig
+    from .fitting.fits import fit as fit
+    from .fitting.fits import fit_all as fit_all
+    from .labels import Bags as Bags
+    from .labels import Labels as Labels
+    from .labels import PooledRows as PooledRows
+    from .layer_sweep import ProbeSweep as ProbeSweep
+    from .layer_sweep import ReadConfig as ReadConfig
+    from .layer_sweep import probe_sweep as probe_sweep
+    from .measure import MeasureConfig as MeasureConfig
+    from .outliers.measure import ood_scores as ood_scores
+    from .probe import Probe as Probe
 
-_HOMES = {
-    "Bags": "labels",
-    "FitConfig": "fits",
-    "Labels": "labels",
-    "MeasureConfig": "measure",
-    "PooledRows": "labels",
-    "Probe": "probe",
-    "ProbeSweep": "layer_sweep",
-    "ReadConfig": "layer_sweep",
-    "fit": "fits",
-    "fit_all": "fits",
-    "load": "files",
-    "ood_scores": "outliers",
-    "probe_sweep": "layer_sweep",
-}
-
-__all__ = [
-    "Bags",
-    "FitConfig",
-    "Labels",
-    "MeasureConfig",
-    "PooledRows",
-    "Probe",
-    "ProbeSweep",
-    "ReadConfig",
-    "fit",
-    "fit_all",
-    "load",
-    "ood_scores",
-    "probe_sweep",
-]
-
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__, __dir__ = lazily(__name__, __file__)

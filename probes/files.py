@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from ..lab.errors import InputError, unknown
-from ..lab.models import HookedModel
-from ..lab.sites import Site
+from ..lab.models.hooked_model import HookedModel
+from ..lab.models.sites import Site
 from ..lab.storage import file_sha256, read_json, read_tensors, write_json, write_tensors
+from .fitting.nonlinear import AttentionProbe, MLPProbe
+from .fitting.scaling import Scaling
 from .labels import Source
-from .nonlinear import AttentionProbe, MLPProbe
 from .probe import Probe
-from .scaling import Scaling
 
 SCHEMA = 1
 WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"

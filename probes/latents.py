@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..lab.errors import InputError
-from ..saes.baselines import fit_nulls
 from ..saes.dictionary import Dictionary
+from ..saes.evaluation.nulls import fit_nulls
 
 ROWS_AT_ONCE = 4096
 NEIGHBOURS = 8

@@ -17,18 +17,18 @@ import torch
 from tqdm import tqdm
 
 from ..lab.errors import InputError, unknown
-from ..lab.loop import train
-from ..lab.models import HookedModel
-from ..lab.runs import Run
-from ..lab.sites import PATH, Site
-from ..lab.streams import ActivationStream, StreamConfig
-from ..lab.text import Corpus
-from ..lab.tokenization import TextTokenizer
+from ..lab.models.hooked_model import HookedModel
+from ..lab.models.sites import PATH, Site
+from ..lab.runs.loop import train
+from ..lab.runs.run import Run
+from ..lab.streams.activation_stream import ActivationStream, StreamConfig
+from ..lab.text.corpus import Corpus
+from ..lab.text.tokenization import TextTokenizer
 from ..saes.dictionary import Dictionary
-from .fits import require_kinds
+from .fitting.fits import require_kinds
+from .fitting.nulls import TextTokens, shuffled_model
 from .labels import POOLINGS, Labels
 from .measure import MeasureConfig, Measured, Units, counted, measure, null_scores
-from .nulls import TextTokens, shuffled_model
 from .pooling import PooledTexts
 
 BATCH = 512

@@ -26,11 +26,11 @@ from torch import Tensor
 from ..lab.errors import InputError
 from ..lab.evidence import Evidence, bootstrap
 from ..lab.rng import generator
-from .fits import FitConfig, fit_all
+from .fitting.fits import FitConfig, fit_all
+from .fitting.sparse import auc
+from .fitting.splits import Split, folds_of_share, split_labels
 from .labels import Bags, Labels, PooledRows, Source
 from .probe import Probe
-from .sparse import auc
-from .splits import Split, folds_of_share, split_labels
 
 Units = PooledRows | Bags
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], float]

@@ -21,11 +21,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..lab.errors import InputError, unknown
-from ..lab.fingerprint import parameter_hash
-from ..lab.models import HookedModel
-from ..lab.sites import Site
+from ..lab.models.fingerprint import parameter_hash
+from ..lab.models.hooked_model import HookedModel
+from ..lab.models.sites import Site
 from ..lab.storage import State, read_json, read_tensors, write_json, write_tensors
-from ..lab.streams import Batch
+from ..lab.streams.activation_stream import Batch
 from ..saes.dictionary import Dictionary
 from ..saes.matching import matching_site
 from .labels import POOLINGS, Bags, Labels, PooledRows, Source, keep_largest

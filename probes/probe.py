@@ -21,12 +21,12 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from ..lab.errors import InputError
-from ..lab.models import HookedModel
-from ..lab.sites import Site
+from ..lab.models.hooked_model import HookedModel
+from ..lab.models.sites import Site
 from ..saes.dictionary import Dictionary
 from ..saes.matching import require_model
+from .fitting.scaling import Scaling
 from .labels import Bags, PooledRows, Source
-from .scaling import Scaling
 
 
 @dataclass(frozen=True, eq=False, repr=False)

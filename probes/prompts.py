@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..lab.errors import InputError
-from ..lab.models import HookedModel
-from ..lab.sites import Site
-from ..lab.tokenization import TextTokenizer
+from ..lab.models.hooked_model import HookedModel
+from ..lab.models.sites import Site
+from ..lab.text.tokenization import TextTokenizer
 
 
 class Prompt(NamedTuple):

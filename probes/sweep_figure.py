@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..lab.errors import unknown
 from ..lab.evidence import Evidence
-from ..lab.sites import PATH, Site
+from ..lab.models.sites import PATH, Site
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

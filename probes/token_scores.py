@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..lab.models import HookedModel
-from ..lab.tokenization import TextTokenizer
+from ..lab.models.hooked_model import HookedModel
+from ..lab.text.tokenization import TextTokenizer
 from ..saes.dictionary import Dictionary
 from .labels import Bags, Labels
 from .layer_sweep import ReadConfig, read_texts, read_tokens

@@ -10,188 +10,67 @@ from typing import TYPE_CHECKING
 from ..lab.lazy import lazily
 
 if TYPE_CHECKING:
-    from .abstopk import AbsTopK
-    from .activation_sparsity.cores import measure_cores
-    from .activation_sparsity.curves import measure_curves
-    from .activation_sparsity.decision import SparsityDecision
-    from .atoms.report import measure_atoms
-    from .autointerp.detection import Detection, measure_detection
-    from .autointerp.trials import DetectionConfig
-    from .baselines import PCA, Neurons, fit_nulls
-    from .batchtopk import BatchTopK
-    from .clt.cross_layer import CrossLayer
-    from .clt.replacement import replace_outputs
-    from .clt.scores import CrossLayerReconstruction
-    from .clt.training import CrossLayerTrainer
-    from .compare import Curve, pareto, seed_gap
-    from .dictionary import Dictionary, Provenance
-    from .diffing import diff, latent_scaling
-    from .end_to_end import EndToEnd, EndToEndConfig
-    from .evaluation import EvaluationConfig, evaluate, evaluate_many
-    from .features.collect import collect
-    from .features.feature_set import Features
-    from .files import build, build_trainable, load
-    from .formats.hub import push
-    from .gated import Gated
-    from .groupmax import GroupMax
-    from .itda.dictionary import ITDA
-    from .itda.growth_config import GrowthConfig
-    from .itda.training import ITDATrainer, build_itda
-    from .jumprelu import JumpReLU
-    from .matching_pursuit import MatchingPursuit
-    from .matryoshka import Matryoshka
-    from .meta import MetaConfig, measure_meta
-    from .metrics import Reconstruction
-    from .relu import ReLU
-    from .sae import SAEConfig
-    from .scores import Evaluation
-    from .similarity.atoms import jaccard
-    from .similarity.decoders import compare_decoders
-    from .similarity.measures import compare_rows
-    from .sparse_code import SparseCode
-    from .special_tokens import SpecialTokens
-    from .splicing import splice, splice_edit
-    from .sweeps.grid import Member, grid
-    from .sweeps.results import SweepResult
-    from .sweeps.sweep import sweep
-    from .synthetic import Planted, PlantedConfig
-    from .topk import TopK
-    from .training import TrainConfig, Trainer
+    from .analysis.atoms.report import measure_atoms as measure_atoms
+    from .analysis.diffing import diff as diff
+    from .analysis.diffing import latent_scaling as latent_scaling
+    from .analysis.meta_sae import MetaConfig as MetaConfig
+    from .analysis.meta_sae import measure_meta as measure_meta
+    from .analysis.similarity.atoms import jaccard as jaccard
+    from .analysis.similarity.decoders import compare_decoders as compare_decoders
+    from .analysis.similarity.measures import compare_rows as compare_rows
+    from .architectures.abstopk import AbsTopK as AbsTopK
+    from .architectures.basis import PCA as PCA
+    from .architectures.basis import Neurons as Neurons
+    from .architectures.batchtopk import BatchTopK as BatchTopK
+    from .architectures.clt.cross_layer import CrossLayer as CrossLayer
+    from .architectures.gated import Gated as Gated
+    from .architectures.groupmax import GroupMax as GroupMax
+    from .architectures.itda.dictionary import ITDA as ITDA
+    from .architectures.jumprelu import JumpReLU as JumpReLU
+    from .architectures.matching_pursuit import MatchingPursuit as MatchingPursuit
+    from .architectures.matryoshka import Matryoshka as Matryoshka
+    from .architectures.relu import ReLU as ReLU
+    from .architectures.sae import SAEConfig as SAEConfig
+    from .architectures.topk import TopK as TopK
+    from .autointerp.detection import Detection as Detection
+    from .autointerp.detection import measure_detection as measure_detection
+    from .autointerp.trials import DetectionConfig as DetectionConfig
+    from .dictionary import Dictionary as Dictionary
+    from .dictionary import Provenance as Provenance
+    from .edit import splice_edit as splice_edit
+    from .evaluation.clt.replacement import replace_outputs as replace_outputs
+    from .evaluation.clt.scores import CrossLayerReconstruction as CrossLayerReconstruction
+    from .evaluation.evaluate import EvaluationConfig as EvaluationConfig
+    from .evaluation.evaluate import evaluate as evaluate
+    from .evaluation.evaluate import evaluate_many as evaluate_many
+    from .evaluation.matched_l0 import Curve as Curve
+    from .evaluation.matched_l0 import pareto as pareto
+    from .evaluation.matched_l0 import seed_gap as seed_gap
+    from .evaluation.nulls import fit_nulls as fit_nulls
+    from .evaluation.planted import Planted as Planted
+    from .evaluation.planted import PlantedConfig as PlantedConfig
+    from .evaluation.reconstruction import Reconstruction as Reconstruction
+    from .evaluation.results import Evaluation as Evaluation
+    from .evaluation.special_tokens import SpecialTokens as SpecialTokens
+    from .evaluation.splicing import splice as splice
+    from .features.collect import collect as collect
+    from .features.feature_set import Features as Features
+    from .files import load as load
+    from .formats.push import push as push
+    from .registry import build as build
+    from .registry import build_trainable as build_trainable
+    from .sparse_code import SparseCode as SparseCode
+    from .sweeps.grid import Member as Member
+    from .sweeps.grid import grid as grid
+    from .sweeps.results import SweepResult as SweepResult
+    from .sweeps.sweep import sweep as sweep
+    from .training.clt.trainer import CrossLayerTrainer as CrossLayerTrainer
+    from .training.end_to_end import EndToEnd as EndToEnd
+    from .training.end_to_end import EndToEndConfig as EndToEndConfig
+    from .training.itda.growth_config import GrowthConfig as GrowthConfig
+    from .training.itda.trainer import ITDATrainer as ITDATrainer
+    from .training.itda.trainer import build_itda as build_itda
+    from .training.trainer import TrainConfig as TrainConfig
+    from .training.trainer import Trainer as Trainer
 
-_HOMES = {
-    "AbsTopK": "abstopk",
-    "BatchTopK": "batchtopk",
-    "CrossLayer": "clt.cross_layer",
-    "CrossLayerReconstruction": "clt.scores",
-    "CrossLayerTrainer": "clt.training",
-    "Curve": "compare",
-    "Detection": "autointerp.detection",
-    "DetectionConfig": "autointerp.trials",
-    "Dictionary": "dictionary",
-    "EndToEnd": "end_to_end",
-    "EndToEndConfig": "end_to_end",
-    "Evaluation": "scores",
-    "EvaluationConfig": "evaluation",
-    "Features": "features.feature_set",
-    "Gated": "gated",
-    "GroupMax": "groupmax",
-    "GrowthConfig": "itda.growth_config",
-    "ITDA": "itda.dictionary",
-    "ITDATrainer": "itda.training",
-    "JumpReLU": "jumprelu",
-    "MatchingPursuit": "matching_pursuit",
-    "Matryoshka": "matryoshka",
-    "Member": "sweeps.grid",
-    "MetaConfig": "meta",
-    "Neurons": "baselines",
-    "PCA": "baselines",
-    "Planted": "synthetic",
-    "PlantedConfig": "synthetic",
-    "Provenance": "dictionary",
-    "ReLU": "relu",
-    "Reconstruction": "metrics",
-    "SAEConfig": "sae",
-    "SparseCode": "sparse_code",
-    "SparsityDecision": "activation_sparsity.decision",
-    "SpecialTokens": "special_tokens",
-    "SweepResult": "sweeps.results",
-    "TopK": "topk",
-    "TrainConfig": "training",
-    "Trainer": "training",
-    "build": "files",
-    "build_itda": "itda.training",
-    "build_trainable": "files",
-    "collect": "features.collect",
-    "compare_decoders": "similarity.decoders",
-    "compare_rows": "similarity.measures",
-    "diff": "diffing",
-    "evaluate": "evaluation",
-    "evaluate_many": "evaluation",
-    "fit_nulls": "baselines",
-    "grid": "sweeps.grid",
-    "jaccard": "similarity.atoms",
-    "latent_scaling": "diffing",
-    "load": "files",
-    "measure_atoms": "atoms.report",
-    "measure_cores": "activation_sparsity.cores",
-    "measure_curves": "activation_sparsity.curves",
-    "measure_detection": "autointerp.detection",
-    "measure_meta": "meta",
-    "pareto": "compare",
-    "push": "formats.hub",
-    "replace_outputs": "clt.replacement",
-    "seed_gap": "compare",
-    "splice": "splicing",
-    "splice_edit": "splicing",
-    "sweep": "sweeps.sweep",
-}
-
-__all__ = [
-    "ITDA",
-    "PCA",
-    "AbsTopK",
-    "BatchTopK",
-    "CrossLayer",
-    "CrossLayerReconstruction",
-    "CrossLayerTrainer",
-    "Curve",
-    "Detection",
-    "DetectionConfig",
-    "Dictionary",
-    "EndToEnd",
-    "EndToEndConfig",
-    "Evaluation",
-    "EvaluationConfig",
-    "Features",
-    "Gated",
-    "GroupMax",
-    "GrowthConfig",
-    "ITDATrainer",
-    "JumpReLU",
-    "MatchingPursuit",
-    "Matryoshka",
-    "Member",
-    "MetaConfig",
-    "Neurons",
-    "Planted",
-    "PlantedConfig",
-    "Provenance",
-    "ReLU",
-    "Reconstruction",
-    "SAEConfig",
-    "SparseCode",
-    "SparsityDecision",
-    "SpecialTokens",
-    "SweepResult",
-    "TopK",
-    "TrainConfig",
-    "Trainer",
-    "build",
-    "build_itda",
-    "build_trainable",
-    "collect",
-    "compare_decoders",
-    "compare_rows",
-    "diff",
-    "evaluate",
-    "evaluate_many",
-    "fit_nulls",
-    "grid",
-    "jaccard",
-    "latent_scaling",
-    "load",
-    "measure_atoms",
-    "measure_cores",
-    "measure_curves",
-    "measure_detection",
-    "measure_meta",
-    "pareto",
-    "push",
-    "replace_outputs",
-    "seed_gap",
-    "splice",
-    "splice_edit",
-    "sweep",
-]
-
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__, __dir__ = lazily(__name__, __file__)

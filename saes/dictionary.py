@@ -16,7 +16,11 @@ from torch import Tensor, nn
 
 from ..kernels import decode as decode_kernel
 from ..lab.errors import InputError
+from ..lab.storage import file_sha256, write_json, write_tensors
 from .sparse_code import SparseCode
+
+SCHEMA = 1
+WEIGHTS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ class Dictionary(nn.Module):
     """Base class: `encode(x) -> SparseCode`, `reconstruct(x) -> x_hat`, decoder rows `W_dec [n_latents, d_out]`."""
 
     architecture: ClassVar[str]
+    """The name it is registered under, in files and on the command line."""
+    config_type: ClassVar[type[DictionaryConfig]] = DictionaryConfig
+    """The class of its `config`."""
+    trainable: ClassVar[bool] = False
+    """True if a `Trainer` trains it by gradients."""
     config: DictionaryConfig
     provenance: Provenance
     W_dec: Tensor
@@ -158,10 +167,22 @@ class Dictionary(nn.Module):
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
 
     def save(self, folder: Path | str) -> Path:
-        """Write the dictionary into a directory (see `files.py`)."""
-        from .files import save
+        """Write the dictionary into a directory, which is created; the description is written last.
 
-        return save(self, folder)
+        The directory holds `dictionary.safetensors` and `dictionary.json`: {schema, architecture, config, provenance,
+        sha256 of the tensor file}. `monosem.saes.load` reads it.
+        """
+        folder = Path(folder)
+        write_tensors(folder / WEIGHTS, self.tensors())
+        description = {
+            "schema": SCHEMA,
+            "architecture": self.architecture,
+            "config": asdict(self.config),
+            "provenance": asdict(self.provenance),
+            "sha256": file_sha256(folder / WEIGHTS),
+        }
+        write_json(folder / DESCRIPTION, description)
+        return folder
 
     def __repr__(self) -> str:
         shape = ", ".join(f"{key}={value}" for key, value in self._shown().items())

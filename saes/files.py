@@ -1,110 +1,20 @@
-"""Saving and loading: a directory with `dictionary.safetensors` and `dictionary.json` (schema 1), JSON last.
+"""Loading: directories of ours, of other libraries, on the hub, and by released names.
 
-dictionary.json: {schema, architecture, config, provenance, sha256 of the tensor file}.
+A directory of ours holds `dictionary.safetensors` and `dictionary.json` (see `Dictionary.save`).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from ..lab.errors import InputError, unknown
-from ..lab.storage import file_sha256, read_json, read_tensors, write_json, write_tensors
-from .abstopk import AbsTopK
-from .baselines import PCA, Neurons
-from .batchtopk import BatchTopK
-from .clt.cross_layer import CrossLayer, CrossLayerConfig
-from .dictionary import Dictionary, DictionaryConfig, Provenance
-from .gated import Gated
-from .groupmax import GroupMax, GroupMaxConfig
-from .itda.dictionary import ITDA, ITDAConfig
-from .jumprelu import JumpReLU, JumpReLUConfig
-from .linear import Linear
-from .matching_pursuit import MatchingPursuit, MatchingPursuitConfig
-from .matryoshka import Matryoshka, MatryoshkaConfig
-from .relu import ReLU, ReLUConfig
-from .sae import PenaltyConfig, SAEConfig, SparseAutoencoder
-from .topk import TopK
-
-SCHEMA = 1
-WEIGHTS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
-
-Kind = TypeVar("Kind", bound=Dictionary)
-
-TRAINABLE: dict[str, tuple[type[SparseAutoencoder], type[DictionaryConfig]]] = {
-    "topk": (TopK, SAEConfig),
-    "batchtopk": (BatchTopK, SAEConfig),
-    "abstopk": (AbsTopK, SAEConfig),
-    "groupmax": (GroupMax, GroupMaxConfig),
-    "matryoshka": (Matryoshka, MatryoshkaConfig),
-    "mp": (MatchingPursuit, MatchingPursuitConfig),
-    "relu": (ReLU, ReLUConfig),
-    "gated": (Gated, PenaltyConfig),
-    "jumprelu": (JumpReLU, JumpReLUConfig),
-}
-"""Every architecture that a `Trainer` trains, by name: its class and its config."""
-
-ARCHITECTURES: dict[str, tuple[type[Dictionary], type[DictionaryConfig]]] = {
-    **TRAINABLE,
-    "pca": (PCA, SAEConfig),
-    "neurons": (Neurons, SAEConfig),
-    "linear": (Linear, SAEConfig),
-    "clt": (CrossLayer, CrossLayerConfig),
-    "itda": (ITDA, ITDAConfig),
-}
-"""Every architecture that can be built by name: its class and its config."""
-
-
-def build(architecture: str, **config: Any) -> Dictionary:
-    """A dictionary with zero weights, by architecture name and config fields.
-
-    Raises:
-        InputError: an unknown architecture, a field its config has not, or a value the config refuses.
-    """
-    if architecture not in ARCHITECTURES:
-        raise unknown("architecture", architecture, ARCHITECTURES)
-    return _built(architecture, *ARCHITECTURES[architecture], config)
-
-
-def build_trainable(architecture: str, **config: Any) -> SparseAutoencoder:
-    """As `build`, for what a `Trainer` takes.
-
-    Raises:
-        InputError: as `build`, or an architecture that is fitted in closed form and not trained.
-    """
-    if architecture in ARCHITECTURES and architecture not in TRAINABLE:
-        raise InputError(f"architecture {architecture!r} cannot be trained: give {' or '.join(TRAINABLE)}")
-    if architecture not in TRAINABLE:
-        raise unknown("architecture", architecture, TRAINABLE)
-    if not config.get("centre_input", True) and config.get("d_out") is None:
-        raise InputError("centre_input=False is for dictionaries of other libraries: training subtracts b_dec")
-    return _built(architecture, *TRAINABLE[architecture], config)
-
-
-def _built(architecture: str, kind: type[Kind], config_type: type[DictionaryConfig], config: dict[str, Any]) -> Kind:
-    allowed = [field.name for field in fields(config_type)]
-    for name in config:
-        if name not in allowed:
-            raise unknown(f"{architecture} config field", name, allowed)
-    return kind(config_type(**config))
-
-
-def save(dictionary: Dictionary, folder: Path | str) -> Path:
-    """Write `dictionary` into `folder`, which is created. The description is written last."""
-    folder = Path(folder)
-    write_tensors(folder / WEIGHTS, dictionary.tensors())
-    description = {
-        "schema": SCHEMA,
-        "architecture": dictionary.architecture,
-        "config": asdict(dictionary.config),
-        "provenance": asdict(dictionary.provenance),
-        "sha256": file_sha256(folder / WEIGHTS),
-    }
-    write_json(folder / DESCRIPTION, description)
-    return folder
+from ..lab.errors import InputError
+from ..lab.storage import file_sha256, read_json, read_tensors
+from .dictionary import DESCRIPTION, SCHEMA, WEIGHTS, Dictionary, Provenance
+from .formats import located, read
+from .registry import build
 
 
 def load(folder: Path | str) -> Dictionary:
@@ -117,8 +27,6 @@ def load(folder: Path | str) -> Dictionary:
             or shapes that disagree with the config; the sentence names the file. From another library also what this
             one could not hold; `formats.read(..., lossy=True)` goes on.
     """
-    from .formats import located, read
-
     if str(folder).startswith("sae-lens:"):
         return read(folder)
     folder = located(folder)
@@ -159,3 +67,19 @@ def _check_shapes(path: Path, found: dict[str, torch.Tensor], expected: dict[str
             raise InputError(f"{path}: {name} has shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}")
         if not torch.isfinite(found[name]).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
+
+
+def find_dictionary(path: Path) -> tuple[Path, Dictionary]:
+    """A dictionary by its own folder or by that of a run that made one.
+
+    Raises:
+        InputError: there is none, or more than one; names them.
+    """
+    if (path / DESCRIPTION).is_file():
+        return path, load(path)
+    found = sorted(entry.parent for entry in path.glob(f"dictionaries/*/{DESCRIPTION}"))
+    if len(found) != 1:
+        nothing = "none inside" if path.is_dir() else "it is a file" if path.exists() else "there is nothing"
+        names = ", ".join(str(folder) for folder in found) or nothing
+        raise InputError(f"{path} is not the folder of one dictionary: {names}; give the folder with {DESCRIPTION}")
+    return found[0], load(found[0])

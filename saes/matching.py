@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..lab.errors import InputError
-from ..lab.models import HookedModel
-from ..lab.pairs import ModelPair
-from ..lab.sites import Site
+from ..lab.models.hooked_model import HookedModel
+from ..lab.models.pairs import ModelPair
+from ..lab.models.sites import Site
 from .dictionary import Dictionary
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 if not os.path.exists("/dev/nvidia0"):
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on CPU tensors
-sys.path.insert(0, str(Path(__file__).parent / "lab"))  # tiny_models, toys
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def smollm2():
     """The embedded model, in fp32, loaded once."""
-    from monosem.lab.loading import load_model
+    from monosem.lab.models.loading import load_model
 
     return load_model("smollm2-135m", dtype="fp32", device="cpu")
 

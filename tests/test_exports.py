@@ -1,4 +1,4 @@
-"""The public names of the packages: the table, `__all__` and what type checkers see are the same list."""
+"""The public names of the packages: one list, seen alike by users, editors and type checkers."""
 
 from __future__ import annotations
 
@@ -10,31 +10,39 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import monosem.interventions
 import monosem.lab
 import monosem.probes
 import monosem.saes
 import pytest
 
 PACKAGES = pytest.mark.parametrize(
-    "package", [monosem.lab, monosem.saes, monosem.probes], ids=lambda package: package.__name__
+    "package",
+    [monosem.lab, monosem.saes, monosem.probes, monosem.interventions],
+    ids=lambda package: package.__name__,
 )
 
 
-def typed_imports(package: ModuleType) -> dict[str, str]:
-    """Name to module, from the imports under `if TYPE_CHECKING`."""
+def typed_imports(package: ModuleType) -> list[ast.ImportFrom]:
+    """The imports under `if TYPE_CHECKING`."""
     assert package.__file__
     (block,) = [node for node in ast.parse(Path(package.__file__).read_text()).body if isinstance(node, ast.If)]
-    lines = [line for line in block.body if isinstance(line, ast.ImportFrom)]
-    return {alias.name: line.module or "" for line in lines for alias in line.names}
+    return [line for line in block.body if isinstance(line, ast.ImportFrom)]
 
 
 @PACKAGES
-def test_all_names_come_from_the_modules_that_the_type_checker_sees(package):
-    homes = typed_imports(package)
-    assert homes == package._HOMES
-    assert sorted(package.__all__) == sorted(homes)
-    for name, home in homes.items():
+def test_every_name_of_the_list_is_found_where_it_says(package):
+    names = [(alias.name, line.module) for line in typed_imports(package) for alias in line.names]
+    assert package.__all__ == sorted(name for name, _ in names)
+    assert dir(package) == package.__all__
+    for name, home in names:
         assert getattr(package, name) is getattr(importlib.import_module(f"{package.__name__}.{home}"), name)
+
+
+@PACKAGES
+def test_type_checkers_take_the_names_for_public_ones(package):
+    # PEP 484: in a typed package an import is public if it is written `import X as X`
+    assert all(alias.asname == alias.name for line in typed_imports(package) for alias in line.names)
 
 
 @PACKAGES
@@ -42,10 +50,13 @@ def test_no_module_hides_a_public_name(package):
     assert not {module.name for module in pkgutil.iter_modules(package.__path__)} & set(package.__all__)
 
 
-@PACKAGES
-def test_a_misspelt_name_is_an_attribute_error(package):
-    with pytest.raises(AttributeError, match=f"{package.__name__}.*'Trainr'"):
-        _ = package.Trainr
+@pytest.mark.parametrize(
+    ("package", "name", "near"),
+    [(monosem.saes, "Trainr", "Trainer"), (monosem.lab, "HookModel", "HookedModel"), (monosem.saes, "TopKK", "TopK")],
+)
+def test_a_misspelt_name_suggests_the_right_one(package, name, near):
+    with pytest.raises(AttributeError, match=f"'{package.__name__}' has no '{name}': did you mean '{near}'"):
+        getattr(package, name)
 
 
 def test_importing_the_packages_imports_no_torch():

@@ -19,25 +19,25 @@ from typing import Annotated, Any, Union
 import tyro
 
 from ..errors import InputError
-from .activation_sparsity import Sparsity
-from .atoms import Atoms
-from .bench import Bench
-from .comparing import Compare
-from .demo import Demo
-from .evaluating import Eval
-from .exploring import Features
-from .exporting import Export
-from .fast import Fast
-from .finetuning import Finetune
-from .geography import Geography
-from .harvesting import Harvest
-from .itda import Itda
-from .misspelt import misspelt
-from .outliers import Outliers
-from .probing import Probe
-from .sweeping import Sweep
-from .training import Train
-from .truth import Truth
+from .bench.command import Bench
+from .cli_errors import misspelt
+from .commands.atoms import Atoms
+from .commands.compare import Compare
+from .commands.demo import Demo
+from .commands.evaluate import Eval
+from .commands.export import Export
+from .commands.fast import Fast
+from .commands.features import Features
+from .commands.finetune import Finetune
+from .commands.geography import Geography
+from .commands.harvest import Harvest
+from .commands.itda import Itda
+from .commands.outliers import Outliers
+from .commands.probe import Probe
+from .commands.sparsity import Sparsity
+from .commands.sweep import Sweep
+from .commands.train import Train
+from .commands.truth import Truth
 
 COMMANDS = {
     "demo": Demo,

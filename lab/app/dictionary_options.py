@@ -2,8 +2,8 @@
 
     --architecture jumprelu --dictionary.penalty tanh        DictionaryOptions("jumprelu", penalty="tanh")
 
-The fields are read from the configs in `saes.files.TRAINABLE`, docstrings included, so that a new architecture brings
-its own options along. One that is not set is left to the architecture.
+The fields are read from the configs of `saes.registry.trainable()`, docstrings included, so that a new architecture
+brings its own options along. One that is not set is left to the architecture.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import torch
 import tyro
 
-from ...saes.files import TRAINABLE, build_trainable
+from ...saes.registry import build_trainable, trainable
 from ..errors import InputError, nearest
 
 NO_OPTIONS = ("d_in", "d_out", "skip", "sources", "centre_input")
@@ -35,8 +35,8 @@ class _Common:
         InputError: an unknown architecture, a field that it has not, or a value that its config refuses.
     """
 
-    architecture: Annotated[str, tyro.conf.arg(aliases=("--architecture",), help=", ".join(TRAINABLE))] = "topk"
-    """A name in `saes.files.TRAINABLE`."""
+    architecture: Annotated[str, tyro.conf.arg(aliases=("--architecture",), help=", ".join(trainable()))] = "topk"
+    """A name in `saes.registry.trainable`."""
     n_latents: Annotated[int, tyro.conf.arg(aliases=("--n-latents",))] = 9216
     """Number of latents."""
     k: Annotated[int, tyro.conf.arg(aliases=("--k",))] = 32
@@ -50,7 +50,7 @@ class _Common:
     def _check_fields(self) -> None:
         allowed = own_fields()
         for name in self.given():
-            if self.architecture in TRAINABLE and self.architecture not in allowed.get(name, TRAINABLE):
+            if self.architecture in trainable() and self.architecture not in allowed.get(name, trainable()):
                 mine = [one for one, configs in allowed.items() if self.architecture in configs]
                 close = nearest(name, mine, 1) or mine
                 hint = f"it has {', '.join(close)}" if close else "it has no options of its own"
@@ -68,7 +68,8 @@ def own_fields() -> dict[str, dict[str, type]]:
     """Config fields beyond n_latents and k: by name, the config that declares it for each architecture that has it."""
     known = {*NO_OPTIONS, *(one.name for one in fields(_Common))}
     found: dict[str, dict[str, type]] = {}
-    for architecture, (_, config) in TRAINABLE.items():
+    for architecture, kind in trainable().items():
+        config = kind.config_type
         for name in (one.name for one in fields(config) if one.name not in known):
             declared = next(base for base in config.__mro__ if name in vars(base).get("__annotations__", {}))
             found.setdefault(name, {})[architecture] = declared

@@ -7,9 +7,9 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from ..loading import load_model
-from ..models import HookedModel
-from ..text import Corpus, TextConfig
+from ..models.hooked_model import HookedModel
+from ..models.loading import load_model
+from ..text.corpus import Corpus, TextConfig
 
 T = TypeVar("T")
 Flat = Annotated[T, tyro.conf.arg(name="")]

@@ -10,9 +10,9 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from ..errors import InputError
-from ..sites import Site
-from ..store import ActivationStore
-from ..streams import ActivationStream, StreamConfig
+from ..models.sites import Site
+from ..streams.activation_stream import ActivationStream, StreamConfig
+from ..streams.store import ActivationStore
 from .options import ModelText
 
 log = logging.getLogger(__name__)

@@ -17,16 +17,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...lab.errors import InputError, unknown
-from ...lab.models import HookedModel
+from ...lab.models.hooked_model import HookedModel
+from ...lab.models.sites import Site
 from ...lab.rng import generator
-from ...lab.sites import Site
 from ...lab.storage import read_tensors, write_tensors
-from ...lab.tokenization import TextTokenizer
-from ...saes.baselines import untrained
+from ...lab.text.tokenization import TextTokenizer
+from ...saes.architectures.sae import SAEConfig
+from ...saes.architectures.topk import TopK
 from ...saes.dictionary import Dictionary
+from ...saes.evaluation.nulls import untrained
 from ...saes.matching import matching_site
-from ...saes.sae import SAEConfig
-from ...saes.topk import TopK
 from ..prompts import Prompt, by_length, mark, pad, read_texts
 
 PART = 256

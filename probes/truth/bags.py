@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...lab.errors import InputError, unknown
-from ...lab.models import HookedModel
-from ...lab.sites import Site
+from ...lab.models.hooked_model import HookedModel
+from ...lab.models.sites import Site
 from ...lab.storage import atomic_path, read_json, write_json
-from ...lab.tokenization import TextTokenizer
+from ...lab.text.tokenization import TextTokenizer
 from ..prompts import Prompt, by_length, mark, pad
 
 Pooling = Literal["max", "last", "mean"]

@@ -16,7 +16,7 @@ import torch
 
 from ...lab.errors import InputError
 from ...lab.evidence import Evidence
-from ...lab.models import HookedModel
+from ...lab.models.hooked_model import HookedModel
 from ...lab.rng import derive_seed
 from .bags import StatementBags
 from .conformal import least_points

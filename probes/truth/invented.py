@@ -14,7 +14,7 @@ from itertools import accumulate
 import numpy as np
 
 from ...lab.rng import derive_seed
-from ...lab.tokenization import TextTokenizer
+from ...lab.text.tokenization import TextTokenizer
 
 ORDER = 3
 """Letters that decide the next one."""

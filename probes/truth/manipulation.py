@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ...lab.errors import InputError
 from ...lab.evidence import Evidence, bootstrap
-from ...lab.hooks import Edit
-from ...lab.models import HookedModel
+from ...lab.models.hooked_model import HookedModel
+from ...lab.models.hooks import Edit
+from ...lab.models.sites import Site
 from ...lab.rng import generator
-from ...lab.sites import Site
-from ...lab.tokenization import TextTokenizer
+from ...lab.text.tokenization import TextTokenizer
 from ..prompts import Prompt, PromptBatch
 from .bags import COMPLETE
 from .prompting import verdict_prompts, verdicts

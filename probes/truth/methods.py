@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...lab.errors import InputError
 from ...lab.rng import generator
-from ..scaling import Scaling
-from ..splits import group_folds
+from ..fitting.scaling import Scaling
+from ..fitting.splits import group_folds
 from .bags import Pooling, StatementBags
 from .hinge import Linear
 from .sawmil import SawmilConfig, mean_difference, sawmil, sparse_mil

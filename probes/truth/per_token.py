@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from ...lab.tokenization import TextTokenizer
+from ...lab.text.tokenization import TextTokenizer
 from .bags import StatementBags
 from .statements import CLASSES, Statements
 from .three_way import ThreeWay

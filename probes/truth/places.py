@@ -18,7 +18,7 @@ import numpy as np
 
 from ...lab.errors import InputError
 from ...lab.rng import derive_seed
-from ...lab.tokenization import TextTokenizer
+from ...lab.text.tokenization import TextTokenizer
 from ..cities import INSTALL
 from .invented import InventedNames
 from .statements import FALSE, NEITHER, TRUE, Statements, entity_splits

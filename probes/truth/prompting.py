@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...lab.errors import InputError
-from ...lab.hooks import Edit
-from ...lab.models import HookedModel
-from ...lab.sites import Site
-from ...lab.tokenization import TextTokenizer
+from ...lab.models.hooked_model import HookedModel
+from ...lab.models.hooks import Edit
+from ...lab.models.sites import Site
+from ...lab.text.tokenization import TextTokenizer
 from ..prompts import Prompt, PromptBatch, by_length, mark, pad
 from .scores import Reading
 from .statements import CLASSES, Statements

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ...lab.evidence import Evidence, bootstrap
-from ..sparse import auc
+from ..fitting.sparse import auc
 from .conformal import Conformal, multiclass_strangeness
 from .statements import CLASSES, FALSE, TRUE
 

@@ -11,8 +11,8 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from ...lab.errors import unknown
+from ..fitting.logistic import solve_logistic
 from ..labels import Source
-from ..logistic import solve_logistic
 from ..probe import Probe
 from .bags import StatementBags
 from .methods import METHODS, Fitted

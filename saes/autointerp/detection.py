@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from ...lab.errors import InputError
 from ...lab.evidence import Evidence, bootstrap
-from ...lab.harvest import NO_LIMIT
-from ...lab.models import HookedModel
+from ...lab.models.hooked_model import HookedModel
 from ...lab.rng import generator
-from ...lab.text import Corpus
-from ..baselines import untrained
+from ...lab.streams.harvest import NO_LIMIT
+from ...lab.text.corpus import Corpus
 from ..dictionary import Dictionary
+from ..evaluation.nulls import untrained
 from ..matching import matching_site
 from .explain import Explanation, LexicalExplainer
 from .judges import EmbeddingJudge, Judge, ModelJudge, RuleJudge, balanced_accuracy, threshold

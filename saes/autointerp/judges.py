@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...lab.errors import InputError
-from ...lab.models import HookedModel
-from ...lab.sentences import SentenceEncoder
-from ...lab.tokenization import TextTokenizer
+from ...lab.models.hooked_model import HookedModel
+from ...lab.text.sentence_encoder import SentenceEncoder
+from ...lab.text.tokenization import TextTokenizer
 from .explain import Explanation, plain
 from .windows import Window
 

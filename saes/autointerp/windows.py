@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...lab.errors import InputError
-from ...lab.models import HookedModel
-from ...lab.packing import TokenBatch
-from ...lab.text import Corpus
+from ...lab.models.hooked_model import HookedModel
+from ...lab.text.corpus import Corpus
+from ...lab.text.packing import TokenBatch
 from ..dictionary import Dictionary
 from ..features.feature_set import Example
 from ..features.token_text import token_texts

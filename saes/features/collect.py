@@ -15,19 +15,15 @@ import numpy as np
 import torch
 
 from ...lab.errors import InputError
-from ...lab.models import HookedModel
-from ...lab.packing import TokenBatch
+from ...lab.models.hooked_model import HookedModel
+from ...lab.models.sites import Site
 from ...lab.rng import generator
-from ...lab.sites import Site
-from ...lab.text import Corpus
+from ...lab.text.corpus import Corpus
+from ...lab.text.packing import TokenBatch
 from ..dictionary import Dictionary
 from .blocks import OUTSIDE
 from .examples import FeatureExamples
-from .feature_set import Bucket as Bucket
-from .feature_set import Example as Example
-from .feature_set import Features as Features
-from .feature_set import LogitEffects as LogitEffects
-from .feature_set import Logits as Logits
+from .feature_set import Features, Logits
 from .token_text import token_texts
 
 N_LOGITS = 10

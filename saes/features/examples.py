@@ -21,8 +21,8 @@ from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
 from ...lab.errors import InputError
-from ...lab.packing import TokenBatch
 from ...lab.rng import derive_seed
+from ...lab.text.packing import TokenBatch
 from ..dictionary import Dictionary
 from .blocks import Block, Piece, Windows, scramble
 from .kept import Kept

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...kernels.dispatch import Precision
 from ...lab.errors import InputError
+from ..architectures.sae import SparseAutoencoder
 from ..dictionary import Dictionary
-from ..sae import SparseAutoencoder
 from .layered import Layered
 from .portable import Portable
 

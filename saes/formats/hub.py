@@ -10,7 +10,6 @@ checked against it. HF_HUB_OFFLINE=1, HF_TOKEN and HF_HOME work as in huggingfac
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import NamedTuple
 
 from ...lab.errors import InputError, unknown
 from ...lab.storage import file_sha256
-from ..dictionary import Dictionary
 
 SCHEME = "hf:"
 OURS = "monosem"
@@ -70,7 +68,7 @@ def fetch(place: Reference, names: Collection[str], cache: Path | None = None) -
     from huggingface_hub import snapshot_download
 
     wanted = [f"{place.path}/{name}".lstrip("/") for name in names] + ([place.path] if place.path else [])
-    with _plainly(place):
+    with one_sentence(place):
         root = snapshot_download(place.repo, revision=place.revision, allow_patterns=wanted, cache_dir=cache)
     path = Path(root) / place.path
     if not any((Path(root) / name).is_file() for name in wanted):
@@ -91,7 +89,7 @@ def _what_is_there(place: Reference) -> str:
     """Why a folder of the hub gave no file."""
     from huggingface_hub import HfApi
 
-    with _plainly(place):
+    with one_sentence(place):
         files = HfApi().list_repo_files(place.repo, revision=place.revision)
     folders = sorted({str(Path(file).parent) for file in files} - {"."})
     if place.path and place.path not in folders:
@@ -100,51 +98,8 @@ def _what_is_there(place: Reference) -> str:
     return "no dictionary's files there" + (f"; the folders are {inside}" if inside and not place.path else "")
 
 
-def push(
-    dictionary: Dictionary,
-    repo: str,
-    *,
-    folder: str = "",
-    to: str = OURS,
-    private: bool | None = None,
-    lossy: bool = False,
-) -> str:
-    """Write a dictionary to the hub, in a repository that is made if there is none.
-
-    Args:
-        repo: "ORG/NAME".
-        folder: in the repository; its root by default. One folder holds one dictionary.
-        to: "monosem", or a name in `formats.FORMATS`; "sae-lens" is what SAELens and Neuronpedia load.
-        private: whether a new repository is; the organisation's default by default.
-        lossy: go on where the other format cannot hold everything.
-
-    Returns:
-        The address of the folder.
-
-    Raises:
-        InputError: as `formats.write`, or: no network, no login, no permission, no such organisation.
-    """
-    from huggingface_hub import HfApi
-
-    from . import write
-
-    place = Reference.parse(f"{SCHEME}{repo}" + (f"/{folder.strip('/')}" if folder else ""))
-    with tempfile.TemporaryDirectory() as space:
-        if to == OURS:
-            dictionary.save(Path(space) / "it")
-        else:
-            write(dictionary, Path(space) / "it", to, lossy)
-        with _plainly(place, "cannot be written"):
-            api = HfApi()
-            api.create_repo(place.repo, private=private, exist_ok=True)
-            message = f"{dictionary!r} in {to} format"
-            api.upload_folder(repo_id=place.repo, folder_path=Path(space) / "it", path_in_repo=place.path or None,
-                              commit_message=message)  # fmt: skip
-    return f"{api.endpoint}/{place.repo}" + (f"/tree/main/{place.path}" if place.path else "")
-
-
 @contextmanager
-def _plainly(place: Reference, what: str = "is not in the local cache") -> Iterator[None]:
+def one_sentence(place: Reference, what: str = "is not in the local cache") -> Iterator[None]:
     """What can go wrong on the way to the hub, each in one sentence."""
     from huggingface_hub import errors
 

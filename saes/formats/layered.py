@@ -9,10 +9,19 @@ from typing import Any, cast
 import torch
 
 from ...lab.errors import InputError
-from ..clt.cross_layer import CrossLayer, CrossLayerConfig
-from ..dictionary import Provenance
-from ..sae import SparseAutoencoder
+from ..architectures.clt.cross_layer import CrossLayer, CrossLayerConfig
+from ..architectures.sae import SparseAutoencoder
+from ..dictionary import Dictionary, Provenance
 from .portable import IMPORTED, Portable
+
+
+def parts_of(dictionary: Dictionary) -> Portable:
+    """A dictionary in neutral terms, a cross-layer transcoder by its layers.
+
+    Raises:
+        InputError: no other format can hold it (see `Portable.of`).
+    """
+    return Layered.of_layers(dictionary) if isinstance(dictionary, CrossLayer) else Portable.of(dictionary)
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...lab.errors import InputError, unknown
 from ..dictionary import Dictionary, Provenance
+from ..registry import architectures, build
 from .losses import Losses
-
-if TYPE_CHECKING:
-    from ..clt.cross_layer import CrossLayer
 
 IMPORTED = "imported"
 """Where the provenance of a dictionary keeps what its file said and we have no field for."""
@@ -74,10 +72,6 @@ class Portable:
         Raises:
             InputError: it has no encoder weights and is no matching pursuit, or it is a crosscoder.
         """
-        if dictionary.architecture == "clt":
-            from .layered import Layered
-
-            return Layered.of_layers(cast("CrossLayer", dictionary))
         if dictionary.config.sources:
             raise InputError("no other format holds a crosscoder: save it in monosem's own")
         tensors = {name: tensor.cpu() for name, tensor in dictionary.tensors().items()}
@@ -96,11 +90,9 @@ class Portable:
         Raises:
             InputError: this version has no such architecture, or its config refuses a value.
         """
-        from ..files import ARCHITECTURES, build
-
-        if self.architecture not in ARCHITECTURES:
-            raise unknown("architecture", self.architecture, ARCHITECTURES)
-        known = {f.name for f in fields(ARCHITECTURES[self.architecture][1])}
+        if self.architecture not in (known_names := architectures()):
+            raise unknown("architecture", self.architecture, known_names)
+        known = {f.name for f in fields(known_names[self.architecture].config_type)}
         config = {name: value for name, value in self.fields.items() if name in known}
         kept: dict[str, Any] = dict(self.provenance.training.get(IMPORTED, {}))
         if "k" in known and "k" not in config:  # a target for training, which the file does not tell

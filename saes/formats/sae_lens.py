@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...lab.errors import InputError, unknown
-from ...lab.sites import PATH, Site
+from ...lab.models.sites import PATH, Site
 from ...lab.storage import read_tensors, write_json, write_tensors
 from ..dictionary import Provenance
 from . import sae_lens_pursuit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...lab.errors import InputError
-from ...lab.sites import Site
+from ...lab.models.sites import Site
 from ...lab.storage import read_json
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from ...lab.errors import InputError, unknown
-from ...lab.sites import Site
-from ..clt.cross_layer import BASES, CrossLayer, CrossLayerConfig
-from ..files import TRAINABLE, build_trainable
-from ..sae import SparseAutoencoder
-from ..training import TrainConfig
-from .places import AUTOENCODER, CROSS_LAYER, CROSSCODER, Place
+from ...lab.models.sites import Site
+from ..architectures.clt.cross_layer import BASES, CrossLayer, CrossLayerConfig
+from ..architectures.sae import SparseAutoencoder
+from ..place import AUTOENCODER, CROSS_LAYER, CROSSCODER, Place
+from ..registry import build_trainable, trainable
+from ..training.trainer import TrainConfig
 
 ALL = "all"
 AXES = ("architecture", "site", "n_latents", "k", "seed", "lr")
@@ -34,7 +34,7 @@ class Member:
     """
 
     architecture: str
-    """A name in `files.TRAINABLE`; of a cross-layer transcoder its base, in `clt.cross_layer.BASES`."""
+    """A name in `registry.trainable`; of a cross-layer transcoder its base, in `clt.cross_layer.BASES`."""
     site: str
     """Where it reads, and what it predicts: the text form of a `Place`, such as `resid_mid.12 -> mlp_out.12`."""
     n_latents: int = 9216
@@ -127,7 +127,7 @@ def grid(training: TrainConfig | None = None, **axes: Any) -> list[Member]:
     axes = {"architecture": "topk", **axes}
     every = axes["architecture"] in (ALL, [ALL])
     if every:
-        axes["architecture"] = list(TRAINABLE)
+        axes["architecture"] = list(trainable())
     if "site" not in axes:
         raise InputError("a grid needs a site, such as 'resid_post.12'")
     values = {name: _values(name, value) for name, value in axes.items()}
@@ -142,7 +142,7 @@ def grid(training: TrainConfig | None = None, **axes: Any) -> list[Member]:
 def _takes(architecture: str, site: str) -> bool:
     """Whether there is such a dictionary of the site's kind at all."""
     kind = Place.parse(site).kind
-    return architecture in BASES if kind == CROSS_LAYER else kind == AUTOENCODER or TRAINABLE[architecture][0].crosses
+    return architecture in BASES if kind == CROSS_LAYER else kind == AUTOENCODER or trainable()[architecture].crosses
 
 
 def _skipping(points: Sequence[Mapping[str, Any]], first: Any) -> Iterator[dict[str, Any]]:
@@ -171,7 +171,7 @@ def require_distinct(members: Iterable[Member]) -> None:
 
 def _values(name: str, value: Any) -> list[Any]:
     """The values of one axis. A field that is a tuple takes one list as its value, and a list of lists as an axis."""
-    of_tuples = name in {one.name for _, config in TRAINABLE.values() for one in fields(config)
+    of_tuples = name in {one.name for kind in trainable().values() for one in fields(kind.config_type)
                          if str(one.type).startswith("tuple")}  # fmt: skip
     listed = isinstance(value, list | tuple)
     if of_tuples:

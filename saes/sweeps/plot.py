@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...lab.evidence import Evidence
-from ..scores import Evaluation
+from ...lab.figures import COLOURS
+from ..evaluation.results import Evaluation
 from .grid import Member
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-COLOURS = ("#0b6bcb", "#e07a0c", "#17936a", "#b3409b", "#7b61d1", "#8a6d3b", "#c2323f", "#2a9fb0", "#6b7280", "#a3a117")
 SYMBOLS = {
     "untrained": "x-thin-open", "pca": "diamond-open", "neurons": "square-open", "linear": "triangle-up-open",
     "own_layer": "star-open",

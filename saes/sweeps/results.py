@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...lab.errors import InputError, unknown
-from ...lab.models import HookedModel
-from ...lab.runs import Run
+from ...lab.models.hooked_model import HookedModel
+from ...lab.runs.run import Run
 from ...lab.storage import atomic_path, write_json
-from ...lab.text import Corpus
-from ..compare import pareto, seed_gap
+from ...lab.table import aligned, as_html
+from ...lab.text.corpus import Corpus
 from ..dictionary import Dictionary
-from ..evaluation import EvaluationConfig, evaluate_many
+from ..evaluation.evaluate import EvaluationConfig, evaluate_many
+from ..evaluation.matched_l0 import pareto, seed_gap
+from ..evaluation.results import Evaluation, flat
 from ..files import load
-from ..scores import Evaluation, flat
 from .grid import Member
-from .table import aligned, as_html, cells
+from .table import cells
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

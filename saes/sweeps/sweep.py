@@ -20,20 +20,21 @@ import torch
 
 from ...kernels.dispatch import choose
 from ...kernels.encode import chunk_rows
+from ...lab.checkpoints import require_same
 from ...lab.errors import InputError
-from ...lab.loop import train
 from ...lab.memory import available_memory
-from ...lab.runs import Run, require_same
-from ...lab.sites import Site
+from ...lab.models.sites import Site
+from ...lab.runs.loop import train
+from ...lab.runs.run import Run
 from ...lab.storage import flatten, read_json, write_json
-from ...lab.streams import ActivationStream
-from ..clt.cross_layer import CrossLayer
-from ..clt.training import CrossLayerTrainer, cross_layer_trainer_on
+from ...lab.streams.activation_stream import ActivationStream
+from ..architectures.clt.cross_layer import CrossLayer
 from ..dictionary import Provenance
-from ..files import build_trainable
-from ..training import TrainConfig, Trainer
+from ..place import CROSS_LAYER
+from ..registry import build_trainable
+from ..training.clt.trainer import CrossLayerTrainer, cross_layer_trainer_on
+from ..training.trainer import TrainConfig, Trainer
 from .grid import Member, require_distinct
-from .places import CROSS_LAYER
 from .results import PASSES, SweepResult
 
 log = logging.getLogger(__name__)

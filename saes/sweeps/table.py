@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,24 +27,6 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
         line += [_with_interval(row, score) for score in scores]
         found.append([*line, *([_nulls(row)] if scores else [])])
     return found
-
-
-def aligned(table: Sequence[Sequence[str]]) -> str:
-    """The cells as lines of text, in columns."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def as_html(table: Sequence[Sequence[str]], title: str = "") -> str:
-    """The cells as a table element; everything in it is escaped."""
-    heading, *rows = ([html.escape(cell) for cell in row] for row in table)
-    head = "".join(f'<th scope="col">{cell}</th>' for cell in heading)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
-    )
-    caption = f"<caption>{html.escape(title)}</caption>" if title else ""
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _nulls(row: Row) -> str:

@@ -5,10 +5,10 @@ import torch
 from monosem.kernels import dense, dispatch, update
 from monosem.kernels.decode import decode_reference, decode_residual, residual_reference
 from monosem.kernels.dispatch import choose, using
-from monosem.lab.sites import Site
-from monosem.lab.streams import Batch
-from monosem.saes.files import build
-from monosem.saes.training import TrainConfig, Trainer
+from monosem.lab.models.sites import Site
+from monosem.lab.streams.activation_stream import Batch
+from monosem.saes.registry import build
+from monosem.saes.training.trainer import TrainConfig, Trainer
 
 CPU = torch.device("cpu")
 SITE = Site.parse("resid_post.0")

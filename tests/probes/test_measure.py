@@ -9,9 +9,9 @@ import pytest
 import tiny_commands
 import torch
 from monosem.lab.errors import InputError
-from monosem.lab.loading import load_model
-from monosem.lab.models import HookedModel
-from monosem.probes.calibration import (
+from monosem.lab.models.hooked_model import HookedModel
+from monosem.lab.models.loading import load_model
+from monosem.probes.fitting.calibration import (
     Isotonic,
     Platt,
     brier,
@@ -21,12 +21,12 @@ from monosem.probes.calibration import (
     ece,
     reliability,
 )
-from monosem.probes.fits import fit
+from monosem.probes.fitting.fits import fit
+from monosem.probes.fitting.nulls import shuffled_model
+from monosem.probes.fitting.splits import group_folds
 from monosem.probes.labels import Labels, PooledRows, Source
 from monosem.probes.layer_sweep import ReadConfig, expand_sites, probe_sweep
 from monosem.probes.measure import MeasureConfig, balanced_accuracy, mean_auc, measure, r2
-from monosem.probes.nulls import shuffled_model
-from monosem.probes.splits import group_folds
 from monosem.probes.token_scores import score_tokens, worst_errors
 from planted_rows import planted
 

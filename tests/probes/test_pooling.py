@@ -8,19 +8,19 @@ import pytest
 import tiny_commands
 import torch
 from monosem.lab.errors import InputError
-from monosem.lab.loading import load_model
-from monosem.lab.loop import train
-from monosem.lab.models import HookedModel
-from monosem.lab.runs import Run
-from monosem.lab.store import ActivationStore
-from monosem.lab.streams import ActivationStream, Batch
+from monosem.lab.models.hooked_model import HookedModel
+from monosem.lab.models.loading import load_model
+from monosem.lab.runs.loop import train
+from monosem.lab.runs.run import Run
+from monosem.lab.streams.activation_stream import ActivationStream, Batch
+from monosem.lab.streams.store import ActivationStore
 from monosem.probes.files import load
-from monosem.probes.fits import FitConfig, fit_all
+from monosem.probes.fitting.fits import FitConfig, fit_all
+from monosem.probes.fitting.streaming import StreamedFit, StreamedProbes
 from monosem.probes.labels import Bags, Labels
 from monosem.probes.layer_sweep import ReadConfig, text_stream
 from monosem.probes.pooling import PooledTexts, load_pooled
-from monosem.probes.streaming import StreamedFit, StreamedProbes
-from monosem.saes.files import build_trainable
+from monosem.saes.registry import build_trainable
 
 SITES = ("resid_post.0", "resid_post.2")
 TEXTS = [

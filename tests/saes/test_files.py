@@ -112,8 +112,8 @@ def test_what_can_be_trained_is_built_as_by_build(architecture):
 @pytest.mark.parametrize(
     ("architecture", "sentence"),
     [
-        ("pca", "architecture 'pca' cannot be trained: give topk or batchtopk"),
-        ("neurons", "architecture 'neurons' cannot be trained: give topk or batchtopk"),
+        ("pca", "architecture 'pca' cannot be trained: give abstopk or batchtopk"),
+        ("neurons", "architecture 'neurons' cannot be trained: give abstopk or batchtopk"),
         ("topkk", "unknown architecture 'topkk': did you mean 'topk'"),
     ],
 )

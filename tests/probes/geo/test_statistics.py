@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from monosem.lab.errors import InputError
-from monosem.probes.geo.statistics import (
-    QUADRANTS,
-    adjusted,
-    geary,
-    getis_ord,
-    local_moran,
-    moran,
-    permuted_p,
-)
+from monosem.probes.geo.statistics import QUADRANTS, adjusted, geary, getis_ord, local_moran, moran, permuted_p
 from monosem.probes.geo.weights import best_possible, joined, nearest_neighbours, rook
 
 HALVES = np.repeat(np.arange(10) < 5, 10).reshape(10, 10).T.reshape(-1, 1).astype(float)

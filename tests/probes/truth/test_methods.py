@@ -11,7 +11,7 @@ from monosem.probes.truth.sawmil import SawmilConfig
 from monosem.probes.truth.sites import Part, TruthConfig, orthogonal_null, probe_parts, probe_site
 from monosem.probes.truth.statements import SPLITS
 from monosem.probes.truth.three_way import ThreeWay, effective_rank
-from planted import three_classes
+from planted_bags import three_classes
 
 FAST = FitConfig(strengths=(0.1, 1.0), sawmil=SawmilConfig(steps=40))
 

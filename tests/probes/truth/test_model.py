@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from monosem.lab.errors import InputError
-from monosem.lab.loading import load_model
-from monosem.lab.models import HookedModel
-from monosem.lab.tokenization import TextTokenizer
+from monosem.lab.models.hooked_model import HookedModel
+from monosem.lab.models.loading import load_model
+from monosem.lab.text.tokenization import TextTokenizer
 from monosem.probes.truth.bags import BagStore, harvest_bags
 from monosem.probes.truth.manipulation import Move, causal_effects, moved_verdicts
 from monosem.probes.truth.prompting import answer_ids, verdict_prompts, verdicts, zero_shot
 from monosem.probes.truth.statements import TRUE
-from planted import three_classes
+from planted_bags import three_classes
 from tiny_truth import write_truth_model
 
 

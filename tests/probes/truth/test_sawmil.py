@@ -9,7 +9,7 @@ from monosem.lab.errors import InputError
 from monosem.probes.truth.bags import StatementBags
 from monosem.probes.truth.hinge import fit_hinge
 from monosem.probes.truth.sawmil import SawmilConfig, bag_margin, mean_difference, relabel, sawmil, sparse_mil
-from planted import one_shifted
+from planted_bags import one_shifted
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import LinearSVC
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from monosem.lab.errors import InputError
-from monosem.lab.tokenization import TextTokenizer
+from monosem.lab.text.tokenization import TextTokenizer
 from monosem.probes.truth.places import PlaceConfig, place_statements
 from monosem.probes.truth.published import load_published
 from monosem.probes.truth.statements import NEITHER, TRUE, Statements, entity_splits

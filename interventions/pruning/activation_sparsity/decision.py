@@ -1,0 +1,121 @@
+"""`SparsityDecision`: what is left out of a layer, by which rule, and what it was seen to cost; JSON, never changed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ....lab.errors import InputError, unknown
+from ....lab.evidence import Evidence
+from ....lab.storage import read_json, write_json
+from .masks import Fixed, Mask, scale_of
+from .modules import LinearModule
+from .rank_aware import Factors, Threshold
+
+SCHEMA = 1
+GRANULARITIES = ("token", "sentence", "global")
+
+
+@dataclass(frozen=True)
+class SparsityDecision:
+    """One layer's decision, the same for R-Sparse (token by token) and CoreInfer (a passage, or everything).
+
+    Raises:
+        InputError: an unknown granularity, a budget outside [0, 1], or no mask.
+    """
+
+    layer: int
+    criterion: str
+    """What inputs are chosen by: abs, abs_norm, or core neurons by `positive`, `abs` or `abs_norm`."""
+    granularity: Literal["token", "sentence", "global"]
+    """How long a choice holds: one token, one passage, or all text."""
+    budget: float
+    """Share of the weights that are read (token), or of the neurons that are kept."""
+    mask: dict[str, dict[str, Any]]
+    """By module path. A token's rule: `criterion`, `threshold`, `rank`. A core: `kept`, neurons in rising order, or
+    `kept_of`, the same for each document by its id."""
+    recall_vs_oracle: Evidence | None
+    """How much of the choice made in hindsight it keeps; of the module where it keeps least."""
+    rel_error: Evidence
+    """Of the output, relative to its length; of the module where it is largest."""
+    delta_ce: Evidence
+    """Nats a token, decoding after a prompt that was read in full."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Model, corpus, passages."""
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise unknown("granularity", self.granularity, GRANULARITIES)
+        if not 0 <= self.budget <= 1:
+            raise InputError(f"budget is a share from 0 to 1, got {self.budget}")
+        if not self.mask:
+            raise InputError("a decision needs a mask for at least one module")
+
+    def masks(self, modules: list[LinearModule], documents: list[int] | None = None) -> dict[LinearModule, Mask]:
+        """The masks of this layer's modules, to run the model with (`masking`).
+
+        Args:
+            documents: for a sentence's decision, which document each passage is.
+
+        Raises:
+            InputError: a module is missing, or a document has no core here.
+        """
+        mine = {module.path: module for module in modules if module.layer == self.layer}
+        found: dict[LinearModule, Mask] = {}
+        for path, rule in self.mask.items():
+            if path not in mine:
+                raise unknown(f"linear module of layer {self.layer}", path, mine)
+            found[mine[path]] = _mask(mine[path], rule, documents)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"schema": SCHEMA, "kind": "activation sparsity", **asdict(self)}
+
+    def save(self, path: Path | str) -> Path:
+        """Write the decision, whole or not at all."""
+        write_json(path, self.to_json())
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> SparsityDecision:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or another kind of file.
+        """
+        told = read_json(path, "decision")
+        if not isinstance(told, dict) or told.pop("kind", None) != "activation sparsity":
+            raise InputError(f"{path} holds no decision on activation sparsity")
+        if (schema := told.pop("schema")) != SCHEMA:
+            raise InputError(f"{path} has schema {schema!r}, this version reads {SCHEMA}")
+        scores = ("recall_vs_oracle", "rel_error", "delta_ce")
+        return cls(**{**told, **{name: told[name] and _evidence(told[name]) for name in scores}})
+
+
+def _mask(module: LinearModule, rule: dict[str, Any], documents: list[int] | None) -> Mask:
+    if "threshold" in rule:
+        scale, factors = scale_of(module, rule["criterion"]), Factors.of(module.weight)
+        rank = rule["rank"]
+        return Threshold(scale, rule["threshold"], factors.left[:, :rank], factors.right[:rank])
+    if "kept" in rule:
+        chosen = [rule["kept"]]
+    else:
+        missing = [doc for doc in documents or [] if str(doc) not in rule["kept_of"]]
+        if missing or not documents:
+            raise InputError(
+                f"the decision has no core for document {missing[0] if missing else None}: name those it has"
+            )
+        chosen = [rule["kept_of"][str(doc)] for doc in documents]
+    kept = torch.zeros(len(chosen), module.weight.shape[1], dtype=torch.bool)
+    for row, neurons in zip(kept, chosen, strict=True):
+        row[neurons] = True
+    return Fixed(kept.to(module.weight.device))
+
+
+def _evidence(told: dict[str, Any]) -> Evidence:
+    interval = told["interval"]
+    return Evidence(**{**told, "interval": None if interval is None else tuple(interval)})

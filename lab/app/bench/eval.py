@@ -1,0 +1,112 @@
+"""`monosem bench eval`: the core suite beside a plain forward pass over as many tokens, in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....saes.dictionary import Dictionary
+from ....saes.evaluation.evaluate import EvaluationConfig, evaluate
+from ....saes.files import find_dictionary
+from ....saes.registry import build_trainable
+from ....saes.training.initialise import initialise
+from ...errors import InputError
+from ...models.hooked_model import HookedModel
+from ...models.sites import Site
+from ...rng import generator
+from ..options import Flat, ModelText
+from .timing import interleaved
+
+ROWS = 4096
+"""Activations that a dictionary made for the race starts from."""
+
+
+@dataclass(frozen=True)
+class BenchEval:
+    """Evaluate a dictionary and run the unhooked model to its logits over the same number of tokens, in turn."""
+
+    dictionary: Path | None = None
+    """Folder of a dictionary or run; by default one with random directions at `site`, which costs the same."""
+    site: str = "resid_post.12"
+    """Where a dictionary is made for, if none is given."""
+    n_latents: int = 9216
+    """Its latents."""
+    k: int = 32
+    """Its codes a row."""
+    rounds: int = 1
+    """Evaluations, and forward passes over all the tokens; medians are compared."""
+    source: Flat[ModelText] = field(default_factory=ModelText)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def run(self) -> dict[str, Any]:
+        """JSON keys `seconds` and `cpu_seconds` by name, and `ratio` of the evaluation to the forward in both."""
+        if self.rounds < 1:
+            raise InputError(f"rounds must be at least 1, got {self.rounds}")
+        model = self.source.open_model()
+        dictionary = self._made(model) if self.dictionary is None else find_dictionary(self.dictionary)[1]
+        corpus = self.source.open_corpus(model, split="heldout")
+        batches = self._tokens(model)
+        used: dict[str, float] = {}
+        turns: dict[str, Callable[[int], object]] = {
+            "eval": lambda number: evaluate(model, corpus, dictionary, self.evaluation, progress=False),
+            "forward": lambda number: forward(model, batches),
+        }
+        seconds = interleaved({name: _counted(used, name, call) for name, call in turns.items()}, self.rounds, 0)
+        cpu = {name: value / self.rounds for name, value in used.items()}
+        return {
+            "model": model.name,
+            "dictionary": repr(dictionary),
+            "tokens": sum(batch.numel() for batch in batches),
+            "seconds": seconds,
+            "cpu_seconds": cpu,
+            "ratio": {"seconds": seconds["eval"] / seconds["forward"], "cpu_seconds": cpu["eval"] / cpu["forward"]},
+        }
+
+    def _made(self, model: HookedModel) -> Dictionary:
+        site, rows = model.site(self.site), torch.empty(0, model.width(Site.parse(self.site)))
+        for batch, _ in self.source.open_corpus(model, split="train").iterate():
+            acts = model.capture(batch.tokens, [site])[site].flatten(0, 1).flatten(1).float().cpu()
+            rows = torch.cat([rows, acts[batch.usable.flatten()]])
+            if len(rows) >= ROWS:
+                break
+        norms = rows.norm(dim=1)
+        limit = 10 * float(norms.median())
+        found = build_trainable("topk", d_in=rows.shape[1], n_latents=self.n_latents, k=self.k)
+        initialise(found, rows[norms <= limit], generator(0, "bench eval"), blend=0)
+        found.provenance.site, found.provenance.norm_limit = str(site), limit
+        return found.to(model.device)
+
+    def _tokens(self, model: HookedModel) -> list[Tensor]:
+        """Token batches of the held-out text, about as many tokens as the evaluation measures."""
+        found, count = [], 0
+        for batch, _ in self.source.open_corpus(model, split="heldout").iterate():
+            found.append(batch.tokens)
+            count += batch.tokens.numel()
+            if count >= self.evaluation.tokens:
+                return found
+        raise InputError(f"{self.source.corpus} ends after {count} tokens: give fewer with --evaluation.tokens")
+
+
+def forward(model: HookedModel, batches: list[Tensor]) -> None:
+    """The unhooked model over token batches, to its logits."""
+    with torch.no_grad():
+        for tokens in batches:
+            model.module(input_ids=tokens.to(model.device), use_cache=False)
+
+
+def _counted(used: dict[str, float], name: str, call: Callable[[int], object]) -> Callable[[int], object]:
+    """`call`, with the processor seconds of all threads added to `used`."""
+
+    def counted(number: int) -> object:
+        start = time.process_time()
+        done = call(number)
+        used[name] = used.get(name, 0.0) + time.process_time() - start
+        return done
+
+    return counted

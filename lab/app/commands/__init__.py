@@ -1,0 +1,1 @@
+"""Commands: one file for each, with the options that no other command has."""

@@ -1,0 +1,172 @@
+"""`monosem atoms`: are dictionaries the atoms of a model? Uniqueness and faithfulness beside their nulls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ....saes.analysis.atoms.coordinates import WhitenedTrainer
+from ....saes.analysis.atoms.faithfulness import require_atoms
+from ....saes.analysis.atoms.plot import coherence_figure, faithfulness_figure
+from ....saes.analysis.atoms.report import GROWTH, AtomsConfig, Seen, measure_atoms, read_seen
+from ....saes.analysis.atoms.results import LEGEND, AtomsReport
+from ....saes.architectures.jumprelu import JumpReLU, JumpReLUConfig
+from ....saes.dictionary import Dictionary, Provenance
+from ....saes.files import find_dictionary
+from ....saes.matching import matching_site
+from ....saes.training.trainer import TrainConfig, Trainer
+from ...errors import InputError
+from ...models.hooked_model import HookedModel
+from ...models.sites import Site
+from ...runs.loop import train
+from ...runs.run import Run
+from ...storage import write_json
+from ...streams.activation_stream import ActivationStream, StreamConfig
+from ...streams.store import ActivationStore
+from ...table import aligned
+from ...text.corpus import Corpus
+from ..options import Flat, ModelText
+from ..pages.figures_page import Part, write_figures_page
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Report on neurons, on dictionaries, and on JumpReLU SAEs that are trained here on whitened activations.
+
+    The latter are trained twice at one size, on `train_rows` rows and on ten times as many: what only fits the number
+    of tokens is no atom. Writes report.json, atoms.html and the trained dictionaries.
+    """
+
+    out: tyro.conf.Positional[Path]
+    """A new folder."""
+    dictionaries: tuple[Path, ...] = ()
+    """Folders of dictionaries of one site, or of runs with exactly one."""
+    site: str | None = None
+    """By default that of the dictionaries, or resid_post.12."""
+    train_rows: int = 20_000
+    """Rows to train the smaller atoms SAE on, the larger on ten times as many; 0 trains none."""
+    n_latents: int | None = None
+    """Atoms of those; by default four for each dimension."""
+    k: int = 32
+    """The L0 that those are steered to."""
+    source: Flat[ModelText] = field(default_factory=ModelText)
+    store: Path | None = None
+    """Take the training side from this store (written by `monosem harvest` from the training split) in place of the
+    model; fresh rows still come from the held-out split."""
+    atoms: Flat[AtomsConfig] = field(default_factory=AtomsConfig)
+    stream: StreamConfig = field(default_factory=lambda: StreamConfig(buffer=16_384))
+    resume: bool = False
+    """Continue the training of the atoms SAEs in `out`, then measure."""
+
+    def __post_init__(self) -> None:
+        if self.train_rows < 0:
+            raise InputError(f"train_rows must be 0 or more, got {self.train_rows}")
+        if self.k < 1 or (self.n_latents is not None and self.n_latents < self.k):
+            raise InputError(f"k must be from 1 to n_latents, got k={self.k} and n_latents={self.n_latents}")
+
+    def run(self) -> dict[str, Any]:
+        """Measure, train, measure again; the result is also written as `report.json`."""
+        given = {str(path): find_dictionary(path)[1] for path in self.dictionaries}
+        model = self.source.open_model()
+        site = self._site(model, given)
+        side = self._training_side(model, site)
+        seen = read_seen(side, site, self.atoms, progress=True)
+        options = {"train_rows": self.train_rows, "n_latents": self.n_latents, "k": self.k}
+        run = Run.create(self.out, asdict(self.atoms) | options, side.fingerprint(), resume=self.resume)
+        trained = self._trained(model, site, seen, run) if self.train_rows else {}
+        report = measure_atoms(
+            {**given, **trained}, seen, self._fresh(model, site, whole=False), self._fresh(model, site, whole=True),
+            self.atoms, held_out=f"held-out documents of {self.source.corpus}", progress=True,
+        )  # fmt: skip
+        if not self.train_rows:
+            run.finish()
+        result = {"run": str(run.folder), "model": model.name, **report.to_json()}
+        write_json(run.folder / "report.json", result)
+        page = _write_page(run.folder / "atoms.html", report, result)
+        return {**result, "page": str(page), "table": report.table()}
+
+    def told(self, result: dict[str, Any]) -> str:
+        """The table, what its brackets hold, and where the files are."""
+        return "\n".join([aligned(result["table"]), "", LEGEND, *(f"{key}: {result[key]}" for key in ("run", "page"))])
+
+    def _site(self, model: HookedModel, given: Mapping[str, Dictionary]) -> Site:
+        """The one site of all dictionaries, once it is known to be the model's."""
+        sites = {} if self.site is None else {"--site": model.site(self.site)}
+        for name, dictionary in given.items():
+            require_atoms(dictionary)
+            sites[name] = matching_site(model, dictionary)
+        found = set(sites.values()) or {model.site("resid_post.12")}
+        if len(found) > 1:
+            told = ", ".join(f"{site} ({name})" for name, site in sites.items())
+            raise InputError(f"the report is on one site, and these are several: {told}")
+        return found.pop()
+
+    def _training_side(self, model: HookedModel, site: Site) -> ActivationStream:
+        if self.store is not None:
+            store = ActivationStore.open(self.store)
+            _require_same_model(store, model)
+            return ActivationStream.from_store(store, sites=[site], config=self.stream)
+        return self._stream(model, self.source.open_corpus(model, split="train"), site)
+
+    def _fresh(self, model: HookedModel, site: Site, whole: bool) -> ActivationStream:
+        """Held-out rows, hardly shuffled, since they are only summed; the whole of them with massive activations."""
+        told: dict[str, Any] = {"bos": False, "keep_first": True} if whole else {}
+        corpus = self.source.open_corpus(model, split="heldout", **told)
+        options: dict[str, Any] = {"max_norm_multiple": None} if whole else {}
+        return self._stream(model, corpus, site, buffer=2 * self.stream.batch, **options)
+
+    def _stream(self, model: HookedModel, corpus: Corpus, site: Site, **options: Any) -> ActivationStream:
+        """One pass over the text: what is counted are different tokens."""
+        return ActivationStream(model, corpus, [site], config=self.stream, epochs=1, **options)
+
+    def _trained(self, model: HookedModel, site: Site, seen: Seen, run: Run) -> dict[str, Dictionary]:
+        """The atoms SAEs: one size, two numbers of rows, one stream."""
+        product = self.atoms.product(seen.moment)
+        stream = self._training_side(model, site)
+        d = stream.widths[site]
+        told = Provenance(str(site), model.fingerprint(), stream.norm_limit[site])
+        trainers = [
+            WhitenedTrainer(
+                Trainer(
+                    JumpReLU(JumpReLUConfig(d, self.n_latents or 4 * d, k=self.k)), site,
+                    TrainConfig(rows=rows), name=f"atoms-{rows}", provenance=told,
+                ), product, seen.moment.mean,
+            )
+            for rows in (self.train_rows, GROWTH * self.train_rows)
+        ]  # fmt: skip
+        train(stream, trainers, run, steps=-(-GROWTH * self.train_rows // self.stream.batch))
+        for one in trainers:
+            if not one.done:
+                log.warning("%s: the training text ended after %d rows", one.name, one.trainer.rows)
+        return {one.name: one.folded() for one in trainers}
+
+
+def _require_same_model(store: ActivationStore, model: HookedModel) -> None:
+    written, found = store.manifest.get("source", {}).get("model", {}), model.fingerprint()
+    if written and written.get("parameters") != found["parameters"]:
+        raise InputError(
+            f"{store.folder} was harvested from {written.get('name')!r} and the model is {model.name!r}, with other "
+            "parameters: give the store of this model, or --model"
+        )
+
+
+def _write_page(path: Path, report: AtomsReport, result: Mapping[str, Any]) -> Path:
+    facts = {"Model": result["model"], "Site": report.site, "Held out": report.held_out,
+             "Ridge": f"{report.product.ridge:.3g}", "Condition": f"{report.product.condition:.3g}",
+             **{name: f"{value:,}" for name, value in report.counts.items()}}  # fmt: skip
+    plots = Part(
+        "Coherence and faithfulness",
+        "Codes are unique where the largest coherence, not a quantile, is below the limit. The metric alone makes any "
+        "atoms look nearly orthogonal: compare with random ones, dotted.",
+        {"Coherence of pairs of atoms": coherence_figure(report.subjects),
+         "R2, and nulls": faithfulness_figure(report.subjects)},
+    )  # fmt: skip
+    table = Part("Dictionaries", LEGEND, table=report.table())
+    return write_figures_page(path, f"Atoms of {report.site}", facts, [plots, table], {"report": result})

@@ -1,0 +1,174 @@
+"""`monosem compare`: how alike two models, their layers, two ITDAs or two dictionaries are."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ....saes.analysis.similarity.atoms import atoms_of, jaccard
+from ....saes.analysis.similarity.copies import Copy
+from ....saes.analysis.similarity.decoders import compare_decoders, pairing
+from ....saes.analysis.similarity.measures import SimilarityConfig, check_measures
+from ....saes.analysis.similarity.spans import Spans
+from ....saes.architectures.itda.dictionary import ITDA
+from ....saes.dictionary import DESCRIPTION, Dictionary
+from ....saes.files import find_dictionary, load
+from ....saes.formats import RELEASED, recognise
+from ...errors import InputError
+from ...evidence import Evidence
+from ...table import aligned
+from ...text.corpus import Corpus, TextConfig
+from ..options import Flat, ModelText
+from ..pages.compare_page import panels, write_compare_page
+from ..rows import split_rows
+from .compare_models import ALL, ModelComparer, ModelComparison, PairResult, open_named
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare models layer by layer, or dictionaries (ITDAs among them) atom by atom, every score beside its nulls.
+
+    Two or more models, or one and its copies (--against), or two or more dictionaries.
+    """
+
+    what: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Models (a registry or hub name, a folder, `minilm`), or folders of dictionaries or runs."""
+    against: tuple[str, ...] = ()
+    """Copies of the first model: rotated, noise:SHARE (of activations), weights:SHARE (of weights)."""
+    measures: tuple[str, ...] = ALL
+    """Of models: cka, cka_unbiased, svcca, regression, relative, jaccard (of ITDAs grown here)."""
+    comparison: Flat[ModelComparison] = field(default_factory=ModelComparison)
+    similarity: Flat[SimilarityConfig] = field(default_factory=SimilarityConfig)
+    corpus: str = "docs:"
+    """What the models read: `docs:`, `text:PATH`, `jsonl:PATH[#field]` or `hf:NAME[:config][:split][#field]`."""
+    dtype: str | None = None
+    """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; by default a GPU if there is one."""
+    text: TextConfig = field(
+        default_factory=lambda: TextConfig(context=64, pack=False, long="truncate", sort_by_length=False, batch_rows=32)
+    )
+    """How documents are cut into rows; by default the first 64 tokens of each, in order."""
+    covariance_rows: int = 4096
+    """Of dictionaries: activations of the model they are of, for the null of their covariance; 0 does without."""
+    out: Path | None = None
+    """Also write heat maps and tables on an HTML page."""
+
+    def __post_init__(self) -> None:
+        check_measures(self.measures, ALL)
+        for text in self.against:
+            Copy.parse(text)
+        if not self.what:
+            raise InputError("nothing to compare: give two models, one and --against rotated, or two dictionaries")
+        if len(self.what) < 2 and not self.against:
+            raise InputError(
+                f"{' '.join(self.what)} alone is no comparison: give another, or --against rotated noise:0.1"
+            )
+        if len(set(self.what)) < len(self.what):
+            raise InputError(f"one of {', '.join(self.what)} is given twice: compare it with its copies by --against")
+        if self.covariance_rows < 0 or 0 < self.covariance_rows < 16:
+            raise InputError(f"covariance_rows must be 0 (none) or at least 16, got {self.covariance_rows}")
+        if self.out is not None and self.out.is_dir():
+            raise InputError(f"--out {self.out} is a folder: give a file, such as {self.out / 'compare.html'}")
+
+    def run(self) -> dict[str, Any]:
+        """Compare; JSON key `pairs` holds one object for each two, `overall` layer matching over all."""
+        kinds = [is_dictionary(name) for name in self.what]
+        if any(kinds) and not all(kinds):
+            model, dictionary = self.what[kinds.index(False)], self.what[kinds.index(True)]
+            raise InputError(f"{model} is a model and {dictionary} a dictionary: compare like with like")
+        if all(kinds) and self.against:
+            raise InputError("--against makes copies of a model: leave it out with dictionaries")
+        return self._dictionaries() if all(kinds) else self._models()
+
+    def told(self, result: dict[str, Any]) -> str:
+        """The result for people."""
+        shown = [panel for panel in panels(result) if panel.table]
+        tables = [f"{panel.title}. {panel.lead}\n{aligned(panel.table)}" for panel in shown]
+        return "\n\n".join([*tables, *([f"page: {result['page']}"] if "page" in result else [])])
+
+    def _models(self) -> dict[str, Any]:
+        comparer = ModelComparer(self._source(), self.comparison, self.similarity, self.measures)
+        results: list[PairResult] = comparer.compare(self.what, [Copy.parse(text) for text in self.against])
+        overall = {m: {n: e.to_json() for n, e in found.items()} for m, found in comparer.overall(results).items()}
+        found = {"kind": "models", "pairs": [one.to_json() for one in results], "overall": overall}
+        return self._written(found)
+
+    def _dictionaries(self) -> dict[str, Any]:
+        loaded = {name: _load(name) for name in self.what}
+        pairs = []
+        for (first, a), (second, b) in combinations(loaded.items(), 2):
+            scores, heat = self._two(a, b, (first, second))
+            scores = {name: one.to_json() for name, one in scores.items()}
+            pairs.append({"dictionaries": [first, second], "scores": scores, **({"grid": heat} if heat else {})})
+        return self._written({"kind": "dictionaries", "pairs": pairs})
+
+    def _two(
+        self, a: Dictionary, b: Dictionary, names: tuple[str, str]
+    ) -> tuple[dict[str, Evidence], list[list[float]]]:
+        found: dict[str, Evidence] = {}
+        if isinstance(a, ITDA) and isinstance(b, ITDA):
+            spans = self._spans(a, b)
+            first, second = (atoms_of(*one) for one in zip((a, b), spans, names, strict=True))
+            found |= jaccard(first, second, warm_up=self.comparison.warm_up, seed=self.similarity.seed)
+        if a.d_out != b.d_out and found:
+            return found, []
+        found |= compare_decoders(a, b, self._activations(a) if a.d_out == b.d_out else None, seed=self.similarity.seed)
+        return found, pairing(a, b).tolist()
+
+    def _spans(self, a: ITDA, b: ITDA) -> tuple[Spans | None, Spans | None]:
+        """Character places for ITDAs of one text and two tokenizers."""
+        tokenizers = [one.text.get("tokenizer", {}).get("hash") for one in (a, b)]
+        if a.text_hash != b.text_hash or tokenizers[0] == tokenizers[1]:
+            return None, None
+        first, second = (self._opened(one) for one in (a, b))
+        return first, second
+
+    def _opened(self, itda: ITDA) -> Spans:
+        """The text of an ITDA with its own tokenizer."""
+        tokenizer = open_named(self._source(), str(itda.provenance.model.get("name"))).tokenizer
+        return Spans(Corpus(itda.text["source"], tokenizer, TextConfig(**itda.text["settings"])), tokenizer)
+
+    def _source(self) -> ModelText:
+        return ModelText(corpus=self.corpus, dtype=self.dtype, device=self.device, text=self.text)
+
+    def _activations(self, dictionary: Dictionary) -> Any:
+        """Rows of the dictionary's site; None where its model is not at hand."""
+        origin, name = dictionary.provenance, dictionary.provenance.model.get("name")
+        site = origin.target or origin.site
+        if not self.covariance_rows or not name or not site:
+            return None
+        source = replace(self._source(), model=str(name))
+        try:
+            found, _ = split_rows(source, None, source.open_model().site(site), self.covariance_rows, 16, 256)
+        except InputError as error:
+            log.warning("no null of the activations' covariance: %s", error)
+            return None
+        return found
+
+    def _written(self, result: dict[str, Any]) -> dict[str, Any]:
+        if self.out is None:
+            return result
+        write_compare_page(self.out, " and ".join(self.what), result)
+        return {"page": str(self.out), **result}
+
+
+def is_dictionary(name: str) -> bool:
+    """Whether a name is a dictionary's: a folder of one, a run's, another library's, or a place on the hub."""
+    if name.startswith(("hf:", RELEASED)):
+        return True
+    path = Path(name)
+    ours = (path / DESCRIPTION).is_file() or any(path.glob(f"dictionaries/*/{DESCRIPTION}"))
+    return path.exists() and (ours or bool(recognise(name)))
+
+
+def _load(name: str) -> Dictionary:
+    path = Path(name)
+    return find_dictionary(path)[1] if any(path.glob(f"dictionaries/*/{DESCRIPTION}")) else load(name)

@@ -1,0 +1,53 @@
+"""`monosem export`: a dictionary in another library's files, without loss unless that is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ....saes import formats
+from ....saes.files import find_dictionary
+from ...errors import unknown
+
+WRITTEN = tuple(name for name, one in formats.FORMATS.items() if one.compose)
+"""Formats that can be written; the others are only read."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a dictionary in another library's format."""
+
+    dictionary: tyro.conf.Positional[str]
+    """Folder of a dictionary, of a run with exactly one, a dictionary of another library, `hf:ORG/REPO[/FOLDER]` or
+    `sae-lens:RELEASE/ID`."""
+    out: tyro.conf.Positional[Path]
+    """A new folder."""
+    to: str = "sae-lens"
+    """sae-lens, sparsify, dictionary-learning, gemma-scope, gemma-scope-2, circuit-tracer or openai."""
+    lossy: bool = False
+    """Go on where the other format cannot hold everything; the result says what was lost."""
+
+    def __post_init__(self) -> None:
+        if self.to not in WRITTEN:
+            raise unknown("format to write", self.to, WRITTEN)
+
+    def run(self) -> dict[str, Any]:
+        """Convert, check that both sides give the same outputs, write."""
+        place = self.dictionary
+        if not place.startswith(formats.RELEASED):
+            place = str(formats.located(place))
+        if place.startswith(formats.RELEASED) or formats.recognise(place):
+            dictionary = formats.read(place, lossy=self.lossy)
+        else:
+            _, dictionary = find_dictionary(Path(place))
+        done = formats.write(dictionary, self.out, self.to, self.lossy)
+        return {
+            "architecture": dictionary.architecture,
+            "format": done.format,
+            "out": str(done.path),
+            "lost": list(done.lost),
+            "rounded": list(done.rounded),
+        }

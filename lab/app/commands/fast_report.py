@@ -1,0 +1,143 @@
+"""What `monosem fast` found: scores of every case, gaps between methods, a table and a chart."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ....saes.evaluation.matched_l0 import Curve, matched
+from ....saes.evaluation.results import flat
+from ....saes.evaluation.special_tokens import SETS, SpecialTokens
+from ...errors import InputError
+from ...storage import atomic_path
+from ...table import markdown
+
+log = logging.getLogger(__name__)
+
+Scores = Mapping[str, Mapping[str, Any]]
+LABELS = {"fast": "FAST", "bt-f": "BT(F)", "bt-p": "BT(P)"}
+COLUMNS = ("l0.all", "log2_mse.all", "log2_mse.special", "log2_mse.all_no_first", "log2_mse.special_no_first",
+           "fvu.all_no_first", "fvu.special_no_first", "fvu.content_no_first")  # fmt: skip
+CHARTED = ("log2_mse.special", "log2_mse.special_no_first", "log2_mse.content_no_first")
+MATCHED = ("log2_mse.all", "log2_mse.special", "log2_mse.special_no_first", "fvu.special_no_first")
+
+
+class Case(NamedTuple):
+    """One dictionary: how it was trained, and where."""
+
+    method: str
+    sinks: str
+    """`drop` or `keep`: whether it trained on position 0."""
+    site: str
+    k: int
+
+    @property
+    def name(self) -> str:
+        """Its key in the results."""
+        return f"{self.method}/{self.sinks}/{self.site}/{self.k}"
+
+
+def report(
+    measured: SpecialTokens, nulls: Mapping[Case, Mapping[str, str]], *, held_out: str, seed: int
+) -> dict[str, Any]:
+    """Scores by case, gaps of `log2_mse` to FAST by case, and scores at one L0 where several k were trained.
+
+    Args:
+        nulls: of every case, label to subject.
+    """
+    told: dict[str, Any] = {"held_out": held_out, "seed": seed}
+    found = {case: measured.evidence(case.name, beside, **told) for case, beside in nulls.items()}
+    gaps = {}
+    for case in found:
+        fast = case._replace(method="fast")
+        if case != fast and fast in found:
+            scores = (f"log2_mse.{tokens}" for tokens in SETS)
+            gaps[case.name] = flat({score: measured.gap(case.name, fast.name, score, **told) for score in scores})
+    scores = {case.name: flat(evidence) for case, evidence in found.items()}
+    return {
+        "held_out": held_out,
+        "counts": measured.counts(),
+        "scores": scores,
+        "gaps_to_fast": gaps,
+        "at_one_l0": _at_one_l0(scores, list(found)),
+    }
+
+
+def _at_one_l0(scores: Scores, cases: list[Case]) -> dict[str, Any]:
+    """Scores of every method at the middle of the L0 that all of them reach, by sinks and site."""
+    found: dict[str, Any] = {}
+
+    def place(case: Case) -> tuple[str, str]:
+        return case.sinks, case.site
+
+    for (sinks, site), here in groupby(sorted(cases, key=place), key=place):
+        by_method: dict[str, list[Case]] = {}
+        for case in here:
+            by_method.setdefault(case.method, []).append(case)
+        for score in MATCHED if min(map(len, by_method.values())) > 1 else ():
+            try:
+                curves = [
+                    Curve(
+                        method,
+                        tuple(scores[case.name]["l0.all"] for case in own),
+                        tuple(scores[case.name][score] for case in own),
+                    )
+                    for method, own in by_method.items()
+                ]
+                found[f"{sinks}/{site}/{score}"] = matched(curves)
+            except InputError as error:  # methods that share no L0: the scores stand, at their own
+                log.warning("%s", error)
+    return found
+
+
+def table(scores: Scores) -> str:
+    """The scores as a table in Markdown, a row for every case and for every null of every setting."""
+    rows = []
+    for name, found in scores.items():
+        method, *setting = name.split("/")
+        rows.append([" ".join([LABELS[method], *setting]), *(_cell(found[column]) for column in COLUMNS)])
+    for label in ("untrained", "pca", "token_means"):
+        for setting, found in _by_setting(scores).items():
+            rows.append([f"{label} {setting}", *(_cell(found[f"{column}_null_{label}"]) for column in COLUMNS)])
+    return markdown(("trained", *COLUMNS), rows)
+
+
+def _by_setting(scores: Scores) -> dict[str, Mapping[str, Any]]:
+    """The first case of every setting: nulls are the same for all methods."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, values in scores.items():
+        found.setdefault(name.partition("/")[2].replace("/", " "), values)
+    return found
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def write_chart(path: Path, scores: Scores) -> Path:
+    """Bars of `CHARTED` for every case with intervals, and marks for the token means; a page of its own."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    names = [" ".join([LABELS[name.partition("/")[0]], *name.split("/")[1:]]) for name in scores]
+    for score in CHARTED:
+        values = [found[score] for found in scores.values()]
+        ends = [(found[f"{score}_low"], found[f"{score}_high"]) for found in scores.values()]
+        spread = [(0, 0) if None in (value, low, high) else (value - low, high - value)
+                  for value, (low, high) in zip(values, ends, strict=True)]  # fmt: skip
+        low, high = ([pair[side] for pair in spread] for side in (0, 1))
+        bars = {"type": "data", "symmetric": False, "array": high, "arrayminus": low}
+        figure.add_bar(x=names, y=values, name=score, error_y=bars)
+        nulls = [found[f"{score}_null_token_means"] for found in scores.values()]
+        figure.add_scatter(x=names, y=nulls, name=f"{score}, token means", mode="markers", marker_symbol="line-ew-open")
+    figure.update_layout(
+        title="Reconstruction of held-out conversations by training method (lower is better)",
+        yaxis_title="log2 of the mean squared error a dimension", barmode="group", template="plotly_white",
+    )  # fmt: skip
+    with atomic_path(path) as beside:
+        beside.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
+    return path

@@ -1,0 +1,42 @@
+"""`monosem features`: what latents fire on and what they write, saved as tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ....saes.features.collect import collect
+from ....saes.files import find_dictionary
+from ....saes.matching import matching_site
+from ..options import Flat, ModelText
+
+
+@dataclass(frozen=True)
+class Features:
+    """Top activating examples, activation histograms and logit effects of a dictionary's latents."""
+
+    dictionary: tyro.conf.Positional[Path]
+    """Folder of a dictionary, or of a run with exactly one."""
+    out: Path
+    """Folder for the tables."""
+    tokens: int = 100_000
+    """Tokens to read."""
+    latents: int | None = 256
+    """How many latents, drawn at random; all of them where None."""
+    seed: int = 0
+    """Seed of the draw."""
+    source: Flat[ModelText] = field(default_factory=ModelText)
+
+    def run(self) -> dict[str, Any]:
+        """Collect and save."""
+        _, dictionary = find_dictionary(self.dictionary)
+        model = self.source.open_model()
+        site = matching_site(model, dictionary)
+        corpus = self.source.open_corpus(model)
+        features = collect(
+            model, corpus, dictionary, tokens=self.tokens, latents=self.latents, site=site, seed=self.seed
+        )
+        return {"features": str(features.save(self.out)), "tokens": features.measured, "dead": len(features.dead)}

@@ -1,0 +1,42 @@
+"""`monosem harvest`: activations to disk, to train on many times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from ...streams.activation_stream import ActivationStream, StreamConfig
+from ...streams.store import ActivationStore
+from ..options import Flat, ModelText
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Write shuffled activations of one or more sites to a folder; interrupted, the same command continues."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder of the store."""
+    sites: tuple[str, ...] = ("resid_post.12",)
+    """Where to read, TransformerLens names included."""
+    rows: int = 1_000_000
+    """Rows to write (the corpus is read again and again until they are there, unless --epochs says otherwise)."""
+    source: Flat[ModelText] = field(default_factory=ModelText)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    shard_rows: int = 65_536
+    """Rows per file."""
+
+    def run(self) -> dict[str, Any]:
+        """Harvest and return what is on disk."""
+        model = self.source.open_model()
+        corpus = self.source.open_corpus(model, split="train")
+        stream = ActivationStream(model, corpus, self.sites, config=self.stream)
+        store = ActivationStore.write(
+            stream, self.out, shard_rows=self.shard_rows, dtype=torch.bfloat16, limit_rows=self.rows
+        )
+        size = sum(shard["bytes"] for shard in store.manifest["shards"])
+        return {"store": str(self.out), "rows": store.rows, "sites": {str(s): w for s, w in store.widths.items()},
+                "bytes": size, "counts": stream.counts}  # fmt: skip

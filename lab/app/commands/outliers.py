@@ -1,0 +1,92 @@
+"""`monosem outliers`: do codes tell texts of another kind apart better than the activations they come from?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ....probes.outliers.measure import OutlierConfig, ood_scores
+from ....probes.outliers.texts import outside_texts, passages
+from ....saes.files import find_dictionary
+from ...errors import InputError
+from ...evidence import Evidence
+from ...models.loading import load_model
+from ...storage import write_json
+from ...table import aligned
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Score texts of other kinds against a dictionary's usual ones, on its codes and on the activations alike.
+
+    The result is also written beside the dictionary as outliers.json.
+    """
+
+    dictionary: tyro.conf.Positional[Path]
+    """Folder of a dictionary, or of a run with exactly one."""
+    outside: tuple[str, ...] = ("cities", "code", "shuffled")
+    """Other kinds: `cities`, `code`, `shuffled`, data sets such as 96_spam_is, or sources such as jsonl:PATH."""
+    corpus: str = "docs:"
+    """The usual kind: `docs:`, `text:PATH`, `jsonl:PATH[#field]` or `hf:NAME[:config][:split][#field]`."""
+    texts: int = 200
+    """Texts of each kind; of the usual one twice as many to fit on."""
+    model: str = "smollm2-135m"
+    """Registry name, hub name, folder with a checkpoint, or .gguf file."""
+    dtype: str | None = None
+    """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; by default a GPU if there is one."""
+    scoring: OutlierConfig = field(default_factory=OutlierConfig)
+
+    def __post_init__(self) -> None:
+        if self.texts < 1:
+            raise InputError(f"texts must be at least 1, got {self.texts}")
+        if not self.outside:
+            raise InputError("no kind of texts is named: give --outside, such as cities or code")
+
+    def run(self) -> dict[str, Any]:
+        """Read, score, write the result, and return it."""
+        folder, dictionary = find_dictionary(self.dictionary)
+        model = load_model(self.model, dtype=self.dtype, device=self.device)
+        dictionary.to(model.device)
+        tokens, seed = self.scoring.tokens, self.scoring.seed
+        outside = {name: outside_texts(model, name, self.texts, tokens, usual=self.corpus, seed=seed)
+                   for name in dict.fromkeys(self.outside)}  # fmt: skip
+        fit, inside = (passages(model, self.corpus, n, tokens, split=split)
+                       for n, split in ((2 * self.texts, "train"), (self.texts, "heldout")))  # fmt: skip
+        scores = ood_scores(model, dictionary, fit, inside, outside, self.scoring, progress=True)
+        result = {
+            "schema": SCHEMA, "model": model.name, "dictionary": repr(dictionary), "corpus": self.corpus,
+            "texts": {"fit": len(fit), "inside": len(inside), **{name: len(texts) for name, texts in outside.items()}},
+            "scores": {name: evidence.to_json() for name, evidence in scores.items()},
+            "written": str(folder / "outliers.json"),
+        }  # fmt: skip
+        write_json(folder / "outliers.json", result)
+        return result
+
+    def told(self, result: dict[str, Any]) -> str:
+        """The AUROCs as a table."""
+        return f"{aligned(outlier_cells(result['scores']))}\n\nwritten: {result['written']}"
+
+
+def outlier_cells(scores: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A heading, and a line for each AUROC: the codes with their interval, the gain over activations, the nulls."""
+    shown = {name: Evidence(**score) for name, score in scores.items() if name.startswith("auroc_")}
+    nulls = list(dict.fromkeys(null for score in shown.values() for null in score.nulls))
+    table = [["auroc", "codes", "gain", *(null.replace("_", " ") for null in nulls)]]
+    for name, score in shown.items():
+        gain = scores.get(name.replace("auroc_", "gain_", 1))
+        told = "" if gain is None else _spread(gain["value"], gain["interval"])
+        beside = (f"{score.nulls[null]:.3f}" if null in score.nulls else "" for null in nulls)
+        table.append([name.removeprefix("auroc_"), _spread(score.value, score.interval), told, *beside])
+    return table
+
+
+def _spread(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")

@@ -1,0 +1,111 @@
+"""`monosem train`: dictionaries on one or more sites, transcoders, a crosscoder or a cross-layer transcoder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ....saes.sweeps.sweep import trainer_on
+from ....saes.training.clt.trainer import CrossLayerTrainer, cross_layer_trainer_on
+from ....saes.training.trainer import TrainConfig, Trainer
+from ...errors import InputError
+from ...models.loading import device_named
+from ...models.sites import Site
+from ...runs.run import Run
+from ...streams.activation_stream import ActivationStream
+from ..dictionary_options import DictionaryOptions
+from ..options import Flat
+from ..training_options import LoopOptions, Reading, outcome
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one dictionary per site; one forward pass of the model feeds them all.
+
+    With --target they are transcoders to that site; with --crosscode it is one dictionary over all sites; with
+    --targets it is one cross-layer transcoder, which reads each of --sites and writes from that layer on.
+    """
+
+    out: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    sites: tuple[str, ...] = ("resid_post.12",)
+    """Where to read, TransformerLens names included."""
+    target: str | None = None
+    """Train transcoders: predict this site from each of --sites."""
+    skip: bool = False
+    """With --target or --targets: add a linear map of the input to what the latents predict."""
+    crosscode: bool = False
+    """Train one crosscoder over all of --sites, in place of one dictionary for each."""
+    targets: tuple[str, ...] = ()
+    """Train one cross-layer transcoder: for each of --sites the output of the same layer, such as mlp_out.4 mlp_out.5.
+    --n-latents and --k are then those of one layer."""
+    joint: bool = False
+    """With --targets and --architecture batchtopk: spend the codes of all layers where they are largest."""
+    reading: Flat[Reading] = field(default_factory=Reading)
+    dictionary: DictionaryOptions = field(default_factory=DictionaryOptions)
+    training: TrainConfig = field(default_factory=TrainConfig)
+    loop: Flat[LoopOptions] = field(default_factory=LoopOptions)
+
+    def __post_init__(self) -> None:
+        read = set(map(Site.parse, self.sites))
+        if self.target is not None and Site.parse(self.target) in read:
+            raise InputError(
+                f"target {self.target} is among the sites: a transcoder predicts another site than it reads"
+            )
+        if self.target is not None and self.crosscode:
+            raise InputError("a crosscoder reconstructs the sites it reads: give --target or --crosscode, not both")
+        if self.skip and self.target is None and not self.targets:
+            raise InputError("--skip is for transcoders: give --target, the site to predict")
+        if self.targets and (self.target is not None or self.crosscode):
+            raise InputError("--targets trains one cross-layer transcoder: leave out --target and --crosscode")
+        if self.targets and len(self.targets) != len(self.sites):
+            raise InputError(
+                f"give one of --targets for each of --sites, got {len(self.targets)} for {len(self.sites)}"
+            )
+        if self.joint and not self.targets:
+            raise InputError("--joint is for cross-layer transcoders: give --targets, the outputs to predict")
+        if self.crosscode and len(read) < 2:
+            raise InputError(f"a crosscoder reads at least two sites, got {', '.join(self.sites) or 'none'}")
+
+    def run(self) -> dict[str, Any]:
+        """Train and return where everything is."""
+        run = self.train(self.open_stream())
+        return {**outcome(run), "last": {name: run.metrics(name)[-1] for name in run.dictionaries}}
+
+    def open_stream(self) -> ActivationStream:
+        """The stream of the training split, or of the store."""
+        return self.reading.open((*self.sites, *self.targets, *((self.target,) if self.target else ())))
+
+    def train(self, stream: ActivationStream) -> Run:
+        """Run the loop; resumes where `resume` is set."""
+        stands_on, trainers = stream.fingerprint(), self._trainers(stream)
+        run = Run.create(self.out, self._config(), stands_on, resume=self.loop.resume)
+        return self.loop.train(stream, trainers, run, self.training.rows)
+
+    def _trainers(self, stream: ActivationStream) -> Sequence[Trainer | CrossLayerTrainer]:
+        sites, device = list(dict.fromkeys(map(Site.parse, self.sites))), device_named(self.reading.source.device)
+        if self.targets:
+            given = self.dictionary.given()
+            own = {"base": given.pop("architecture"), "joint": self.joint, "skip": self.skip, **given}
+            written = list(map(Site.parse, self.targets))
+            return [cross_layer_trainer_on(stream, sites, written, self.training, device=device, **own)]
+        target = None if self.target is None else Site.parse(self.target)
+        own = {**self.dictionary.given(), **({"skip": True} if self.skip else {})}
+        return [
+            trainer_on(stream, read, own, self.training, target=target, device=device)
+            for read in ([sites] if self.crosscode else [[site] for site in sites])
+        ]
+
+    def _config(self) -> dict[str, Any]:
+        """What the run is asked for; what marks transcoders and crosscoders only where this is one."""
+        rare = {"target": self.target, "skip": self.skip, "crosscode": self.crosscode, "joint": self.joint}
+        rare["targets"] = list(self.targets)
+        return {"sites": list(self.sites), "dictionary": self.dictionary.given(), "training": asdict(self.training),
+                **{name: value for name, value in rare.items() if value}}  # fmt: skip

@@ -1,0 +1,1 @@
+"""HTML pages that need no network: one file for each, one stylesheet."""

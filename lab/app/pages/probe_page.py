@@ -1,0 +1,185 @@
+"""`write_probe_page`: a probe run on one HTML page: layer sweep, ROC curves, token scores, worst errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....probes.figures import predicted_figure, reliability_figure, roc_figure
+from ....probes.labelled_files import TextsToProbe
+from ....probes.labels import Labels
+from ....probes.layer_sweep import ProbeSweep, ReadConfig
+from ....probes.measure import Measured
+from ....probes.sweep_figure import TITLES
+from ....probes.token_scores import TokenScores, score_tokens, worst_errors
+from ....saes.dictionary import Dictionary
+from ...models.hooked_model import HookedModel
+from ...rng import generator
+from .figures_page import Part, write_figures_page
+
+SWEEP = (
+    "Bars: 95 % interval over groups of test units. Grey: nulls, each at its highest over the kinds of probe; a probe "
+    "tells what the model knows only as far as it is above them. Every point was measured on the same test units, so "
+    "the best of many points is somewhat lucky."
+)
+TOKENS = (
+    "Each token's own activation through the probe, however the fit pooled them. Orange speaks for the class that is "
+    "named as positive, blue against it; full colour is the largest score shown. Hover for the number."
+)
+ERRORS = "Test texts that the probe is wrong about by most, worst first."
+
+
+def write_probe_page(
+    path: Path,
+    result: Mapping[str, Any],
+    sweep: ProbeSweep,
+    data: TextsToProbe,
+    bins: Mapping[str, Sequence[Mapping[str, float]]],
+    model: HookedModel,
+    dictionary: Dictionary | None,
+    examples: int,
+) -> Path:
+    """Write the page. Texts are shown through the linear probe with the best main score, of any place."""
+    labels = next(iter(sweep.units.values())).labels
+    kind, place = _shown(sweep)
+    found = sweep[place][kind]
+    facts = {
+        "Model": model.name, "Data": data.name, "Texts": f"{len(data.texts):,}", "Pooling": result["read"]["pooling"],
+        "Classes": ", ".join(f"{name} {count:,}" for name, count in result["classes"].items()) or "numbers",
+        "Held out": next(iter(found.scores.values())).held_out,
+    }  # fmt: skip
+    parts = [
+        Part("Against the layer", SWEEP, {TITLES.get(name, name): sweep.plot(name) for name in sweep.scores}),
+        Part("Best of each kind", "Where its main score is best, beside its nulls there.", {}, best_table(result)),
+        _read_outs(result, sweep, labels, bins),
+    ]
+    if examples:
+        told = f"{kind} at {place}"
+        errors = worst_errors(found, labels, examples)
+        drawn = _drawn(found, labels, examples)
+        shown = torch.cat([drawn, errors]).tolist()
+        read = ReadConfig(**result["read"])
+        codes = dictionary if found.probe.source.dictionary else None
+        lines = score_tokens(model, found.probe, [data.texts[unit] for unit in shown], read, dictionary=codes)
+        rows = [_line(line, unit, found, labels) for line, unit in zip(lines, shown, strict=True)]
+        parts += [
+            Part(f"Token scores of {told}", TOKENS, markup=_texts(rows[: len(drawn)])),
+            Part(f"Worst errors of {told}", ERRORS, markup=_texts(rows[len(drawn) :]) or "<p>There is none.</p>"),
+        ]
+    return write_figures_page(path, f"Probes of {data.name}", facts, parts, {"results": dict(result)})
+
+
+def best_table(result: Mapping[str, Any]) -> list[list[str]]:
+    """A heading, and one line for every kind's best place and each of its scores."""
+    lines = []
+    for kind, place in result["best"].items():
+        for name, one in result["probes"][place][kind].items():
+            lines.append((kind, place, name, one))
+    nulls = list(dict.fromkeys(null for *_, one in lines for null in one["nulls"]))
+    head = ["kind", "best at", "score", "value", "95 % interval", *nulls]
+    body = [
+        [kind, place, name, f"{one['value']:.3f}", _interval(one), *(_number(one["nulls"].get(null)) for null in nulls)]
+        for kind, place, name, one in lines
+    ]
+    return [head, *body]
+
+
+def _read_outs(
+    result: Mapping[str, Any],
+    sweep: ProbeSweep,
+    labels: Labels,
+    bins: Mapping[str, Sequence[Mapping[str, float]]],
+) -> Part:
+    held = {f"{kind} at {place}": sweep[place][kind] for kind, place in result["best"].items()}
+    if not labels.classes:
+        return Part(
+            "Predictions",
+            "Every kind where it is best, on test units.",
+            {"First output": predicted_figure(held, labels)},
+        )
+    figures = {"ROC": roc_figure(held, labels)}
+    table: list[list[str]] = []
+    if bins:
+        figures["Reliability"] = reliability_figure(bins)
+        table = [["kind", "score", "value", "95 % interval", "base rate", "uncalibrated"]]
+        for kind, scores in result["calibration"].items():
+            for name, one in scores.items():
+                nulls = [_number(one["nulls"].get(null)) for null in ("base_rate", "uncalibrated")]
+                table.append([kind, name, f"{one['value']:.4f}", _interval(one), *nulls])
+    lead = (
+        "Every kind where it is best, on test units. Chances were learned from training units; ece and brier are better"
+        " the smaller they are, and a constant base rate has no ece and tells nothing."
+    )
+    return Part("Read-outs", lead, figures, table)
+
+
+def _shown(sweep: ProbeSweep) -> tuple[str, str]:
+    """Kind and place of the linear probe with the best main score; of any, where none is linear."""
+    score = sweep.scores[0]
+    found = [
+        (one.probe.linear, one[score].value, kind, place)
+        for place, kinds in sweep.measured.items()
+        for kind, one in kinds.items()
+    ]
+    _, _, kind, place = max(found, key=lambda one: one[:2])
+    return kind, place
+
+
+def _drawn(found: Measured, labels: Labels, n: int) -> Tensor:
+    """Some tested units, classes in turn."""
+    order = torch.randperm(len(found.tested), generator=generator(0, "shown texts"))
+    units = found.tested[order]
+    if not labels.classes:
+        return units[:n]
+    rank = torch.zeros(len(units), dtype=torch.int64)
+    for c in range(len(labels.classes)):
+        mine = (labels.y[units] == c).nonzero()[:, 0]
+        rank[mine] = torch.arange(len(mine))
+    return units[rank.argsort(stable=True)][:n]
+
+
+def _line(line: TokenScores, unit: int, found: Measured, labels: Labels) -> tuple[str, list[tuple[str, float]]]:
+    """What to say of a unit, and its tokens with one score each: for the class that is named, or the first output."""
+    read = found.read[int((found.tested == unit).nonzero()[0])]
+    if not labels.classes:
+        told = f"true {labels.y[unit].tolist()}, read {[round(one, 3) for one in read.tolist()]}"
+        return told, list(zip(line.tokens, line.scores[:, 0].tolist(), strict=True))
+    column, named = (0, 1) if line.scores.shape[1] == 1 else (int(labels.y[unit]),) * 2
+    called = labels.classes[int(found.probe.decide(read[None])[0])]
+    told = (
+        f"labelled {labels.classes[int(labels.y[unit])]}, called {called}, score {float(read[column]):.3g}"
+        f" for {labels.classes[named]}"
+    )
+    return told, list(zip(line.tokens, line.scores[:, column].tolist(), strict=True))
+
+
+def _texts(rows: Sequence[tuple[str, list[tuple[str, float]]]]) -> str:
+    """Texts with their tokens shaded; everything from data is escaped."""
+    most = max((abs(score) for _, tokens in rows for _, score in tokens), default=0.0) or 1.0
+    panels = []
+    for told, tokens in rows:
+        spans = "".join(_span(token, score, most) for token, score in tokens)
+        text = f'<div class="text">{spans}</div>'
+        panels.append(f'<details class="panel record" open><summary>{escape(told)}</summary>{text}</details>')
+    return "".join(panels)
+
+
+def _span(token: str, score: float, most: float) -> str:
+    colour = "234 121 12" if score > 0 else "11 107 203"
+    return (
+        f'<span class="tok" title="{score:.4g}" style="background: rgb({colour} / {0.75 * abs(score) / most:.3f})">'
+        f"{escape(token)}</span>"
+    )
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    return f"{one['interval'][0]:.3f} to {one['interval'][1]:.3f}" if one["interval"] else ""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

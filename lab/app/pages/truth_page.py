@@ -1,0 +1,221 @@
+"""`write_truth_page`: truth probes on one HTML page that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from ....probes.truth.statements import CLASSES
+from .figures_page import Part, write_figures_page
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+NAMES = {
+    "sawmil": "sAwMIL",
+    "svm_last": "SVM, last token",
+    "svm_mean": "SVM, mean of tokens",
+    "mean_difference": "mean difference",
+    "prompting": "asked, zero-shot",
+    "prompting_fitted": "asked, fitted",
+    "shuffled_labels": "shuffled labels",
+    "random_direction": "random direction",
+    "token_count": "token count",
+}
+COLOURS = ("#0b6bcb", "#e07a0c", "#17936a", "#b3409b")
+SHOWN = ("mcc", "wmcc", "coverage", "coverage_class", "acceptance", "selective_true", "selective_false")
+Data = Mapping[str, Any]
+
+
+def truth_cells(result: Data) -> dict[str, list[list[str]]]:
+    """The tables of a result as cells: every site and method, the model asked, and the five criteria."""
+    methods = list(next(iter(result["sites"].values())))
+    first = methods[0]
+    sweep = [["site", *(f"{_name(m)} MCC" for m in methods), "wMCC", "coverage", "acceptance", "cos true/false"]]
+    sweep[0] += [f"null: {_name(null)}" for null in _nulls(result)]
+    for site, found in result["sites"].items():
+        own, geometry = found[first]["scores"], found[first]["geometry"]
+        cosine = f"{geometry['cosine']:.2f} ({geometry['cosine_of_orthogonal_signals']:.2f} if orthogonal)"
+        line = [site, _spread(own["mcc"]), *(f"{found[m]['scores']['mcc']['value']:.2f}" for m in methods[1:])]
+        line += [*(f"{own[score]['value']:.2f}" for score in ("wmcc", "coverage", "acceptance")), cosine]
+        sweep.append([*line, *(f"{own['mcc']['nulls'][null]:.2f}" for null in _nulls(result))])
+    best = result["sites"][result["best"]]
+    scored = [(_name(m), best[m]["scores"]) for m in methods]
+    scored += [(_name(name), scores) for name, scores in result["prompting"].items()]
+    at_best = [[f"at {result['best']}", *SHOWN]]
+    at_best += [[name, *(_spread(scores[score]) for score in SHOWN)] for name, scores in scored]
+    criteria = [["criterion", "score", "value", "nulls", "n"]]
+    criteria += [
+        [criterion, name, _spread(one), _told(one["nulls"]), f"{one['n']} {one['unit']}"]
+        for criterion, scores in result["criteria"].items()
+        for name, one in scores.items()
+    ]
+    return {"sweep": sweep, "best": at_best, "criteria": criteria}
+
+
+def write_truth_page(
+    path: Path | str,
+    result: Data,
+    told: Int[np.ndarray, " statements"],
+    right: Int[np.ndarray, " statements"],
+    shown: Mapping[str, Sequence[Data]],
+) -> Path:
+    """Write the page.
+
+    Args:
+        result: of `monosem truth`.
+        told: the likeliest class of every test statement at the best site.
+        right: their classes.
+        shown: `errors` and `examples`, from `per_token.token_scores`.
+    """
+    cells, best = truth_cells(result), result["best"]
+    counts = result["statements"]
+    facts = {
+        "Model": result["model"],
+        "Statements": ", ".join(f"{sum(of.values())} {split}" for split, of in counts.items()),
+        "Best site in cross-validation": best,
+        "Conformal sets may miss": f"{result['alpha']:.0%}",
+    }
+    parts = [
+        Part(
+            "Sites",
+            "Matthews correlation of true, false and neither on statements about entities that were not trained on. "
+            "Band: 95 % interval over entities. Grey: nulls of the first method. Red: the model asked, with no probe.",
+            {"Matthews correlation": _sweep_figure(result), "Conformal sets": _conformal_figure(result)},
+            cells["sweep"],
+        ),
+        Part("At the best site", "Every score with its interval.", {"Right class and what was told": _confusion(
+            told, right)}, cells["best"]),
+        Part(
+            "Five criteria",
+            "A probe of truth tells the classes apart, on other statements than it was fitted on, fires for nothing "
+            "else, and its direction moves the model's own verdict and nothing else.",
+            table=cells["criteria"],
+        ),
+        Part("Tokens of test statements", _LEAD, markup=_token_lines(shown["examples"])),
+        Part(
+            "Worst errors",
+            "Test statements that are told wrongly, lowest probability of the right class first.",
+            markup=_token_lines(shown["errors"]),
+        ),
+    ]  # fmt: skip
+    return write_figures_page(path, f"Truth probes of {result['model']}", facts, parts, {"result": result})
+
+
+_LEAD = (
+    "Shade: score of the token for the class that is told, in spreads of the training scores; the read-out takes the "
+    "best token of each class."
+)
+
+
+def _sweep_figure(result: Data) -> Figure:
+    from plotly.graph_objects import Figure, Scatter
+
+    sites, figure = list(result["sites"]), Figure()
+    methods = list(result["sites"][sites[0]])
+    for colour, method in zip(COLOURS, methods, strict=False):
+        scores = [result["sites"][site][method]["scores"]["mcc"] for site in sites]
+        values = [score["value"] for score in scores]
+        if method == methods[0]:
+            low, high = zip(*(score["interval"] or (score["value"],) * 2 for score in scores), strict=True)
+            band = Scatter(
+                x=[*sites, *sites[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.18,
+                mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False,
+            )  # fmt: skip
+            figure.add_trace(band)
+        figure.add_trace(Scatter(x=sites, y=values, name=_name(method), mode="lines+markers", line={"color": colour}))
+    for dash, null in zip(("dot", "dash", "longdash"), _nulls(result), strict=False):
+        values = [result["sites"][site][methods[0]]["scores"]["mcc"]["nulls"][null] for site in sites]
+        figure.add_trace(Scatter(x=sites, y=values, name=f"null: {_name(null)}", mode="lines",
+                                 line={"color": "#6b7280", "dash": dash, "width": 1.3}))  # fmt: skip
+    for name, scores in result["prompting"].items():
+        line = {"color": "#b3304a", "dash": "dash" if name == "prompting" else "dot"}
+        level = [scores["mcc"]["value"]] * len(sites)
+        figure.add_trace(Scatter(x=sites, y=level, name=_name(name), mode="lines", line=line))
+    return _laid_out(figure, "Matthews correlation")
+
+
+def _conformal_figure(result: Data) -> Figure:
+    from plotly.graph_objects import Figure, Scatter
+
+    sites, figure = list(result["sites"]), Figure()
+    first = next(iter(result["sites"][sites[0]]))
+    for colour, score in zip(COLOURS, ("coverage", "coverage_class", "acceptance"), strict=False):
+        values = [result["sites"][site][first]["scores"][score]["value"] for site in sites]
+        figure.add_trace(Scatter(x=sites, y=values, name=score, mode="lines+markers", line={"color": colour}))
+    asked = [1 - result["alpha"]] * len(sites)
+    figure.add_trace(Scatter(x=sites, y=asked, name="coverage asked for", mode="lines",
+                             line={"color": "#6b7280", "dash": "dot"}))  # fmt: skip
+    return _laid_out(figure, f"share of test statements ({_name(first)})")
+
+
+def _confusion(told: np.ndarray, right: np.ndarray) -> Figure:
+    from plotly.graph_objects import Figure, Heatmap
+
+    n = len(CLASSES)
+    counts = np.bincount(right * n + told, minlength=n * n).reshape(n, n)
+    figure = Figure(Heatmap(
+        z=(counts / counts.sum(1, keepdims=True).clip(1)).tolist(), x=[f"told {name}" for name in CLASSES],
+        y=[f"is {name}" for name in CLASSES], text=counts.tolist(), texttemplate="%{text}", colorscale="Blues",
+        zmin=0, zmax=1, colorbar={"title": {"text": "share of row"}},
+    ))  # fmt: skip
+    figure.update_layout(yaxis={"autorange": "reversed"}, margin={"l": 80, "r": 15, "t": 15, "b": 50})
+    return figure
+
+
+def _laid_out(figure: Figure, title: str) -> Figure:
+    figure.update_layout(
+        yaxis={"title": {"text": title}}, margin={"l": 60, "r": 15, "t": 15, "b": 90}, hovermode="closest",
+        legend={"orientation": "h", "y": -0.35},
+    )  # fmt: skip
+    return figure
+
+
+def _token_lines(lines: Sequence[Data]) -> str:
+    """Statements with their tokens shaded; everything in them is escaped."""
+    items = "".join(f"<li>{_token_line(line)}</li>" for line in lines)
+    return f'<div class="panel"><ol class="examples" style="padding:.4rem 1.1rem">{items}</ol></div>'
+
+
+def _token_line(line: Data) -> str:
+    column = CLASSES.index(line["told"])
+    top = max(max(scores) for scores in line["scores"])
+    spans = []
+    for token, scores in zip(line["tokens"], line["scores"], strict=True):
+        share = max(0.0, scores[column]) / top if top > 0 else 0.0
+        tip = ", ".join(f"{name} {score:.2f}" for name, score in zip(CLASSES, scores, strict=True))
+        spans.append(f'<span class="tok on" style="--a:{share:.2f}" title="{escape(tip)}">{escape(token)}</span>')
+    chance = ", ".join(f"{name} {p:.2f}" for name, p in zip(CLASSES, line["probabilities"], strict=True))
+    mark = "is" if line["told"] == line["right"] else f"told {line['told']}, is"
+    return (
+        f'<span class="at">{line["probabilities"][CLASSES.index(line["right"])]:.2f}</span>'
+        f'<span class="text">{"".join(spans)}</span><span class="copies" title="{escape(chance)}">'
+        f"{escape(mark)} {escape(line['right'])}</span>"
+    )
+
+
+def _nulls(result: Data) -> list[str]:
+    return list(next(iter(next(iter(result["sites"].values())).values()))["scores"]["mcc"]["nulls"])
+
+
+def _name(key: str) -> str:
+    return NAMES.get(key, key)
+
+
+def _spread(one: Data) -> str:
+    interval = one["interval"]
+    return _number(one["value"]) + (f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else "")
+
+
+def _number(value: float) -> str:
+    """Two decimals, and two digits of what is smaller than that."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def _told(nulls: Mapping[str, float]) -> str:
+    return ", ".join(f"{_name(name)} {_number(value)}" for name, value in nulls.items())

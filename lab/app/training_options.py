@@ -1,0 +1,104 @@
+"""What commands that train on a stream share: where rows come from, how the loop runs, what a finished run counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..models.hooked_model import HookedModel
+from ..runs.consumers import Consumer
+from ..runs.loop import train
+from ..runs.run import Run
+from ..runs.trackers import check_sink
+from ..streams.activation_stream import ActivationStream, StreamConfig
+from ..streams.store import ActivationStore
+from ..streams.token_stream import TokenStream
+from .options import Flat, ModelText
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where the rows come from."""
+
+    source: Flat[ModelText] = field(default_factory=ModelText)
+    store: Path | None = None
+    """Train on activations from this store (written by `monosem harvest`), not on a model's."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+
+    def open(self, sites: Sequence[str], model: HookedModel | None = None) -> ActivationStream:
+        """The stream of the training split, or of the store.
+
+        Args:
+            model: the model if it is loaded already.
+        """
+        if self.store is not None:
+            return ActivationStream.from_store(ActivationStore.open(self.store), sites=sites, config=self.stream)
+        model = model or self.source.open_model()
+        return ActivationStream(model, self.source.open_corpus(model, split="train"), sites, config=self.stream)
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop logs, checkpoints and continues.
+
+    Raises:
+        InputError: no steps between lines, no time between checkpoints, or a sink that is unknown or not installed.
+    """
+
+    resume: bool = False
+    """Continue the run in `out`; it ends in the same bytes as if it had never stopped."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints."""
+    sinks: tuple[str, ...] = ()
+    """Also send metrics to wandb, tensorboard or trackio."""
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise InputError(f"log_every must be at least 1, got {self.log_every}")
+        if not self.checkpoint_minutes > 0:
+            raise InputError(f"checkpoint_minutes must be above 0, got {self.checkpoint_minutes:g}")
+        for sink in self.sinks:
+            check_sink(sink)
+
+    def arguments(self) -> dict[str, Any]:
+        """What `train` takes of these."""
+        return {"log_every": self.log_every, "checkpoint_minutes": self.checkpoint_minutes, "sinks": self.sinks}
+
+    def train(
+        self, stream: ActivationStream | TokenStream, consumers: Sequence[Consumer], run: Run, rows: int | None = None
+    ) -> Run:
+        """Run the loop.
+
+        Args:
+            rows: how many to serve, the last batch whole; by default as many as the consumers want.
+        """
+        steps = None if rows is None else -(-rows // stream.config.batch)
+        return train(stream, consumers, run, steps=steps, **self.arguments())
+
+
+def stream_counts(run: Run) -> dict[str, Any]:
+    """Tokens read, rows kept, dropped and served over the whole finished run."""
+    return (run.manifest or {})["counts"]
+
+
+def tokens_per_second(run: Run) -> float:
+    """Rows trained on per second of the loop, interruptions left out."""
+    lines = [json.loads(line) for line in (run.folder / "timing.jsonl").read_text().splitlines()]
+    return sum(line["rows"] for line in lines) / max(sum(line["seconds"] for line in lines), 1e-9)
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """Where a finished run and its dictionaries are, and what it read."""
+    return {
+        "run": str(run.folder),
+        "dictionaries": {name: str(path) for name, path in run.dictionaries.items()},
+        "tokens": stream_counts(run)["tokens"],
+        "rows": stream_counts(run)["served"],
+        "tokens_per_second": tokens_per_second(run),
+    }

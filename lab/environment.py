@@ -1,0 +1,30 @@
+"""What a result was computed on: libraries and hardware."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+PACKAGES = ("monosem", "torch", "transformers", "safetensors", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        found[package] = importlib.metadata.version(package)
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """What the run was computed on."""
+    return {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }

@@ -1,0 +1,1 @@
+"""Models: `HookedModel`, its sites, and how one is loaded."""

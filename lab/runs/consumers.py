@@ -1,0 +1,70 @@
+"""What a stream feeds: anything trained or measured one batch at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from ..models.sites import Site
+from ..storage import State
+from ..streams.activation_stream import Batch
+
+
+@runtime_checkable
+class Consumer(Protocol):
+    """One learner or measure on a stream; `train` steps any number of them on the same batches.
+
+    Between two steps the whole of it is in `state_dict`: restored from there, it continues to the same bytes,
+    and `metrics` gives the same numbers. It may also have `kind: str`, the folder of a run that its artefact
+    goes to ("dictionaries" unless it says otherwise).
+    """
+
+    name: str
+    """Unique in its run; names its lines in the metrics and its artefact, so it is a plain file name."""
+    sites: tuple[Site, ...]
+    """The sites it reads."""
+
+    @property
+    def done(self) -> bool:
+        """It wants no more batches. Read on every step, so it must not wait for the device."""
+        ...
+
+    def step(self, batch: Batch) -> None:
+        """Learn from one batch. The batch is shared with the other consumers: read it, never write it."""
+        ...
+
+    def metrics(self) -> dict[str, int | float]:
+        """Numbers for the log. Called every so many steps, so it may wait for the device."""
+        ...
+
+    def state_dict(self) -> State:
+        """Tensors and JSON values, nested in dicts with text keys."""
+        ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+    def save(self, folder: Path) -> None:
+        """Write the final artefact into `folder`, which is empty. Nothing to keep: write nothing."""
+        ...
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> State:
+    """The state of an optimiser as a `State`: its moments and its options (learning rate and so on)."""
+    packed = optimiser.state_dict()
+    return {
+        "moments": {str(index): dict(moments) for index, moments in packed["state"].items()},
+        "groups": {str(index): dict(group) for index, group in enumerate(packed["param_groups"])},
+    }
+
+
+def load_optimiser_state(optimiser: torch.optim.Optimizer, state: State) -> None:
+    """Restore what `optimiser_state` gave."""
+    groups = state["groups"]
+    optimiser.load_state_dict(
+        {
+            "state": {int(index): moments for index, moments in state["moments"].items()},
+            "param_groups": [groups[str(index)] for index in range(len(groups))],
+        }
+    )

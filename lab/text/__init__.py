@@ -1,0 +1,1 @@
+"""Text: `Corpus`, and one file for each source of documents."""

@@ -1,0 +1,1 @@
+"""Fitting: solvers, moments, splits, nulls and calibration of probes."""

@@ -1,0 +1,1 @@
+"""Texts of another kind, told apart by codes and by activations."""

@@ -1,0 +1,1 @@
+"""Tasks: sparse probing, absorption, TPP, SCR and RAVEL."""

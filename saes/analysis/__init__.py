@@ -1,0 +1,1 @@
+"""Analysis: dictionaries compared with atoms, with models and with one another."""

@@ -1,0 +1,79 @@
+"""Updating the weights block by block: each block of latents against its own residual (one block for most objectives).
+
+Blocks are consecutive rows, so that the kernels work on views of weights, moments and shadow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kernels.decode import Residual
+from ...kernels.encode import Shadow
+from ...kernels.update import Adam, Moments, RowGradients, Updated, Weights, latent_gradients, latent_step
+
+
+class Part(NamedTuple):
+    """A block of consecutive latents that is updated against one residual."""
+
+    latents: slice
+    codes: tuple[Tensor, Tensor, Tensor]
+    """(indptr, indices, values), indices from the block's start. Entries at zero get no gradient."""
+    out: Residual
+
+
+class State(NamedTuple):
+    """All that an update changes."""
+
+    weights: Weights
+    moments: Moments
+    shadow: Shadow | None
+
+    def block(self, latents: slice) -> State:
+        """Views of some rows of everything."""
+        weights, moments, shadow = self
+        first = None if moments.first is None else Weights(*(part[latents] for part in moments.first))
+        second = Weights(*(part[latents] for part in moments.second))
+        touched = None if moments.touched is None else moments.touched[latents]
+        copies = None if shadow is None else Shadow(*(None if copy is None else copy[latents] for copy in shadow))  # pyright: ignore[reportArgumentType]
+        return State(Weights(*(part[latents] for part in weights)), Moments(first, second, touched), copies)
+
+
+def step_parts(
+    parts: Sequence[Part], x: Tensor, scale: Tensor, state: State, adam: Adam, extra: RowGradients | None
+) -> Updated:
+    """`kernels.update.latent_step` for every block; x (what the encoder read) and scale as there."""
+    if len(parts) == 1:
+        (part,) = parts
+        return latent_step(part.codes, part.out, x, scale, state.weights, state.moments, adam, state.shadow, extra)
+    updates = []
+    for part in parts:
+        weights, moments, shadow = state.block(part.latents)
+        rows = None if extra is None else _within(extra, part.latents)
+        updates.append(latent_step(part.codes, part.out, x, scale, weights, moments, adam, shadow, rows))
+    to_input = torch.stack([updated.to_input for updated in updates]).sum(0)
+    return Updated(to_input, torch.cat([updated.fired for updated in updates]))
+
+
+def gradient_rows(
+    parts: Sequence[Part], x: Tensor, scale: Tensor, n_latents: int, extra: RowGradients | None
+) -> tuple[RowGradients, Tensor]:
+    """The gradient rows that `step_parts` would apply, and how many codes of each latent had one [n_latents]."""
+    blocks, fired = [], torch.zeros(n_latents, dtype=torch.int64, device=x.device)
+    for latents, codes, out in parts:
+        counts = fired[latents]
+        counts.index_add_(0, codes[1].long(), (codes[2] != 0).long())
+        found = latent_gradients(codes, out, x, scale, len(counts))
+        blocks.append(found._replace(latents=found.latents + (latents.start or 0)))
+    rows = blocks[0] if len(blocks) == 1 else RowGradients(*(torch.cat(kind) for kind in zip(*blocks, strict=True)))
+    return rows if extra is None else rows.plus(extra), fired
+
+
+def _within(rows: RowGradients, latents: slice) -> RowGradients | None:
+    """The gradient rows of a block's latents, counted from its start."""
+    inside = (rows.latents >= latents.start) & (rows.latents < latents.stop)
+    kept = RowGradients(*(part[inside] for part in rows))
+    return kept._replace(latents=kept.latents - latents.start) if len(kept.latents) else None

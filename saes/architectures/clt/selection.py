@@ -1,0 +1,66 @@
+"""BatchTopK over all layers of a cross-layer transcoder at once: the largest codes, in whichever layers they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from ....kernels.batch_topk import MARGIN, encode_batch_topk
+from ....kernels.dispatch import choose
+from ....kernels.encode import Shadow
+from ....kernels.kth import Kth, among_largest, kth_largest
+from ...sparse_code import SparseCode
+from ..sae import SparseAutoencoder, keep_above
+
+HEADROOM = 2
+"""Codes of a layer in the first pass, in multiples of its even share."""
+
+
+def select_jointly(
+    blocks: Sequence[SparseAutoencoder],
+    rows: Sequence[Float32[Tensor, "batch d"]],
+    shadows: Sequence[Shadow | None],
+) -> list[SparseCode]:
+    """The batch * k * layers largest pre-activations of all layers together, less those at or below zero.
+
+    Exact: `HEADROOM` times its share of each layer gives a bound that the final one cannot be below, and layers that
+    had all of those kept are encoded again for everything that reaches the bound. Ties go to the earlier layer.
+
+    Args:
+        rows: what each block's encoder reads.
+    """
+    k, n = blocks[0].config.k, blocks[0].n_latents
+    first = min(n, HEADROOM * k)
+    given = list(zip(blocks, rows, shadows, strict=True))
+    found = [_largest(block, x, shadow, first) for block, x, shadow in given]
+    wanted = len(rows[0]) * k * len(blocks)
+    kept, kth = _cut(found, wanted)
+    full = [first < n and len(code.values) == len(x) * first for code, x in zip(kept, rows, strict=True)]
+    if kth is None or not any(full):
+        return kept
+    bound = (kth.value.clamp_min(0) * (1 - MARGIN)).nan_to_num(torch.inf)
+    again = [
+        keep_above(block, x, bound, shadow) if more else code
+        for (block, x, shadow), code, more in zip(given, found, full, strict=True)
+    ]
+    return _cut(again, wanted)[0]
+
+
+def _largest(block: SparseAutoencoder, x: Tensor, shadow: Shadow | None, k: int) -> SparseCode:
+    precision = choose(x.device, block.precision).encode
+    found = encode_batch_topk(x, block.W_enc, block.b_enc, k, precision=precision, shadow=shadow)
+    return SparseCode(*found, block.n_latents)
+
+
+def _cut(codes: Sequence[SparseCode], wanted: int) -> tuple[list[SparseCode], Kth | None]:
+    """The `wanted` largest positive entries of all codes, and the last of them; all where there are no more."""
+    values = torch.cat([code.values for code in codes])
+    if len(values) <= wanted:
+        return list(codes), None
+    kth = kth_largest(values, wanted)
+    keep = among_largest(values, kth) & ~(values <= 0)
+    masks = keep.split([len(code.values) for code in codes])
+    return [code.where(mask) for code, mask in zip(codes, masks, strict=True)], kth

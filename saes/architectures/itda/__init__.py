@@ -1,0 +1,1 @@
+"""ITDA: dictionaries whose atoms are activations."""

@@ -1,0 +1,97 @@
+"""ReLU codes under an L1 penalty, or an Lp one with p annealed (Bricken et al. 2023; Karvonen et al. 2024, 2408.00113).
+
+Decoder rows have unit norm, so that the penalty sum |f| is also the one of decoder norms, sum |f| |W_dec|.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ...kernels.encode import Shadow
+from ...lab.errors import InputError
+from ..registry import register
+from ..sparse_code import SparseCode
+from .objective import Gradients, PenalisedObjective, Rows, common_bound
+from .sae import PenaltyConfig, SparseAutoencoder, keep_above
+from .schedules import ramp
+
+SMALLEST = 1e-2
+"""Codes below it count as it in the slope of |f|^p, which has no bound at 0 for p < 1."""
+
+
+@dataclass(frozen=True)
+class ReLUConfig(PenaltyConfig):
+    """The penalty is sum |f|^p."""
+
+    p_end: float = 1.0
+    """p at the end; 1 is plain L1. Below 1 large codes shrink less."""
+    anneal_from: float = 0.3
+    """Share of the run after which p falls linearly from 1."""
+    anneal_to: float = 0.8
+    """Share of the run at which it has reached `p_end`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.p_end <= 1:
+            raise InputError(f"p_end must be above 0 and at most 1 (plain L1), got {self.p_end}")
+        if not 0 <= self.anneal_from <= self.anneal_to <= 1:
+            raise InputError("anneal_from and anneal_to are shares of the run in this order,"
+                             f" got {self.anneal_from} and {self.anneal_to}")  # fmt: skip
+
+
+@register
+class ReLU(SparseAutoencoder):
+    """Keeps every positive pre-activation."""
+
+    architecture = "relu"
+    config_type = ReLUConfig
+    ragged = True
+    config: ReLUConfig
+
+    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+        """A code for every positive pre-activation."""
+        return keep_above(self, centred, self.b_enc.new_zeros(()), shadow)
+
+    def objective(self) -> PenalisedReLU:
+        """Reconstruction plus the penalty on the codes."""
+        return PenalisedReLU(self, self.config)
+
+
+class PenalisedReLU(PenalisedObjective):
+    """Adds weight * sum |f|^p to half the squared error."""
+
+    dictionary: ReLU
+    biased = True
+
+    @property
+    def p(self) -> float:
+        """The exponent now."""
+        config = self.dictionary.config
+        return 1 + (config.p_end - 1) * ramp(self.progress, config.anneal_from, config.anneal_to)
+
+    def start(self, rows: Rows) -> None:
+        """A negative bias for all latents, with which the batch's L0 is k."""
+        bound = self.start_at(rows, cut=True)
+        self.dictionary.b_enc.fill_(-bound)
+        self.control.begin(float(bound) / 4)
+
+    def adopt(self) -> None:
+        """The weight that a start with these biases would have."""
+        self.control.begin(float(-self.dictionary.b_enc.mean()) / 4)
+
+    def bound(self) -> Tensor:
+        """It is in the biases."""
+        return common_bound(self.dictionary.b_enc)
+
+    def raise_bounds(self, amount: Tensor | float) -> None:
+        """All biases fall."""
+        self.dictionary.b_enc.sub_(amount)
+
+    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+        """The penalty's slope is added to every code's gradient."""
+        found = super().gradients(rows, decoder, shadow)
+        slope = found.code.values.clamp_min(SMALLEST).pow(self.p - 1).mul_(self.p)
+        return found.plus(slope * self.weight(found.code))

@@ -1,0 +1,1 @@
+"""Scores and nulls of cross-layer transcoders."""

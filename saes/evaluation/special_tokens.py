@@ -1,0 +1,257 @@
+"""How well dictionaries reconstruct the special tokens of conversations, beside all tokens and beside the rest.
+
+    mse          mean over a conversation's tokens of ||x - x_hat||^2 / d, then over conversations, so that long ones
+                 do not dominate (FAST, arXiv 2506.07691, section 4)
+    log2_mse     its logarithm, which is what the paper's tables print
+    fvu          E||x - x_hat||^2 / (E||x||^2 - ||E x||^2) over the same tokens, pooled
+    l0           active latents a token, pooled: no two errors compare at different L0
+
+Each is measured on six sets of tokens: `all`, `special` and `content`, and each of these without position 0
+(`special_no_first`, ...), where models keep an attention sink that can outweigh everything else. A token is special
+by its id, whatever its text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from ...lab.errors import InputError, unknown
+from ...lab.evidence import Evidence
+from ...lab.models.hooked_model import HookedModel
+from ...lab.models.sites import Site
+from ...lab.text.corpus import Corpus
+from ..dictionary import Dictionary
+from .document_sums import DocumentSums, Formula, ratio
+
+KINDS = ("all", "special", "content")
+SETS = (*KINDS, *(f"{kind}_no_first" for kind in KINDS))
+SCORES = ("mse", "log2_mse", "fvu", "l0")
+
+
+class Rows(NamedTuple):
+    """Activations of n tokens, every one with its place."""
+
+    acts: dict[Site, Float[Tensor, "n d"]]
+    tokens: Int64[Tensor, " n"]
+    doc: Int64[Tensor, " n"]
+    """The conversation's id."""
+    first: Bool[Tensor, " n"]
+    """True at absolute position 0."""
+
+
+def conversation_rows(
+    model: HookedModel, corpus: Corpus, sites: Sequence[Site], progress: bool = False
+) -> Iterator[Rows]:
+    """The activations of every token of every conversation, position 0 and template tokens included, once.
+
+    Args:
+        corpus: one conversation a row, as `TextConfig(keep_first=True).sequential()` reads them.
+
+    Raises:
+        InputError: the corpus packs rows, or continues a conversation in a second row, or leaves tokens out.
+    """
+    config = corpus.config
+    if config.pack or config.long != "truncate" or not (config.keep_special and config.keep_first):
+        raise InputError(
+            f"{corpus!r} does not give whole conversations: read them with TextConfig(keep_first=True).sequential()"
+        )
+    for batch in tqdm(corpus, unit="batch", desc="conversations", disable=not progress):
+        with torch.no_grad():
+            found = model.capture(batch.tokens, sites, attention_mask=batch.attention)
+        keep = batch.usable
+        column = torch.arange(keep.shape[1]).expand(keep.shape)
+        acts = {site: found[site][keep.to(found[site].device)].float() for site in sites}
+        yield Rows(acts, batch.tokens[keep], batch.doc[keep], column[keep] == 0)
+
+
+class TokenMeans:
+    """A null: every special token is reconstructed by the mean of its id, position 0 apart, the rest by their mean.
+
+    A dictionary that does no better than this on special tokens has learned which token it is and no more.
+    """
+
+    def __init__(self, rows: Sequence[Rows], site: Site, special: Sequence[int]) -> None:
+        self.site = site
+        self._special = torch.tensor(sorted(special), dtype=torch.int64)
+        width = rows[0].acts[site].shape[1]
+        sums = torch.zeros(2 * len(special) + 1, width, dtype=torch.float64)
+        counts = torch.zeros(len(sums), dtype=torch.float64)
+        for part in rows:
+            key = self._key(part)
+            sums.index_add_(0, key, part.acts[site].cpu().double())
+            counts += key.bincount(minlength=len(counts))
+        seen = counts > 0
+        self._means = torch.where(
+            seen[:, None], sums / counts.clamp(min=1)[:, None], sums[-1] / counts[-1].clamp(min=1)
+        )
+
+    def _key(self, rows: Rows) -> Int64[Tensor, " n"]:
+        """2 i for the i-th special id, 2 i + 1 at position 0, and the last for every other token."""
+        place = torch.searchsorted(self._special, rows.tokens).clamp(max=len(self._special) - 1)
+        return torch.where(self._special[place] == rows.tokens, 2 * place + rows.first, 2 * len(self._special))
+
+    def measured(self, rows: Rows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Squared error and L0 of every token; a mean counts as one code."""
+        error = (rows.acts[self.site].cpu().double() - self._means[self._key(rows)]).square().sum(1)
+        return error, torch.ones_like(error)
+
+
+class SpecialTokens:
+    """Measures any number of dictionaries on the same conversations.
+
+    Args:
+        subjects: dictionaries, and nulls of any kind, by name; each is measured at its provenance's site.
+        special: ids of the special tokens.
+
+    Raises:
+        InputError: no special ids, no subject, or a dictionary that names no site.
+    """
+
+    def __init__(self, subjects: Mapping[str, Dictionary | TokenMeans], special: Sequence[int]) -> None:
+        if not subjects or not len(special):
+            raise InputError("special-token measures need at least one dictionary and at least one special token id")
+        self.subjects, self.special = dict(subjects), torch.tensor(list(special), dtype=torch.int64)
+        self.site_of = {name: _site(name, subject) for name, subject in self.subjects.items()}
+        self.sums = DocumentSums()
+        """One entry a conversation in every column; columns [6] hold one value for each of `SETS`."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where activations are needed."""
+        return tuple(dict.fromkeys(self.site_of.values()))
+
+    def read(self, model: HookedModel, corpus: Corpus, *, progress: bool = False) -> SpecialTokens:
+        """Measure every conversation of a corpus; see `conversation_rows`."""
+        for rows in conversation_rows(model, corpus, self.sites, progress):
+            self.add(rows)
+        return self
+
+    @torch.no_grad()
+    def add(self, rows: Rows) -> None:
+        """Measure whole conversations: all tokens of one come in one call."""
+        documents, place = rows.doc.unique(return_inverse=True)
+        kinds = torch.ones(3, len(rows.doc), dtype=torch.bool)
+        kinds[1] = torch.isin(rows.tokens, self.special)
+        kinds[2] = ~kinds[1]
+        masks = torch.cat([kinds, kinds & ~rows.first]).T.double()
+
+        def by_document(values: Tensor) -> Tensor:
+            return torch.zeros(len(documents), *values.shape[1:]).double().index_add_(0, place, values.cpu().double())
+
+        counts = by_document(masks)
+        columns = {"rows": counts, "present": (counts > 0).double()}
+        for site in self.sites:
+            x = rows.acts[site].cpu().double()
+            columns[f"{site}/square"] = by_document(x.square().sum(1, keepdim=True) * masks)
+            for number, name in enumerate(SETS):
+                columns[f"{site}/x/{name}"] = by_document(x * masks[:, number, None])
+        for name, subject in self.subjects.items():
+            error, l0 = _measured(subject, rows, self.site_of[name])
+            columns[f"{name}/error"] = by_document(error.cpu().double()[:, None] * masks)
+            columns[f"{name}/l0"] = by_document(l0.cpu().double()[:, None] * masks)
+            width = rows.acts[self.site_of[name]].shape[1]
+            columns[f"{name}/mse"] = columns[f"{name}/error"] / counts.clamp(min=1) / width
+        self.sums.add(documents, columns)
+
+    def formula(self, name: str, score: str) -> Formula:
+        """The score of one subject as a function of summed columns.
+
+        Raises:
+            InputError: no such subject or score.
+        """
+        if name not in self.subjects:
+            raise unknown("subject", name, self.subjects)
+        kind, _, tokens = score.partition(".")
+        if kind not in SCORES or tokens not in SETS:
+            raise unknown("score", score, (f"{kind}.{tokens}" for kind in SCORES for tokens in SETS))
+        at, site = SETS.index(tokens), self.site_of[name]
+
+        def mse(sums: Mapping[str, np.ndarray]) -> float:
+            return ratio(sums[f"{name}/mse"][at], sums["present"][at])
+
+        def fvu(sums: Mapping[str, np.ndarray]) -> float:
+            n, mean = sums["rows"][at], sums[f"{site}/x/{tokens}"] / max(sums["rows"][at], 1)
+            return ratio(sums[f"{name}/error"][at], sums[f"{site}/square"][at] - n * (mean @ mean))
+
+        formulas: dict[str, Formula] = {
+            "mse": mse,
+            "log2_mse": lambda sums: _log2(mse(sums)),
+            "fvu": fvu,
+            "l0": lambda sums: ratio(sums[f"{name}/l0"][at], sums["rows"][at]),
+        }
+        return formulas[kind]
+
+    def evidence(
+        self, name: str, nulls: Mapping[str, str] | None = None, *, held_out: str = "", seed: int = 0
+    ) -> dict[str, Evidence]:
+        """Every score of one subject, as `score.set`, with its interval over conversations.
+
+        Args:
+            nulls: what stands beside it: a null's label to the name of the subject it is.
+
+        Raises:
+            InputError: nothing was measured yet, or an unknown subject.
+        """
+        total = self._total()
+        found = {}
+        for score in (f"{kind}.{tokens}" for kind in SCORES for tokens in SETS):
+            formula = self.formula(name, score)
+            beside = {label: self.formula(null, score)(total) for label, null in (nulls or {}).items()}
+            value, n, interval = formula(total), self._present(score), self.sums.interval(formula, seed=seed)
+            found[score] = Evidence(score, value, interval, beside, n, "conversations", held_out)
+        return found
+
+    def gap(self, first: str, second: str, score: str, *, held_out: str = "", seed: int = 0) -> Evidence:
+        """The score of one subject less that of another on the same conversations, resampled together.
+
+        The null is what no difference gives. A gap of `log2_mse` is the logarithm of a ratio of errors.
+        """
+        mine, theirs = self.formula(first, score), self.formula(second, score)
+
+        def difference(sums: Mapping[str, np.ndarray]) -> float:
+            return mine(sums) - theirs(sums)
+
+        value, n, interval = difference(self._total()), self._present(score), self.sums.interval(difference, seed=seed)
+        nulls = {"no_difference": 0.0}
+        return Evidence(f"{score}: {first} - {second}", value, interval, nulls, n, "conversations", held_out)
+
+    def counts(self) -> dict[str, int]:
+        """Conversations measured, and tokens in every set."""
+        tokens = {name: int(count) for name, count in zip(SETS, self._total()["rows"], strict=True)}
+        return {"conversations": len(self.sums), **tokens}
+
+    def _present(self, score: str) -> int:
+        """Conversations with a token in the score's set."""
+        return int(self._total()["present"][SETS.index(score.partition(".")[2])])
+
+    def _total(self) -> Mapping[str, Any]:
+        if not len(self.sums):
+            raise InputError("no conversation was measured: read a corpus with at least one")
+        return self.sums.total
+
+
+def _measured(subject: Dictionary | TokenMeans, rows: Rows, site: Site) -> tuple[Tensor, Tensor]:
+    if isinstance(subject, TokenMeans):
+        return subject.measured(rows)
+    x = subject.rows(rows.acts[site].to(subject.W_dec.device))
+    code = subject.encode(x)
+    return (subject.reconstruct(x, code).double() - x.double()).square().sum(1), code.l0
+
+
+def _site(name: str, subject: Dictionary | TokenMeans) -> Site:
+    site = subject.site if isinstance(subject, TokenMeans) else subject.provenance.site
+    if site is None:
+        raise InputError(f"dictionary {name!r} names no site: set its provenance.site, such as 'resid_post.12'")
+    return Site.parse(site)
+
+
+def _log2(value: float) -> float:
+    return math.log2(value) if value > 0 else float("nan") if math.isnan(value) else -math.inf

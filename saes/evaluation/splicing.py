@@ -1,0 +1,254 @@
+"""What a model loses when activations are replaced: by reconstructions, by zero, or by their mean.
+
+    ce_recovered_zero   (CE_zero - CE_spliced) / (CE_zero - CE_clean); 1 is the clean model
+    ce_recovered_mean   the same against the mean ablation, which is harder to beat
+    ce_increase         CE_spliced - CE_clean, nats a token
+    kl                  KL(clean || spliced), summed over the vocabulary, mean a token, nats
+    kl_score_zero, kl_score_mean   (KL_ablated - KL_spliced) / KL_ablated
+
+A transcoder's prediction from the site it reads replaces the activations it predicts, at their site.
+
+The same positions are edited in every variant, ablations included. Special tokens, the first token of a row,
+padding and rows above the dictionary's norm limit pass through bit for bit, and are counted. Losses are taken
+at usable positions whose next token is usable and of the same document.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from ...lab.errors import InputError
+from ...lab.evidence import Evidence
+from ...lab.models.hooked_model import HookedModel
+from ...lab.models.sites import PATH, Site
+from ...lab.text.packing import TokenBatch
+from ..dictionary import Dictionary
+from ..edit import Replace, predicting, splice_edit
+from .document_sums import DocumentSums, ratio
+from .reconstruction import Measure
+
+Edits = Mapping[str | Site, Callable[[Tensor], Tensor]]
+
+CLEAN, ABLATIONS = "clean", ("zero", "mean")
+LOGIT_BYTES = 256 << 20
+"""Logits of one forward pass in fp32; batches are cut into fewer rows to stay below. Up to three are held."""
+LOSS_ROWS = 64
+"""Positions whose distributions are compared at once: 12 MiB at a vocabulary of 49k, which stays in cache."""
+
+
+@dataclass(frozen=True)
+class SpliceLosses:
+    """Cross-entropy and KL of every variant, summed by document."""
+
+    sums: DocumentSums
+    counts: dict[str, int]
+    """Positions edited, left as special, first or padding, left for their norm; next-token predictions."""
+
+    def cross_entropy(self, variant: str) -> float:
+        """Mean a token, nats; `variant` is a dictionary's name, "clean", "zero" or "mean"."""
+        total = self.sums.total
+        return ratio(total[f"ce_{variant}"], total["predictions"])
+
+    def evidence(
+        self, name: str, nulls: Sequence[str] = (), *, held_out: str = "", seed: int = 0
+    ) -> dict[str, Evidence]:
+        """Every score of the dictionary `name`, with intervals over documents.
+
+        Args:
+            nulls: names of spliced dictionaries to stand beside it. The ablations stand there always, except
+                in the scores that are relative to them.
+        """
+        total, found = self.sums.total, {}
+        for score, measure in measures(name).items():
+            controls = [null for null in (*ABLATIONS, *nulls) if not score.endswith(f"_{null}")]
+            found[score] = Evidence(
+                score,
+                measure.formula(total),
+                interval=self.sums.interval(measure.formula, seed=seed),
+                nulls={null: measures(null)[score].formula(total) for null in controls},
+                n=len(self.sums),
+                held_out=held_out,
+                better=measure.better,
+            )
+        return found
+
+
+def measures(name: str) -> dict[str, Measure]:
+    """Every score of one variant, from summed columns."""
+    ce, kl = f"ce_{name}", f"kl_{name}"
+    found = {
+        "ce_increase": Measure(lambda s: ratio(s[ce] - s["ce_clean"], s["predictions"])),
+        "kl": Measure(lambda s: ratio(s[kl], s["predictions"])),
+    }
+    for ablation in ABLATIONS:
+        ce_ablated, kl_ablated = f"ce_{ablation}", f"kl_{ablation}"
+        found[f"ce_recovered_{ablation}"] = Measure(
+            lambda s, ablated=ce_ablated: ratio(s[ablated] - s[ce], s[ablated] - s["ce_clean"]), "higher"
+        )
+        found[f"kl_score_{ablation}"] = Measure(
+            lambda s, ablated=kl_ablated: ratio(s[ablated] - s[kl], s[ablated]), "higher"
+        )
+    return found
+
+
+def splice(
+    model: HookedModel,
+    batches: Iterable[TokenBatch],
+    site: Site | str,
+    dictionaries: Mapping[str, Dictionary],
+    mean: Float[Tensor, " d"],
+    *,
+    tokens: int,
+    norm_limit: float | None = None,
+    reads: Mapping[Site, float | None] | None = None,
+    progress: bool = False,
+) -> SpliceLosses:
+    """Run the model clean, ablated and with each dictionary spliced in: one forward pass for each.
+
+    Args:
+        site: what is replaced.
+        dictionaries: by name; "clean", "zero" and "mean" are taken.
+        mean: what the mean ablation writes.
+        tokens: stop once this many next-token predictions are measured.
+        norm_limit: rows with a larger norm are left as they are in every variant.
+        reads: of transcoders, the one site they read, which must run before `site`, and its norm limit.
+
+    Raises:
+        InputError: a taken name, `tokens` below 1, or batches without a single prediction.
+    """
+    require_free_names(dictionaries)
+    if tokens < 1:
+        raise InputError(f"tokens must be at least 1, got {tokens}")
+    site = model.site(site)
+    for source in reads or ():
+        if PATH not in (source.kind, site.kind) and source > site:  # when a path runs, only the module knows
+            raise InputError(f"a transcoder that is spliced in at {site} must read an earlier site, not {source}")
+    limits = {site: norm_limit, **(reads or {})}
+    sums = DocumentSums()
+    counts: Counter[str] = Counter(edited=0, unedited_special=0, unedited_norm=0, predictions=0)
+    with tqdm(total=tokens, unit="tok", desc="splice", disable=not progress) as bar:
+        for part in parts_of(batches, model.vocab_size or 1):
+            counts.update(_measure(model, part, limits, dictionaries, mean, sums))
+            bar.update(min(counts["predictions"], tokens) - bar.n)
+            if counts["predictions"] >= tokens:
+                break
+    if not counts["predictions"]:
+        raise InputError("no usable token with a usable next token was found: give a corpus with longer documents")
+    return SpliceLosses(sums, dict(counts))
+
+
+def require_free_names(names: Iterable[str]) -> None:
+    """Refuse a dictionary that has the name of another variant.
+
+    Raises:
+        InputError: names it.
+    """
+    if taken := [name for name in names if name in (CLEAN, *ABLATIONS)]:
+        raise InputError(f"a dictionary cannot be named {taken[0]!r}: clean, zero and mean are variants of their own")
+
+
+def parts_of(batches: Iterable[TokenBatch], vocab: int) -> Iterator[TokenBatch]:
+    """The batches, cut into even blocks of rows whose logits fit `LOGIT_BYTES`."""
+    for batch in batches:
+        rows, length = batch.tokens.shape
+        pieces = math.ceil(rows / max(1, LOGIT_BYTES // (4 * vocab * length)))
+        yield from (TokenBatch(*part) for part in zip(*(field.chunk(pieces) for field in batch), strict=True))
+
+
+@torch.no_grad()
+def _measure(
+    model: HookedModel,
+    batch: TokenBatch,
+    limits: Mapping[Site, float | None],
+    dictionaries: Mapping[str, Dictionary],
+    mean: Float[Tensor, " d"],
+    sums: DocumentSums,
+) -> dict[str, int]:
+    """One part of a batch: replaced is the first site of `limits`, read by the dictionaries is the last."""
+    attention = None if bool(batch.attention.all()) else batch.attention
+    seen: dict[Site, Tensor] = {}
+    site, source = next(iter(limits)), list(limits)[-1]
+
+    def reading(at: Site) -> Callable[[Tensor], Tensor]:
+        def read(x: Tensor) -> Tensor:
+            seen[at] = x.reshape(*batch.tokens.shape, -1)
+            return x
+
+        return read
+
+    def logits(edits: Edits) -> Float[Tensor, "predictions vocab"]:
+        with model.editing(edits):
+            return model.logits(batch.tokens, attention_mask=attention)[predicts]
+
+    predicts = predicting(batch).to(model.device)
+    clean = log_softmax_(logits({at: reading(at) for at in limits}).float())
+    edited = usable = batch.usable.to(seen[site].device)
+    for at, limit in limits.items():
+        if limit is not None:
+            edited = edited & (torch.linalg.vector_norm(seen[at], dim=-1, dtype=torch.float32) <= limit)
+    read_rows = seen[source][edited]  # before anything is replaced: the same in every variant
+    variants: dict[str, Replace] = {
+        "zero": torch.zeros_like,
+        "mean": lambda rows: mean.to(rows).expand_as(rows),
+        **{name: lambda _, spliced=spliced: spliced(read_rows) for name, spliced in dictionaries.items()},
+    }
+    edits: dict[str, Edits] = {name: {site: splice_edit(replace, edited)} for name, replace in variants.items()}
+    score_edits(logits, edits, clean, batch, predicts, sums)
+    return counted(predicts, usable, edited)
+
+
+def score_edits(
+    logits: Callable[[Edits], Float[Tensor, "predictions vocab"]],
+    variants: Mapping[str, Edits],
+    clean: Float[Tensor, "predictions vocab"],
+    batch: TokenBatch,
+    predicts: Bool[Tensor, "R T"],
+    sums: DocumentSums,
+) -> None:
+    """Add a batch's losses to the sums: its own cross-entropy, and cross-entropy and KL under every variant's edits."""
+    target = batch.tokens.to(clean.device).roll(-1, 1)[predicts]
+    columns = {"predictions": torch.ones(len(target)), "ce_clean": -clean.gather(1, target[:, None])[:, 0]}
+    for name, edits in variants.items():
+        loss, divergence = losses(logits(edits), clean, target)
+        columns |= {f"ce_{name}": loss, f"kl_{name}": divergence}
+    sums.add(batch.doc[predicts.cpu()], columns)
+
+
+def counted(predicts: Bool[Tensor, "R T"], usable: Bool[Tensor, "R T"], edited: Bool[Tensor, "R T"]) -> dict[str, int]:
+    """Positions of a batch: edited, left alone for what they are or for their norm, and those that predict."""
+    return {
+        "edited": int(edited.sum()),
+        "unedited_special": int((~usable).sum()),
+        "unedited_norm": int((usable & ~edited).sum()),
+        "predictions": int(predicts.sum()),
+    }
+
+
+def log_softmax_(logits: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
+    """Log-probabilities, in place and a few rows at a time."""
+    for part in logits.split(LOSS_ROWS):
+        part.copy_(part.log_softmax(1))
+    return logits
+
+
+def losses(
+    logits: Float[Tensor, "n vocab"], clean: Float[Tensor, "n vocab"], target: Int64[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Cross-entropy of `target` and KL(clean || these), in nats; `clean` holds log-probabilities."""
+    found = []
+    for rows, reference, wanted in zip(*(t.split(LOSS_ROWS) for t in (logits, clean, target)), strict=True):
+        log_p = rows.float().log_softmax(1)
+        divergence = (reference.exp() * (reference - log_p)).sum(1)
+        found.append((-log_p.gather(1, wanted[:, None])[:, 0], divergence))
+    if not found:
+        return logits.new_zeros(0), logits.new_zeros(0)
+    entropy, divergence = zip(*found, strict=True)
+    return torch.cat(entropy), torch.cat(divergence)

@@ -1,0 +1,1 @@
+"""Training: the trainers, their steps and their optimisers."""

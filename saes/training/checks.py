@@ -1,0 +1,90 @@
+"""What a `Trainer` refuses before it starts or goes on: each check raises one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...kernels.dispatch import Choice
+from ...lab.errors import InputError
+from ...lab.models.sites import Site
+from ..architectures.sae import PenaltyConfig, SparseAutoencoder
+from .config import TrainConfig
+
+
+def check_sites(dictionary: SparseAutoencoder, sources: Sequence[Site], target: Site | None) -> None:
+    """Refuse sites that do not fit the dictionary, one for each source and the target.
+
+    Raises:
+        InputError: a target for a dictionary without d_out, none for one with it, or not one site for each source.
+    """
+    expected = max(1, len(dictionary.config.sources))
+    if len(sources) != expected:
+        raise InputError(f"{dictionary!r} reads {expected} site(s), got {len(sources)}: give one for each source")
+    if target is None and dictionary.config.d_out is not None:
+        raise InputError(f"{dictionary!r} is a transcoder: give target=, the site it predicts")
+    if target is not None and dictionary.config.d_out is None:
+        raise InputError(f"target {target} needs a dictionary with d_out, the width of that site: {dictionary!r}")
+
+
+def check_config(dictionary: SparseAutoencoder, config: TrainConfig, trained: bool) -> None:
+    """Refuse what this dictionary cannot be trained with.
+
+    Raises:
+        InputError: k_start for an architecture whose k is a target or part of its shape, or out of range; an encoder
+            of its own for one that has none; or a trained dictionary whose decoder rows are not of unit norm, or whose
+            encoder does not subtract b_dec.
+    """
+    if config.k_start is not None and (isinstance(dictionary.config, PenaltyConfig) or not dictionary.k_is_free):
+        raise InputError(f"k_start is for architectures that select by a k of their choice, not {dictionary!r}")
+    if config.k_start is not None:
+        replace(dictionary.config, k=config.k_start)
+    if config.start != "tied" and dictionary.architecture == "mp":
+        raise InputError(f"start={config.start!r} gives encoders weights of their own, and matching pursuit has none:"
+                         " leave it out")  # fmt: skip
+    if not trained:
+        return
+    if not dictionary.config.centre_input and dictionary.config.d_out is None:
+        raise InputError(f"{dictionary!r} does not subtract b_dec from what it reads, as training does: start it anew")
+    norms = dictionary.W_dec.square().sum(tuple(range(1, dictionary.W_dec.ndim))).sqrt()
+    if not dictionary.config.sources and not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
+        low, high = float(norms.min()), float(norms.max())
+        raise InputError(f"{dictionary!r} has decoder rows of norm {low:.3g} to {high:.3g}, and"
+                         " training keeps them at 1: rescale each latent's code and decoder row first")  # fmt: skip
+
+
+def check_graph(dictionary: SparseAutoencoder, config: TrainConfig, choice: Choice) -> None:
+    """Refuse a recorded step where it would differ from replay to replay.
+
+    Raises:
+        InputError: no Triton, or an option that reads the host in the step.
+    """
+    varies = (
+        dictionary.ragged or config.clip_norm or config.k_start or config.resample_every
+        or config.optimizer not in ("adam", "active_row")
+    )  # fmt: skip
+    if config.cuda_graph and (choice.step != "triton" or varies):
+        raise InputError(
+            "cuda_graph=True needs Triton on a GPU, an architecture with k codes in every row, Adam or active_row, and"
+            " none of clip_norm, k_start and resample_every; this is"
+            f" {dictionary.architecture} on {dictionary.W_dec.device} ({choice.why})"
+        )
+
+
+def check_state(state: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another run.
+
+    Raises:
+        InputError: the dictionary has another shape, or an entry is missing.
+    """
+    found, asked = (tuple(one["dictionary"]["W_dec"].shape) for one in (state, mine))
+    if found != asked:
+        raise InputError(
+            f"the checkpoint holds a dictionary of shape {found}, this run asks for {asked}: use the run's own config"
+        )
+    if missing := sorted(mine.keys() - state.keys()):
+        raise InputError(f"the checkpoint lacks {', '.join(missing)}: it is of an earlier version, "
+                         "which cannot be continued; start the run anew")  # fmt: skip

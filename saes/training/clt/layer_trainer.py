@@ -1,0 +1,143 @@
+"""`LayerTrainer`: trains the block of one layer of a cross-layer transcoder, as one part of a `CrossLayerTrainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from ....kernels import decode as decode_kernel
+from ....kernels.decode import Residual
+from ....kernels.sampled import code_gradients
+from ....lab.models.sites import Site
+from ....lab.rng import generator
+from ...architectures.block_update import Part
+from ...architectures.objective import Gradients, Objective, Rows, adam_step
+from ...architectures.sae import SparseAutoencoder
+from ...architectures.units import Units
+from ...sparse_code import SparseCode
+from ..config import TrainConfig
+from ..initialise import initialise
+from ..trainer import Trainer
+
+
+class LayerTrainer(Trainer):
+    """Trains the block of one layer, whose targets are that layer's output and all later ones.
+
+    Args:
+        earlier: number of layers before it. The first one has the bias of all outputs.
+        skip: the linear map from what it reads to its own output, which is trained along; Adam's, whatever the
+            optimiser of the weights, and not clipped.
+    """
+
+    def __init__(
+        self,
+        block: SparseAutoencoder,
+        source: Site,
+        targets: Sequence[Site],
+        config: TrainConfig,
+        *,
+        earlier: int,
+        name: str,
+        skip: Float32[Tensor, "d_out d"] | None = None,
+    ) -> None:
+        super().__init__(block, source, config, target=targets[0], name=name)
+        self.sites, self.earlier, self.skip = (source, *targets), earlier, skip
+        self.skip_moments = None if skip is None else skip.new_zeros(2, *skip.shape)
+
+    def begin(self, x: Float32[Tensor, "batch d"], goal: Float32[Tensor, "batch d_reached"]) -> None:
+        """Set units and starting weights from the first batch; all layers that reach an output start with equal parts.
+
+        The block then predicts those parts with a bias of its own.
+        """
+        sae, rng = self.dictionary, generator(self.config.seed, "init", self.name)
+        self._set_k()
+        self.units = units = Units.measure(sae.config, x, goal, self.sites)
+        writers = torch.arange(self.earlier + 1, self.earlier + len(self.sites), device=x.device)
+        part = goal * (units.output / writers.repeat_interleave(sae.d_out // len(writers)))
+        read = self.read(x)
+        kind = {"start": self.config.start, "centre": self.config.start_bias}
+        initialise(sae, read, rng, self.config.blend, part, **kind)
+        part = part - sae.b_dec
+        self.objective.start(Rows.of(read, part))
+        self._make_shadow()
+
+    def read(self, x: Float32[Tensor, "batch d"]) -> Float32[Tensor, "batch d"]:
+        """Rows as the encoder sees them in training."""
+        assert self.units is not None, "units are set from the first batch"
+        return torch.mul(x, self.units.input).sub_(self.units.centre)
+
+    def ready(self) -> None:
+        """Bring k, the idle latents and the objective's progress up to the step that comes."""
+        self._set_k()
+        self._look()
+
+    def select(self, read: Float32[Tensor, "batch d"]) -> SparseCode:
+        """The codes of this layer alone."""
+        return self.dictionary.training_code(read, self.shadow)
+
+    def written(self, code: SparseCode) -> Float32[Tensor, "batch d_reached"]:
+        """What codes add to the outputs."""
+        zero = torch.zeros_like(self.dictionary.b_dec)
+        return decode_kernel.decode(code.indptr, code.indices, code.values, self._decoder, zero)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Also the skip."""
+        return super().tensors() | ({} if self.skip is None else {"W_skip": self.skip})
+
+    def learn(
+        self,
+        read: Float32[Tensor, "batch d"],
+        code: SparseCode,
+        residual: Float32[Tensor, "batch d_reached"],
+        variance: Float32[Tensor, ""],
+        scale: Float32[Tensor, ""],
+    ) -> None:
+        """One step on the residual that all layers leave.
+
+        Args:
+            variance: of this layer's own output, which the metrics are about.
+            scale: of d(half the squared error), the same in all layers.
+        """
+        own = residual[:, : residual.shape[1] // (len(self.sites) - 1)]
+        copy = read.bfloat16() if self.choice[:2] == ("triton", "bf16") else read
+        rows = Rows(read, residual, copy, residual, residual)
+        found = self._taught(rows, code, residual)._replace(squares=own.square().sum(1))
+        if self.earlier:
+            found = found._replace(to_bias=torch.zeros_like(found.to_bias[:1]))
+        self._learn(found, rows, variance, scale, self._adam)
+        if self.skip is not None and self.skip_moments is not None:
+            adam_step(self.skip, own.T @ read * scale, self.skip_moments, self._adam)
+        self._count(len(read))
+
+    def folded_skip(self) -> tuple[Float32[Tensor, "d_out d"], Float32[Tensor, " d_out"]]:
+        """The skip in activation units, and what the outputs' bias gets from it; only where there is one."""
+        assert self.skip is not None, "asked of a transcoder without a skip"
+        weight = self.skip if self.mean is None else self.mean.averaged().get("W_skip", self.skip)
+        if self.units is None:
+            return weight, torch.zeros_like(weight[:, 0])
+        output = self.units.output[: len(weight)]
+        return weight * self.units.input / output[:, None], -(weight @ self.units.centre) / output
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also the skip's moments, and its weights."""
+        skip = {} if self.skip is None else {"skip": {"weight": self.skip, "moments": self.skip_moments}}
+        return super().state_dict() | skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict` of the same config."""
+        super().load_state_dict(state)
+        if self.skip is not None and self.skip_moments is not None:
+            self.skip.copy_(state["skip"]["weight"])
+            self.skip_moments.copy_(state["skip"]["moments"])
+
+    def _taught(self, rows: Rows, code: SparseCode, residual: Tensor) -> Gradients:
+        if type(self.objective) is not Objective:  # penalties and thresholds: it encodes once more
+            return self.objective.gradients(rows, self._decoder, self.shadow)
+        codes = (code.indptr, code.indices, code.values)
+        grads = code_gradients(*codes[:2], self._decoder, residual) * (code.values != 0)
+        out = Residual(residual, residual[:, 0], grads)
+        return Gradients(code, residual, out.squares, (Part(slice(None), codes, out),), residual, {})

@@ -1,0 +1,216 @@
+"""`CrossLayerTrainer`: trains a cross-layer transcoder; a consumer like `Trainer`, and made of one for each layer.
+
+All layers are encoded, what they write is added up, and every layer's trainer then learns from the same residual, at
+the outputs it reaches: one decode and one pass over the latents a layer. The loss is the squared error of all
+outputs, each scaled to unit mean square, over their variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from ....lab.errors import InputError
+from ....lab.models.sites import Site
+from ....lab.streams.activation_stream import ActivationStream, Batch
+from ...architectures.clt.cross_layer import CrossLayer, CrossLayerConfig
+from ...architectures.clt.selection import select_jointly
+from ...dictionary import Provenance
+from ...sparse_code import SparseCode, beside
+from ..config import TrainConfig
+from ..trainer import total_variance
+from .layer_trainer import LayerTrainer
+
+
+class CrossLayerTrainer:
+    """Trains `dictionary` in place on rows of several layers; what is asked of a `Trainer` is asked of each layer's.
+
+    Args:
+        dictionary: starting weights are set from the first batch.
+        sites: what the layers read, in order, such as resid_mid of consecutive layers.
+        targets: the outputs of the same layers, such as mlp_out.
+        config: as for a `Trainer`; `aux_k`, `clip_norm` and the learning rate's default go by one layer.
+        provenance: saved with the dictionary, with the sites, the config and counts.
+
+    Raises:
+        InputError: not one site and one target for each layer, or `cuda_graph` or `resample_every`, which this has not.
+    """
+
+    def __init__(
+        self,
+        dictionary: CrossLayer,
+        sites: Sequence[Site],
+        targets: Sequence[Site],
+        config: TrainConfig | None = None,
+        *,
+        name: str | None = None,
+        provenance: Provenance | None = None,
+    ) -> None:
+        layers = dictionary.config.layers
+        for given, what in ((sites, "sites"), (targets, "targets")):
+            if len(given) != layers:
+                raise InputError(f"{dictionary!r} has {layers} layers, got {len(given)} {what}: give one for each")
+        self.dictionary, self.config = dictionary, config or TrainConfig()
+        for option in ("cuda_graph", "resample_every"):
+            if getattr(self.config, option):
+                raise InputError(f"{option} is not for cross-layer transcoders: leave it out")
+        self.sources, self.targets = tuple(sites), tuple(targets)
+        self.sites = (*self.sources, *self.targets)
+        self.name = name or f"clt-{sites[0]}-to-{targets[-1]}"
+        self.provenance = replace(
+            provenance or Provenance(), sources=list(map(str, sites)), targets=list(map(str, targets))
+        )
+        skips = [None] * layers if dictionary.W_skip is None else dictionary.W_skip.data.unbind()
+        self.layers = [
+            LayerTrainer(
+                block, site, targets[layer:], self.config, earlier=layer, name=f"{self.name}-{layer}", skip=skip
+            )
+            for layer, (block, site, skip) in enumerate(zip(dictionary.layers, sites, skips, strict=True))
+        ]
+
+    def __repr__(self) -> str:
+        return f"CrossLayerTrainer({self.dictionary!r}, rows {self.rows:,} of {self.config.rows:,})"
+
+    @property
+    def rows(self) -> int:
+        """Rows trained on."""
+        return self.layers[0].rows
+
+    @property
+    def done(self) -> bool:
+        """Whether the configured rows have been trained on."""
+        return self.layers[0].done
+
+    @torch.no_grad()
+    def step(self, batch: Batch) -> None:
+        """Train on one batch of finite rows (the stream refuses others before they get here)."""
+        device = self.dictionary.b_dec.device
+        acts = [batch.acts[site].to(device, torch.float32) for site in self.sites]
+        read, goal = acts[: len(self.layers)], torch.cat(acts[len(self.layers) :], 1)
+        if self.layers[0].units is None:
+            self._start(read, goal)
+        self._advance([layer.read(x) for layer, x in zip(self.layers, read, strict=True)], goal)
+
+    def _advance(self, read: list[Tensor], goal: Float32[Tensor, "batch d_out"]) -> None:
+        first = self.layers[0]
+        assert first.units is not None, "units are set from the first batch"
+        for layer in self.layers:
+            layer.ready()
+        codes = self._select(read)
+        residual = self.dictionary.b_dec - goal * first.units.output
+        variances = [total_variance(part) for part in residual.chunk(len(self.layers), 1)]
+        if self.dictionary.W_skip is not None:
+            residual += self.dictionary.skipped(torch.cat(read, 1))
+        for layer, code in zip(self.layers, codes, strict=True):
+            self._reached(residual, layer).add_(layer.written(code))
+        scale = 2 / torch.stack(variances).sum()
+        for layer, x, code, variance in zip(self.layers, read, codes, variances, strict=True):
+            layer.learn(x, code, self._reached(residual, layer).contiguous(), variance, scale)
+
+    def _select(self, read: list[Tensor]) -> list[SparseCode]:
+        """The codes of each layer; a threshold for inference follows the smallest that competed with them."""
+        if self.dictionary.config.joint:
+            codes = select_jointly(self.dictionary.layers, read, [layer.shadow for layer in self.layers])
+            competing = [beside(codes)] * len(codes)
+        else:
+            codes = competing = [layer.select(x) for layer, x in zip(self.layers, read, strict=True)]
+        for layer, code in zip(self.layers, competing, strict=True):
+            layer.dictionary.observe(code, layer.steps)
+        return codes
+
+    def _reached(self, rows: Float32[Tensor, "batch d_out"], layer: LayerTrainer) -> Tensor:
+        """A view of the columns that a layer writes to."""
+        return rows[:, rows.shape[1] - layer.dictionary.d_out :]
+
+    def _start(self, read: list[Tensor], goal: Float32[Tensor, "batch d_out"]) -> None:
+        bias = self.dictionary.b_dec
+        for layer, x in zip(self.layers, read, strict=True):
+            layer.begin(x, self._reached(goal, layer))
+            if layer.earlier:
+                bias[len(bias) - layer.dictionary.d_out :] += layer.dictionary.b_dec
+                layer.dictionary.b_dec.zero_()
+
+    def metrics(self) -> dict[str, float]:
+        """Means since the last call: fvu over all outputs at their training scale, and of each; l0 over all layers and
+        of each; aux loss and dead share, means over layers; the learning rate now."""
+        squares, variance, *_ = torch.stack([layer.sums for layer in self.layers]).sum(0).tolist()
+        found = [layer.metrics() for layer in self.layers]
+        mean = {name: sum(one[name] for one in found) / len(found) for name in ("aux", "dead", "lr")}
+        fvus = {f"fvu_{site}": one["fvu"] for site, one in zip(self.targets, found, strict=True)}
+        l0s = {f"l0_{site}": one["l0"] for site, one in zip(self.sources, found, strict=True)}
+        return {"fvu": squares / max(variance, 1e-30), "l0": sum(l0s.values()), **mean, **fvus, **l0s}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a continued run needs to end in the same bytes."""
+        return {"layers": {str(layer.earlier): layer.state_dict() for layer in self.layers}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict` of the same dictionary config.
+
+        Raises:
+            InputError: it has another number of layers, or as `Trainer.load_state_dict`.
+        """
+        if len(state["layers"]) != len(self.layers):
+            raise InputError(f"the checkpoint has {len(state['layers'])} layers, this run {len(self.layers)}:"
+                             " use the run's own config")  # fmt: skip
+        for layer in self.layers:
+            layer.load_state_dict(state["layers"][str(layer.earlier)])
+
+    def folded(self) -> CrossLayer:
+        """A copy of the dictionary in activation units, with its provenance."""
+        copy = CrossLayer(self.dictionary.config).to(self.dictionary.b_dec.device)
+        folded = [layer.folded() for layer in self.layers]
+        for place, block in enumerate(folded):
+            copy.blocks[place] = block
+        if copy.W_skip is not None:
+            weights, biases = zip(*(layer.folded_skip() for layer in self.layers), strict=True)
+            copy.W_skip.copy_(torch.stack(weights))
+            copy.b_dec.add_(torch.cat(biases))
+        counts = [block.provenance.training for block in folded]
+        training = {**counts[0], "dead_fraction": sum(one["dead_fraction"] for one in counts) / len(counts)}
+        copy.provenance = replace(self.provenance, training=training)
+        return copy
+
+    def save(self, folder: Path) -> None:
+        """Write the folded dictionary."""
+        self.folded().save(folder)
+
+
+def cross_layer_trainer_on(
+    stream: ActivationStream,
+    sites: Sequence[Site],
+    targets: Sequence[Site],
+    training: TrainConfig,
+    *,
+    n_latents: int,
+    name: str | None = None,
+    device: torch.device | str = "cpu",
+    **config: Any,
+) -> CrossLayerTrainer:
+    """A new cross-layer transcoder of the width of its sites, with a trainer that knows where it comes from.
+
+    Args:
+        sites: what its layers read, and `targets` what they write: all are on the stream, in order.
+        n_latents: of each layer.
+        config: further fields of `CrossLayerConfig`, such as k.
+
+    Raises:
+        InputError: no sites, sites or targets of different widths, or a config that is refused.
+    """
+    widths = []
+    for group in (sites, targets):
+        found = {stream.widths[site] for site in group}
+        if len(found) != 1:
+            shown = ", ".join(f"{site} [{stream.widths[site]}]" for site in group) or "none"
+            raise InputError(f"a cross-layer transcoder needs sites of one width to read and one to write: {shown}")
+        widths.append(found.pop())
+    shape = CrossLayerConfig.over(len(sites), widths[0], n_latents, d_out=widths[1], **config)
+    limits = {str(site): limit for site, limit in stream.norm_limit.items() if site in (*sites, *targets)}
+    provenance = Provenance(model=stream.fingerprint().get("model", {}), norm_limits=limits)
+    return CrossLayerTrainer(CrossLayer(shape).to(device), sites, targets, training, name=name, provenance=provenance)

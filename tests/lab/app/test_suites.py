@@ -1,0 +1,94 @@
+"""Suites of metrics: the table, groups by name, groups that cannot be measured, and the file that documents it all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from monosem.lab.app.commands.suites import GROUPS, SUITES, described, table
+from monosem.lab.evidence import Evidence
+from monosem.saes.autointerp import detection
+from tiny_commands import Tiny
+
+EVALUATION = ("--evaluation.tokens=700", "--evaluation.ce-tokens=80", "--evaluation.fit-tokens=200")
+DETECTION = ("--detection.tokens=2500", "--detection.length=8", "--detection.shown=3", "--detection.scored=3",
+             "--detection.latents=4", "--detection.judges", "rule")  # fmt: skip
+META = ("--meta.steps=20", "--meta.batch=32")
+
+
+def test_the_table() -> None:
+    assert SUITES["core"] == ("core",) and SUITES["full"] == tuple(GROUPS)
+    assert set(GROUPS) == {"core", "probing", "absorption", "tpp", "scr", "ravel", "detection", "meta"}
+    assert all(group.about and "\n" not in group.about for group in GROUPS.values())
+
+
+def test_scores_are_described_by_the_tables_of_their_modules() -> None:
+    text = """A title.
+
+    one, two    what both are,
+                and more
+    name_KIND   any kind; see `other`
+
+    Not an entry
+"""
+    assert table(text) == {"one": "what both are, and more", "two": "what both are, and more",
+                           "name_KIND": "any kind; see `other`"}  # fmt: skip
+    found = described(["detection_rule", "detection_auc_rule", "detection_similar_embedding", "x"], GROUPS["detection"])
+    assert found["detection_rule"].startswith("balanced accuracy over windows in which the latent fires and windows")
+    assert found["detection_auc_rule"].startswith("the same windows without a threshold")
+    assert found["detection_similar_embedding"].startswith("balanced accuracy where each silent window")
+    assert found["x"] == GROUPS["detection"].about and "detection_JUDGE" in (detection.__doc__ or "")
+
+
+def test_some_groups_are_measured_documented_and_saved(tiny: Tiny, trained: Path, monosem) -> None:
+    only = ("--only", "core", "detection", "meta")
+    result = monosem("eval", trained, *tiny.source, *EVALUATION, *DETECTION, *META, *only, "--json").result
+    assert result["schema"] == 1 and result["groups"] == ["core", "detection", "meta"] and result["skipped"] == {}
+    scores = set(result["about"])
+    assert {"fvu", "ce_recovered_zero", "detection_rule", "detection_auc_rule", "meta_explained_variance"} < scores
+    for name in scores:
+        assert result["about"][name] and {name, f"{name}_low", f"{name}_high", f"{name}_n"} <= set(result), name
+        assert any(key.startswith(f"{name}_null_") for key in result), name
+    vague = [name for name, text in result["about"].items() if text in {group.about for group in GROUPS.values()}]
+    assert not vague
+    (folder,) = trained.glob("dictionaries/*")
+    assert json.loads((folder / "evaluation.json").read_text()) == result
+    details = json.loads((folder / "detection.json").read_text())
+    assert details["schema"] == 1 and len(details["latents"]) == result["detection_rule_n"]
+    assert Evidence(**details["scores"]["detection_rule"]).value == result["detection_rule"]
+
+
+def test_a_group_that_cannot_be_measured_is_skipped_with_its_reason(
+    tiny: Tiny, trained: Path, monosem, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups = ("--only", "detection", "meta")
+    ended = monosem("eval", trained, *tiny.source, *DETECTION, "--detection.scored=400", *META, *groups, "--json")
+    assert ended.status == 0 and set(ended.result["skipped"]) == {"detection"}
+    assert "latents fire in 400 windows of each half" in ended.result["skipped"]["detection"]
+    assert "detection is skipped: " in caplog.text and "fvu" not in ended.result
+    assert 0 < ended.result["meta_explained_variance"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--only", "detections"), "unknown group of metrics 'detections': did you mean 'detection'?"),
+        (("--only", "core", "probing", "--probing.datasets", "96_spam"), "did you mean '96_spam_is'"),
+        (("--only", "meta", "--meta.width=2"), "width is a share of the latents"),
+    ],
+)
+def test_what_is_misspelt_is_refused_before_anything_is_measured(
+    tiny: Tiny, trained: Path, monosem, options: tuple[str, ...], said: str
+) -> None:
+    ended = monosem("eval", trained, *tiny.source, *options)
+    assert ended.status == 2 and said in ended.err
+
+
+def test_the_cost_beside_a_plain_forward(tiny: Tiny, monosem) -> None:
+    made = ("--site=resid_post.1", "--n-latents=64", "--k=4", "--rounds=2")
+    result = monosem("bench", "eval", *tiny.source, *EVALUATION, *made, "--json").result
+    assert 700 <= result["tokens"] < 700 + 8 * 32
+    for kind in ("seconds", "cpu_seconds"):
+        assert result[kind]["eval"] > 0 and result[kind]["forward"] > 0
+        assert result["ratio"][kind] == pytest.approx(result[kind]["eval"] / result[kind]["forward"])

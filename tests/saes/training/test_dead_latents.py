@@ -1,0 +1,147 @@
+"""Latents that fall silent: they are woken, helped, or started anew; and all of that ends in the same bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from monosem.lab.models.sites import Site
+from monosem.lab.streams.activation_stream import Batch
+from monosem.saes.registry import build_trainable
+from monosem.saes.training.trainer import TrainConfig, Trainer
+
+SITE, D, N, K = Site.parse("resid_post.3"), 24, 64, 3
+
+
+def planted(rows: int, seed: int = 0) -> torch.Tensor:
+    """Sums of K of N unit directions with positive weights, off centre."""
+    directions = torch.nn.functional.normalize(torch.randn(N, D, generator=torch.Generator().manual_seed(99)), dim=1)
+    g = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(rows, N, generator=g).topk(K, dim=1).indices
+    return 5 * (torch.zeros(rows, N).scatter_(1, chosen, 1 + torch.rand(rows, K, generator=g)) @ directions) + 2.0
+
+
+def trainer_of(architecture: str, **config: Any) -> Trainer:
+    dictionary = build_trainable(architecture, d_in=D, n_latents=N, k=K)
+    return Trainer(dictionary, SITE, TrainConfig(**{"rows": 20_000, "lr": 5e-3, "precision": "fp32", **config}))
+
+
+def feed(trainer: Trainer, x: torch.Tensor) -> Trainer:
+    for part in x.split(256):
+        trainer.step(Batch({SITE: part}, torch.zeros(len(part), 2, dtype=torch.int64)))
+    return trainer
+
+
+def silence(trainer: Trainer, latents: torch.Tensor, by: float = 50.0) -> None:
+    """Put these latents where no row reaches them, whatever the architecture."""
+    bounds = trainer.objective.own.get("theta")
+    if bounds is None:
+        trainer.weights.b_enc[latents] -= by
+    else:
+        bounds[latents] += by
+    trainer.objective.adopt() if trainer.dictionary.architecture == "gated" else trainer.objective.settle()
+    trainer._make_shadow()
+
+
+def read(trainer: Trainer, x: torch.Tensor) -> torch.Tensor:
+    return trainer._rows(x)[0].input
+
+
+@pytest.mark.parametrize("architecture", ["relu", "gated"])
+def test_a_bias_that_silences_a_latent_is_raised_until_it_fires(architecture: str) -> None:
+    trainer, x = feed(trainer_of(architecture, aux_k=0), planted(2560)), planted(4096, seed=1)
+    some, others = torch.arange(10), torch.arange(10, N)
+    silence(trainer, some)
+    before = {name: tensor.clone() for name, tensor in trainer.dictionary.tensors().items()}
+    rows = trainer._rows(x)[0]
+    assert not (trainer.dictionary.training_code(rows.input, trainer.shadow).to_dense()[:, some] != 0).any()
+    trainer.objective.wake(rows, some)
+    trainer.objective.settle()
+    after = trainer.dictionary.tensors()
+    firing = (rows.input @ after["W_enc"].T + after["b_enc"] > 0).sum(0)
+    assert ((firing[some] >= 2) & (firing[some] <= 3)).all()  # 2 of 4096 rows; the next may be a rounding above zero
+    assert torch.equal(after["b_enc"][others], before["b_enc"][others])
+    if architecture == "gated":  # what a gate lets through is what it was
+        assert torch.allclose(after["b_mag"], before["b_mag"], atol=1e-4)
+    woken = after["b_enc"].clone()
+    trainer.objective.wake(rows, some)
+    assert torch.equal(trainer.dictionary.b_enc, woken)  # those that fire are left where they are
+    trainer.objective.wake(rows, some[:0])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "signum"])
+@pytest.mark.parametrize("architecture", ["relu", "gated"])
+def test_silent_gates_stay_silent_without_being_woken(architecture: str, optimizer: str) -> None:
+    x = planted(10_240)
+
+    def dead(aux_k: int | None) -> float:
+        trainer = trainer_of(architecture, aid_after=1000, dead_after=4000, aux_k=aux_k, optimizer=optimizer, decay=0.0)
+        feed(trainer, x[:256])
+        silence(trainer, torch.arange(N // 2), by=10.0)
+        trainer.optimiser.forget_biases(torch.arange(N // 2))
+        return feed(trainer, x[256:]).metrics()["dead"]
+
+    assert dead(0) > 0.4
+    assert dead(None) < 0.05
+
+
+def test_the_aid_is_sized_by_how_codes_are_chosen() -> None:
+    by_row, by_bound = (build_trainable(name, d_in=D, n_latents=N, k=K) for name in ("topk", "batchtopk"))
+    nested = build_trainable("matryoshka", d_in=D, n_latents=N, k=K, base="topk")
+    for one in (by_row, nested):
+        assert TrainConfig().aid(one, K) == (D // 2, 1 / 32)
+    assert TrainConfig().aid(by_bound, K) == (K, 1 / 2)
+    given = TrainConfig(aux_k=7, aux_coefficient=0.25)
+    assert given.aid(by_row, K) == given.aid(by_bound, K) == (7, 0.25)
+    assert TrainConfig(aux_k=0).aid(by_bound, K) == (0, 1 / 2)
+
+
+def test_dead_latents_start_anew_on_rows_with_large_errors() -> None:
+    x = planted(256)
+    trainer = trainer_of("topk", aux_k=0, dead_after=500, resample_every=3)
+    for _ in range(2):
+        feed(trainer, x)
+    dead = torch.arange(N) < 5
+    trainer.since_fired[dead] = 10_000
+    trainer.weights.W_enc[dead] = 0
+    trainer._make_shadow()
+    feed(trainer, x)
+    assert trainer.units is not None
+    target = x * trainer.units.input - trainer.dictionary.b_dec
+    cosines = torch.nn.functional.normalize(target, dim=1) @ trainer.weights.W_dec.T
+    assert torch.allclose(cosines[:, dead].max(0).values, torch.ones(5), atol=1e-5)
+    assert len(set(cosines[:, dead].argmax(0).tolist())) == 5  # no row twice
+    assert not torch.allclose(cosines[:, ~dead].max(0).values, torch.ones(N - 5), atol=1e-3)
+    norms = trainer.weights.W_enc.norm(dim=1)
+    assert torch.allclose(norms[dead], 0.2 * norms[~dead].mean().expand(5), rtol=1e-4)
+    second = trainer.optimiser.moments.second
+    assert second.W_enc[dead].abs().sum() == 0 < second.W_enc[~dead].abs().sum()
+    assert int(trainer.since_fired[dead].max()) == 0
+
+
+@pytest.mark.parametrize("architecture", ["relu", "gated", "jumprelu"])
+def test_a_latent_that_starts_anew_is_above_the_bound_on_few_rows(architecture: str) -> None:
+    trainer, x = feed(trainer_of(architecture, aux_k=0), planted(5120)), planted(2048, seed=1)
+    dead = torch.arange(N) < 5
+    silence(trainer, dead.nonzero()[:, 0])
+    trainer.since_fired[dead] = 10**6
+    alive = ~dead
+    trainer._resample(x)
+    codes = trainer.dictionary.training_code(read(trainer, x), trainer.shadow).to_dense()
+    share = (codes != 0).float().mean(0)
+    assert (share[dead] > 0).all() and share[dead].max() < 0.5, share[dead]
+    assert codes[:, dead].amax() < 2 * codes[:, alive].amax()
+    for moments in trainer.objective.moments.values():
+        assert not moments[:, dead].any()
+    assert not trainer.since_fired[dead].any()
+
+
+def test_of_more_dead_latents_than_rows_the_longest_dead_come_first() -> None:
+    trainer, x = feed(trainer_of("topk", aux_k=0, dead_after=500), planted(512)), planted(16, seed=1)
+    trainer.since_fired[:] = torch.arange(N) * 100 + 400
+    before = trainer.weights.W_dec.clone()
+    trainer._resample(x)
+    changed = (trainer.weights.W_dec != before).any(1)
+    assert changed.nonzero()[:, 0].tolist() == list(range(N - 16, N))
+    assert not trainer.since_fired[changed].any() and (trainer.since_fired[~changed] > 0).all()
