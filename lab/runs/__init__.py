@@ -1,0 +1,1 @@
+"""Runs: the one loop, consumers, run folders and trackers."""
