@@ -1,4 +1,4 @@
-"""What two models share, and what only one of them has, read off a crosscoder over both (Lindsey et al. 2024).
+"""Model diffing: latents that two models share or that one has alone, by a crosscoder (Lindsey et al. 2024).
 
     only_first, only_second   share of latents whose decoder rows lie in one source alone
     shared                    share of latents with rows of about equal norm in both
@@ -48,7 +48,7 @@ class Scaling(NamedTuple):
 
     @property
     def genuine(self) -> Bool[Tensor, " m"]:
-        """Whether the other source has next to nothing of it."""
+        """True for latents of which the other source has next to nothing."""
         return (self.error < SHRUNK) & (self.reconstruction < DECOUPLED)
 
 

@@ -95,7 +95,7 @@ def unit_rows(dictionary: Dictionary) -> Float[Tensor, "rows d"]:
 
 
 def random_rows(like: Float[Tensor, "rows d"], rng: torch.Generator) -> Float[Tensor, "rows d"]:
-    """As many unit rows in independent, uniform directions."""
+    """Unit rows in independent, uniform directions, in the shape of `like`."""
     return F.normalize(torch.randn(like.shape, generator=rng), dim=1)
 
 

@@ -53,7 +53,7 @@ FILES = tuple(sorted({DESCRIPTION, WEIGHTS}.union(*(one.files for one in FORMATS
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, and what did not come along."""
+    """A finished conversion: the files written, and the parts that did not come along."""
 
     format: str
     path: Path

@@ -16,9 +16,9 @@ class Format:
     """One file format. Each lives in its own module as a `FORMAT` (or several)."""
 
     name: str
-    """As in `--to NAME`."""
+    """The name in `--to NAME`."""
     recognise: Callable[[Path], bool]
-    """Whether a path has this format's files, by their names."""
+    """True if a path holds this format's files, judged by their names."""
     load: Callable[[Path], Raw]
     """Read the files."""
     parse: Callable[[Raw, Losses], Portable]

@@ -67,7 +67,7 @@ def _site(hook: object) -> str | None:
 
 
 def compose(portable: Portable, losses: Losses) -> Raw:
-    """What JumpReLU can hold; a centred encoder is folded."""
+    """The files of a dictionary that JumpReLU can hold; a centred encoder is folded."""
     same = centre(recast(portable, ("jumprelu",), losses), False, losses)
     return Raw(Path(), put(same.tensors, TABLE, portable.kept(FIRST_NAME).get("dtypes")), {})
 
@@ -100,7 +100,7 @@ def parse_second(raw: Raw, losses: Losses) -> Portable:
 
 
 def compose_second(portable: Portable, losses: Losses) -> Raw:
-    """As the first, and transcoders; the config names the architecture, the model, the width and the sites."""
+    """The files of Gemma Scope 2: SAEs and transcoders; the config names architecture, model, width and sites."""
     kept = portable.kept(SECOND_NAME)
     same = centre(recast(portable, ("jumprelu",), losses, across=True), False, losses)
     origin, affine = same.provenance, "W_skip" in same.tensors

@@ -100,7 +100,7 @@ def _what_is_there(place: Reference) -> str:
 
 @contextmanager
 def one_sentence(place: Reference, what: str = "is not in the local cache") -> Iterator[None]:
-    """What can go wrong on the way to the hub, each in one sentence."""
+    """Errors of the hub client become one `InputError` each."""
     from huggingface_hub import errors
 
     try:

@@ -1,4 +1,4 @@
-"""What a conversion does not keep: losses, which must be asked for, and roundings, which are only told."""
+"""Losses of a conversion, which must be asked for, and roundings, which are only reported."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Losses:
     """The record of one conversion."""
 
     subject: str
-    """What is converted, for messages: a path, or a dictionary and the format it goes to."""
+    """The thing converted, for messages: a path, or a dictionary and the target format."""
     allowed: bool = False
-    """Whether the caller asked for a conversion that loses something."""
+    """True if the caller asked for a conversion that loses something."""
     lost: list[str] = field(default_factory=list)
     """One clause for each loss."""
     rounded: list[str] = field(default_factory=list)

@@ -42,17 +42,17 @@ class Portable:
 
     @property
     def centred(self) -> bool:
-        """Whether the encoder subtracts `b_dec`."""
+        """True if the encoder subtracts `b_dec`."""
         return self.fields.get("centre_input", True)
 
     @property
     def across(self) -> bool:
-        """Whether it is a transcoder."""
+        """True for a transcoder."""
         return self.fields.get("d_out") is not None
 
     @property
     def kind(self) -> str:
-        """What it is, for messages."""
+        """The architecture and kind, for messages."""
         return f"{self.architecture}{' transcoder' if self.across else ''}"
 
     def as_transcoder(self) -> Portable:
@@ -61,7 +61,7 @@ class Portable:
         return replace(self, fields=self.fields | shape)
 
     def kept(self, format_name: str) -> dict[str, Any]:
-        """What was kept of the file this was read from, if it was of that format."""
+        """Entries of the source file that have no field here, if the file was of that format."""
         kept = self.provenance.training.get(IMPORTED, {})
         return kept if kept.get("format") == format_name else {}
 

@@ -30,7 +30,7 @@ class Released(NamedTuple):
     reader: str
     """SAELens' name for the way to read it."""
     factor: float | None
-    """What activations were multiplied by in training, where the registry says."""
+    """The factor by which activations were multiplied in training, where the registry says."""
     overrides: dict[str, Any]
     """Config values that are other than in the file."""
 

@@ -122,8 +122,9 @@ def _modern(raw: Raw) -> dict[str, Any]:
 
 
 def _tidy(raw: Raw) -> Raw:
-    """Without what older versions added (a scaling factor of ones, logarithms of thresholds); the training threshold,
-    a running mean in fp64, in fp32 as SAELens rounds it for inference."""
+    """The tensors without additions of older versions (a scaling factor of ones, logarithms of thresholds).
+
+    The training threshold, a running mean in fp64, is rounded to fp32 as SAELens does for inference."""
     tensors = dict(raw.tensors)
     if "topk_threshold" in tensors:
         tensors["topk_threshold"] = tensors["topk_threshold"].float()

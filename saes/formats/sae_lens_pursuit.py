@@ -1,4 +1,4 @@
-"""What SAELens says of a matching pursuit: its steps and stops, and a b_dec used on both sides or on neither."""
+"""Matching pursuit in SAELens: steps, stopping rules, and a `b_dec` used on both sides or on neither."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def take(
 
 
 def _turned(key: Key) -> bool:
-    """Whether a matrix lies there with its axes the other way round; the output width of an SAE is d too."""
+    """True if the format stores the matrix with its axes swapped; the output width of an SAE is d too."""
     ours = OURS.get(key.ours, "")
     return len(set(key.axes)) == 2 and key.axes != ours and key.axes[::-1] in (ours, ours.replace("o", "d"))
 

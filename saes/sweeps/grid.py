@@ -46,7 +46,7 @@ class Member:
     training: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained; the seed is here."""
     varied: Mapping[str, Any] = field(default_factory=dict)
-    """What of `training`, beside the seed, tells it apart from other members: a part of its name."""
+    """Fields of `training`, beside the seed, in which members differ; they are part of the name."""
 
     def __post_init__(self) -> None:
         place = Place.parse(self.site)
@@ -61,7 +61,7 @@ class Member:
 
     @property
     def label(self) -> str:
-        """What it is, without its sizes: the architecture and, but for an autoencoder, the kind."""
+        """The architecture and, unless it is an autoencoder, the kind; sizes are left out."""
         kind, skip = self.place.kind, " with skip" if self.own.get("skip") else ""
         return self.architecture if kind == AUTOENCODER else f"{self.architecture} {kind}{skip}"
 
@@ -84,7 +84,7 @@ class Member:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What builds it, but for its widths."""
+        """The arguments of `build`, without the widths."""
         return {"architecture": self.architecture, "n_latents": self.n_latents, "k": self.k, **self.own}
 
     @property
@@ -100,7 +100,7 @@ class Member:
         return f"{self.recipe}-seed{self.training.seed}"
 
     def settings(self) -> dict[str, Any]:
-        """What tells it apart, as one row of a table."""
+        """The settings of the member, as one row of a table."""
         common = {
             "name": self.name,
             "site": self.site,
@@ -140,7 +140,7 @@ def grid(training: TrainConfig | None = None, **axes: Any) -> list[Member]:
 
 
 def _takes(architecture: str, site: str) -> bool:
-    """Whether there is such a dictionary of the site's kind at all."""
+    """True if the architecture has a dictionary of the kind that the place asks for."""
     kind = Place.parse(site).kind
     return architecture in BASES if kind == CROSS_LAYER else kind == AUTOENCODER or trainable()[architecture].crosses
 

@@ -143,7 +143,7 @@ class SweepResult:
         return [names[index] for index in pareto(*zip(*points, strict=True), better=better)]
 
     def sites(self) -> list[str]:
-        """What members reconstruct, in their order: of a transcoder what it predicts, of a crosscoder all it reads.
+        """The sites that members reconstruct, in their order: targets of a transcoder, all sources of a crosscoder.
 
         Members with the same one compare: their scores are relative to the same activations.
         """

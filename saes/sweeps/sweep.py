@@ -241,7 +241,7 @@ def _remember(run: Run, members: Sequence[Member]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back: lists for tuples."""
+    """The value as a round trip through JSON returns it: lists for tuples."""
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

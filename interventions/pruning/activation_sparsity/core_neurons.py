@@ -70,7 +70,7 @@ def sentence_core(cores: Bool[Tensor, "tokens n"], share: float) -> Core:
 
 
 def core_of_counts(counts: Int[Tensor, " n"], share: float) -> Core:
-    """As `sentence_core`, from how often each neuron is in a token core."""
+    """The sentence core, from how often each neuron is in a token core."""
     _check_share("sentence_share", share)
     most = int(share * len(counts) + 1e-9)
     first = counts.argsort(descending=True, stable=True)[:most]

@@ -42,7 +42,7 @@ DRIFT_BINS = 8
 
 @dataclass(frozen=True)
 class CoresConfig:
-    """What a core is."""
+    """How core neurons are chosen and how many there are."""
 
     magnitude: str = "abs_norm"
     """positive (as published, for ReLU), abs, or abs_norm: |A| times the length of the neuron's output weight."""

@@ -29,7 +29,7 @@ class SparsityDecision:
 
     layer: int
     criterion: str
-    """What inputs are chosen by: abs, abs_norm, or core neurons by `positive`, `abs` or `abs_norm`."""
+    """The size by which inputs are chosen: abs, abs_norm, or for core neurons `positive`, `abs` or `abs_norm`."""
     granularity: Literal["token", "sentence", "global"]
     """How long a choice holds: one token, one passage, or all text."""
     budget: float

@@ -1,4 +1,4 @@
-"""What masks cost: relative error of a map's output, and cross-entropy of the model, on all of a text or what follows.
+"""The cost of masks: relative error of a map's output, and cross-entropy of the model.
 
     prefill   inputs are masked at every usable position, and the loss is taken there
     decode    the first half of every passage is read as it is; masks and loss are of the second half

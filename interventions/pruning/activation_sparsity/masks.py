@@ -23,14 +23,14 @@ CRITERIA = ("abs", "abs_norm")
 
 
 class Mask(Protocol):
-    """What is kept of the inputs of one linear map."""
+    """A rule that keeps some inputs of one linear map."""
 
     def keep(self, x: Float[Tensor, "rows d_in"], passage: Int[Tensor, " rows"]) -> Bool[Tensor, "rows d_in"]:
         """True where an input is kept."""
         ...
 
     def restored(self, dropped: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"] | None:
-        """What comes back of the inputs that were left out; None for nothing."""
+        """The part of the output that the dropped inputs still give; None for nothing."""
         ...
 
 
@@ -68,7 +68,7 @@ class Fixed(_Plain):
     """One row for all passages, or one for each."""
 
     def keep(self, x: Tensor, passage: Tensor) -> Tensor:
-        """Those of the passage."""
+        """The mask of the passage."""
         return self.kept.expand(len(x), -1) if len(self.kept) == 1 else self.kept[passage]
 
 
@@ -98,7 +98,7 @@ class Largest(_Plain):
 
 
 def scale_of(module: LinearModule, criterion: str) -> Float[Tensor, " d_in"]:
-    """What sizes are multiplied by.
+    """The factor by which the sizes of inputs are multiplied.
 
     Raises:
         InputError: an unknown criterion.

@@ -125,7 +125,7 @@ def _joined(rows: Sequence[TokenBatch]) -> TokenBatch:
 def inputs_of(
     model: HookedModel, modules: Sequence[LinearModule], passages: TokenBatch, rows_at_once: int = 8
 ) -> dict[str, Float[Tensor, "passages tokens d_in"]]:
-    """What goes into every module, by its name, fp32 on the model's device."""
+    """The inputs of every module by its name, fp32 on the model's device."""
     parts: dict[str, list[Tensor]] = {module.name: [] for module in modules}
     for tokens in passages.tokens.split(rows_at_once):
         with reading({module.name: module.input for module in modules}) as found:

@@ -79,7 +79,7 @@ def calibrated(
 
 
 def residual_weight(module: LinearModule, mask: Threshold) -> Float[Tensor, "d_out d_in"]:
-    """What the low-rank copy lacks: the error of a mask is what this makes of the inputs left out."""
+    """The weights minus their low-rank copy: times the dropped inputs, they give the error of a mask."""
     return module.weight - mask.left @ mask.right
 
 

@@ -27,7 +27,7 @@ from .inner_product import AtomicInnerProduct
 def in_activation_units(
     sae: SparseAutoencoder, product: AtomicInnerProduct, centre: Float[Tensor, " d"]
 ) -> SparseAutoencoder:
-    """What an autoencoder of whitened rows (x - centre) W is as one of activations; its provenance says so.
+    """The autoencoder of activations that equals one of whitened rows (x - centre) W; its provenance names both.
 
     Decoder rows have unit norm under the inner product, not in activation units.
     """
@@ -57,7 +57,7 @@ class WhitenedTrainer:
 
     @property
     def done(self) -> bool:
-        """Whether the configured rows have been trained on."""
+        """True once the configured rows have been trained on."""
         return self.trainer.done
 
     def step(self, batch: Batch) -> None:
@@ -67,7 +67,7 @@ class WhitenedTrainer:
         self.trainer.step(batch._replace(acts={site: rows}))
 
     def metrics(self) -> dict[str, float]:
-        """Those of the trainer; its fvu is that of whitened rows, where every direction counts the same."""
+        """The metrics of the trainer; `fvu` is measured on whitened rows, where every direction counts the same."""
         return self.trainer.metrics()
 
     def state_dict(self) -> State:

@@ -103,7 +103,7 @@ class Faithfulness:
 
     @property
     def done(self) -> bool:
-        """Whether the rows asked for have been measured."""
+        """True once the configured rows have been measured."""
         return self.limit is not None and self.rows >= self.limit
 
     def step(self, batch: Batch) -> None:

@@ -51,7 +51,7 @@ class SecondMoment:
 
     @property
     def done(self) -> bool:
-        """Whether the rows asked for have been read."""
+        """True once the configured rows have been read."""
         return self.limit is not None and self.rows >= self.limit
 
     def step(self, batch: Batch) -> None:
@@ -115,7 +115,7 @@ class AtomicInnerProduct:
     whitening: Float64[Tensor, "d d"]
     """W: rows times it have unit covariance, up to the ridge."""
     ridge: float
-    """What was added to every variance, in squared activation units."""
+    """The constant added to every variance, in squared activation units."""
     condition: float
     """Largest over smallest eigenvalue of what was inverted, the ridge included."""
 

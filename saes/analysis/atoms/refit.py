@@ -25,9 +25,9 @@ class Refit(NamedTuple):
 
     code: SparseCode
     values: Float64[Tensor, " nnz"]
-    """Those of the code, before they were rounded to fp32."""
+    """The refitted coefficients, before rounding to fp32."""
     x_hat: Float64[Tensor, "rows d"]
-    """What they add up to, `offset` included."""
+    """The refitted reconstruction, `offset` included."""
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ class AtomsConfig:
 
 
 class Seen(NamedTuple):
-    """What is taken from the stream of training text."""
+    """The moments and rows that a report takes from the stream of training text."""
 
     site: Site
     moment: SecondMoment

@@ -27,7 +27,7 @@ class AtomsOf:
     """At the largest coherence, L0 and range of magnitudes; None where nothing was ever active."""
     coherence: Coherence
     trained_rows: int | None
-    """What its provenance says."""
+    """Rows that the dictionary was trained on, by its provenance; None if it does not tell."""
     dead: float
     """Share of atoms never in use over the fresh rows."""
 

@@ -24,9 +24,9 @@ class Uniqueness(NamedTuple):
     limit: float
     """1 / (2 K - 1) at the largest K."""
     by_maximum: bool
-    """Whether the theorem holds: every code is the only one as sparse."""
+    """True if the theorem holds: every code is the only one as sparse."""
     isometry: bool
-    """Whether (K - 1) mu < 1: no K atoms are dependent."""
+    """True if (K - 1) mu < 1: no K atoms are dependent."""
 
 
 def stability(coherence: Steps, l0: Steps) -> float:
@@ -56,7 +56,7 @@ class Threshold(NamedTuple):
 
     @property
     def feasible(self) -> bool:
-        """Whether there is one: low < threshold < high."""
+        """True if a threshold exists: low < threshold < high."""
         return self.low < self.high
 
     def __str__(self) -> str:

@@ -46,7 +46,7 @@ def whiten(x: Factors, variance: float) -> Whitened:
 
 
 def correlated(a: Whitened, b: Whitened) -> dict[str, Float[Tensor, "test r"]]:
-    """What the correlations of canonical variates on the held-out rows are made of, one row each."""
+    """Products of canonical variates on each held-out row, whose means give the correlations."""
     ours, _, theirs = torch.linalg.svd(a.fit.T @ b.fit, full_matrices=False)
     u, v = a.test @ ours, b.test @ theirs.T
     return {"u": u, "v": v, "uu": u.square(), "vv": v.square(), "uv": u * v, "n": torch.ones(len(u))}

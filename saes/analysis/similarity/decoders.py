@@ -93,7 +93,7 @@ def _unit(one: Dictionary | Tensor, name: str) -> Tensor:
 
 
 def _random(like: Tensor, activations: Tensor | None, rng: torch.Generator) -> Tensor:
-    """As many unit rows: uniform directions, or Gaussian ones with the covariance of the activations."""
+    """Random unit rows in the shape of `like`: uniform, or Gaussian with the covariance of the activations."""
     if activations is None:
         return F.normalize(torch.randn(like.shape, generator=rng), dim=1)
     centred = activations.float().cpu() - activations.float().cpu().mean(0)

@@ -144,7 +144,7 @@ def compare_rows(
 def controls(
     x: Float[Tensor, "rows d_x"], y: Float[Tensor, "rows d_y"], seed: int
 ) -> dict[str, Float[Tensor, "rows d_y"]]:
-    """What stands in for y in the nulls, by name (see the module)."""
+    """The rows that replace y in each null, by name (see the module)."""
     order = torch.randperm(len(y), generator=generator(seed, "shuffled rows"))
     ours, theirs = axes(x), axes(y)
     noise = torch.randn(len(y), len(theirs.scales), generator=generator(seed, "spectrum"), dtype=torch.float64)

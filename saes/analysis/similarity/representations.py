@@ -1,4 +1,4 @@
-"""What a model makes of a text at several sites, in the order of the text; two models on the rows they share."""
+"""Activations of a text at several sites, in the order of the text, for one model or for two on shared rows."""
 
 from __future__ import annotations
 
