@@ -16,14 +16,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .consumers import Consumer
-from ..errors import InputError
-from .run import Run
 from ..checkpoints import require_same
-from .trackers import Sink, open_sink
+from ..errors import InputError
 from ..storage import State
 from ..streams.activation_stream import ActivationStream
 from ..streams.token_stream import TokenStream
+from .consumers import Consumer
+from .run import Run
+from .trackers import Sink, open_sink
 
 STREAM = "stream"  # the name of the stream's own lines in the metrics
 SHOWN = 4  # metrics beside the bar

@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import datetime
 import html
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..checkpoints import load_newest, require_same, save_newest, sweep
 from ..environment import hardware, versions
@@ -208,12 +204,6 @@ class Run:
         rows = {"run": str(self.folder), **self._facts()}
         cells = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
         return f"<table>{''.join(cells)}</table>"
-
-
-
-
-
-
 
 
 def _finite(value: Any) -> Any:

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from monosem.lab.errors import InputError
 from monosem.lab.runs.consumers import Consumer
 from monosem.lab.runs.loop import train
 from monosem.lab.runs.run import Run
 from monosem.lab.storage import flatten
-
-import toys
 from toys import A, Autoencoder, B, Mean, TinyModel, tiny_run, tiny_stream
 
 
