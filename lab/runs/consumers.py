@@ -50,19 +50,19 @@ class Consumer(Protocol):
         ...
 
 
-def optimiser_state(optimiser: torch.optim.Optimizer) -> State:
-    """The state of an optimiser as a `State`: its moments and its options (learning rate and so on)."""
-    packed = optimiser.state_dict()
+def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
+    """The state of an optimizer as a `State`: its moments and its options (learning rate and so on)."""
+    packed = optimizer.state_dict()
     return {
         "moments": {str(index): dict(moments) for index, moments in packed["state"].items()},
         "groups": {str(index): dict(group) for index, group in enumerate(packed["param_groups"])},
     }
 
 
-def load_optimiser_state(optimiser: torch.optim.Optimizer, state: State) -> None:
-    """Restore what `optimiser_state` gave."""
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Restore what `optimizer_state` gave."""
     groups = state["groups"]
-    optimiser.load_state_dict(
+    optimizer.load_state_dict(
         {
             "state": {int(index): moments for index, moments in state["moments"].items()},
             "param_groups": [groups[str(index)] for index in range(len(groups))],

@@ -1,7 +1,7 @@
 """The one loop: a stream feeds consumers until all are done.
 
 Killed at any moment, mid-checkpoint included, and called again with the same run, it continues to the same
-weights, optimiser states and metrics as if nothing had happened. No step reads a tensor back to the host.
+weights, optimizer states and metrics as if nothing had happened. No step reads a tensor back to the host.
 """
 
 from __future__ import annotations

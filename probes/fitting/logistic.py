@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ...lab.runs.consumers import load_optimiser_state, optimiser_state
+from ...lab.runs.consumers import load_optimizer_state, optimizer_state
 from ...lab.storage import State
 
 ITERATIONS = 1000
@@ -76,11 +76,11 @@ class LogisticSteps:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and moments."""
-        return {"weight": self.weight.detach(), "bias": self.bias.detach(), "adam": optimiser_state(self.adam)}
+        return {"weight": self.weight.detach(), "bias": self.bias.detach(), "adam": optimizer_state(self.adam)}
 
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` gave."""
         with torch.no_grad():
             self.weight.copy_(state["weight"])
             self.bias.copy_(state["bias"])
-        load_optimiser_state(self.adam, state["adam"])
+        load_optimizer_state(self.adam, state["adam"])

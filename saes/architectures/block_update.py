@@ -16,7 +16,7 @@ from ...kernels.encode import Shadow
 from ...kernels.update import Adam, Moments, RowGradients, Updated, Weights, latent_gradients, latent_step
 
 
-class Part(NamedTuple):
+class LatentBlock(NamedTuple):
     """A block of consecutive latents that is updated against one residual."""
 
     latents: slice
@@ -43,7 +43,7 @@ class State(NamedTuple):
 
 
 def step_parts(
-    parts: Sequence[Part], x: Tensor, scale: Tensor, state: State, adam: Adam, extra: RowGradients | None
+    parts: Sequence[LatentBlock], x: Tensor, scale: Tensor, state: State, adam: Adam, extra: RowGradients | None
 ) -> Updated:
     """`kernels.update.latent_step` for every block; x (what the encoder read) and scale as there."""
     if len(parts) == 1:
@@ -59,7 +59,7 @@ def step_parts(
 
 
 def gradient_rows(
-    parts: Sequence[Part], x: Tensor, scale: Tensor, n_latents: int, extra: RowGradients | None
+    parts: Sequence[LatentBlock], x: Tensor, scale: Tensor, n_latents: int, extra: RowGradients | None
 ) -> tuple[RowGradients, Tensor]:
     """The gradient rows that `step_parts` would apply, and how many codes of each latent had one [n_latents]."""
     blocks, fired = [], torch.zeros(n_latents, dtype=torch.int64, device=x.device)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ...kernels.encode import Shadow
 from ..registry import register
 from ..sparse_code import SparseCode
-from .block_update import Part
-from .objective import Gradients, PenalisedObjective, Rows, common_bound, latent_sums
+from .block_update import LatentBlock
+from .objective import Gradients, PenalisedObjective, TrainingRows, common_bound, latent_sums
 from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 
 PRESENT = 1e-30
@@ -77,44 +77,44 @@ class GatedObjective(PenalisedObjective):
     """
 
     dictionary: Gated
-    biased = True
+    threshold_in_bias = True
 
-    def own_parameters(self) -> dict[str, Tensor]:
+    def new_extra_parameters(self) -> dict[str, Tensor]:
         """The logarithm of the magnitudes' scale, and their offset from it."""
         return {"r_mag": self.dictionary.r_mag.data, "offset": torch.zeros_like(self.dictionary.b_mag)}
 
-    def start(self, rows: Rows) -> None:
+    def start(self, rows: TrainingRows) -> None:
         """Gates that open where the batch's L0 is k, magnitudes that do not lose what the gates' bias takes."""
         bound = self.start_at(rows, cut=False)
         self.dictionary.b_enc.fill_(-bound)
-        self.own["offset"].fill_(bound)
+        self.extra_parameters["offset"].fill_(bound)
         self.settle()
         self.control.begin(float(bound))
 
     def adopt(self) -> None:
         """The offset from the biases that are there; the penalty as weak as at a start with these gates."""
         sae = self.dictionary
-        self.own["offset"].copy_(sae.b_mag - sae.r_mag.exp() * sae.b_enc)
+        self.extra_parameters["offset"].copy_(sae.b_mag - sae.r_mag.exp() * sae.b_enc)
         self.control.begin(float(-sae.b_enc.mean()))
 
     def bound(self) -> Tensor:
         """It is in the gates' biases."""
         return common_bound(self.dictionary.b_enc)
 
-    def wake(self, rows: Rows, latents: Int[Tensor, " some"]) -> None:
+    def wake(self, rows: TrainingRows, latents: Int[Tensor, " some"]) -> None:
         """Only the gates: magnitudes stay what they are."""
         super().wake(rows, latents)
         sae = self.dictionary
-        self.own["offset"][latents] = (sae.b_mag - sae.r_mag.exp() * sae.b_enc)[latents]
+        self.extra_parameters["offset"][latents] = (sae.b_mag - sae.r_mag.exp() * sae.b_enc)[latents]
         self.moments["offset"][:, latents] = 0
 
     def restart(self, latents: Int[Tensor, " some"], bound: Tensor) -> None:
         """Magnitudes at the size of the products."""
         super().restart(latents, bound)
-        self.own["r_mag"][latents] = 0
-        self.own["offset"][latents] = bound
+        self.extra_parameters["r_mag"][latents] = 0
+        self.extra_parameters["offset"][latents] = bound
 
-    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """A gate's gradient comes by way of its magnitude, its own reconstruction and the penalty."""
         gates = self.dictionary.gates(rows.input, shadow)
         code = self.dictionary.magnitudes(gates)
@@ -123,20 +123,20 @@ class GatedObjective(PenalisedObjective):
         through = out.grads * self.dictionary.r_mag.exp()[columns.long()]
         total = self.decoded(gates, rows._replace(upstream=None), decoder).grads + through + self.weight(gates)
         codes = (code.indptr, code.indices, code.values.clamp_min(PRESENT))
-        own = {
+        extra = {
             "r_mag": latent_sums(columns, through * gates.values, n),
             "offset": latent_sums(columns, out.grads, n),
         }
-        part = Part(slice(None), codes, out._replace(grads=total))
-        return Gradients(code, out.residual, out.squares, (part,), out.residual, own)
+        part = LatentBlock(slice(None), codes, out._replace(grads=total))
+        return Gradients(code, out.residual, out.squares, (part,), out.residual, extra)
 
     def raise_bounds(self, amount: Tensor | float) -> None:
         """The gates' biases fall; magnitudes stay what they are."""
         self.dictionary.b_enc.sub_(amount)
-        self.own["offset"].add_(amount * self.dictionary.r_mag.exp())
+        self.extra_parameters["offset"].add_(amount * self.dictionary.r_mag.exp())
 
     def settle(self) -> None:
         """The bias that offset, gate bias and scale make."""
         self.dictionary.b_mag.copy_(
-            torch.addcmul(self.own["offset"], self.dictionary.r_mag.exp(), self.dictionary.b_enc)
+            torch.addcmul(self.extra_parameters["offset"], self.dictionary.r_mag.exp(), self.dictionary.b_enc)
         )

@@ -27,8 +27,8 @@ from ...kernels.sampled import code_gradients
 from ...lab.errors import InputError, unknown
 from ..registry import register
 from ..sparse_code import SparseCode
-from .block_update import Part
-from .objective import Gradients, PenalisedObjective, Rows
+from .block_update import LatentBlock
+from .objective import Gradients, PenalisedObjective, TrainingRows
 from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 
 PENALTIES = ("quadratic", "step", "tanh")
@@ -87,15 +87,15 @@ class JumpReLUObjective(PenalisedObjective):
 
     dictionary: JumpReLU
 
-    own_beta2 = 0.99
+    extra_beta2 = 0.99
     unit = 1.0
     """The thresholds' start: what bandwidth and tanh are measured in."""
 
-    def own_parameters(self) -> dict[str, Tensor]:
+    def new_extra_parameters(self) -> dict[str, Tensor]:
         """The thresholds."""
         return {"theta": self.dictionary.theta.data}
 
-    def start(self, rows: Rows) -> None:
+    def start(self, rows: TrainingRows) -> None:
         """One threshold for all, at which the batch's L0 is k; then the best encoder scale for those codes."""
         self.dictionary.theta.fill_(self.start_at(rows, cut=False))
         self.unit = float(self.dictionary.theta[0])
@@ -106,7 +106,7 @@ class JumpReLUObjective(PenalisedObjective):
         self.unit = float(self.dictionary.theta.mean())
         self.control.begin(self.unit**2 / 2)
 
-    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """Codes above theta teach encoder and decoder; theta learns from its window."""
         sae, config = self.dictionary, self.dictionary.config
         precision, width = choose(rows.input.device, sae.precision).encode, config.bandwidth * self.unit
@@ -115,9 +115,9 @@ class JumpReLUObjective(PenalisedObjective):
         out = self.decoded(code, rows, decoder)
         per_code, per_active = self._penalty(code)
         to_codes = code_gradients(*raw[:2], decoder, out.residual) + per_code
-        own = {"theta": jumprelu_gradients(raw, to_codes, sae.theta, width, per_active).to_theta}
-        part = Part(slice(None), (code.indptr, code.indices, code.values), out._replace(grads=to_codes))
-        return Gradients(code, out.residual, out.squares, (part,), out.residual, own)
+        extra = {"theta": jumprelu_gradients(raw, to_codes, sae.theta, width, per_active).to_theta}
+        part = LatentBlock(slice(None), (code.indptr, code.indices, code.values), out._replace(grads=to_codes))
+        return Gradients(code, out.residual, out.squares, (part,), out.residual, extra)
 
     def _penalty(self, code: SparseCode) -> tuple[Tensor | float, float]:
         """Its slope at every code, and its weight on each active latent."""
@@ -139,7 +139,7 @@ class JumpReLUObjective(PenalisedObjective):
     def restart(self, latents: Int[Tensor, " some"], bound: Tensor) -> None:
         """Thresholds at the bound."""
         super().restart(latents, bound)
-        self.own["theta"][latents] = bound
+        self.extra_parameters["theta"][latents] = bound
 
     def raise_bounds(self, amount: Tensor | float) -> None:
         """All thresholds."""

@@ -28,8 +28,8 @@ from ...kernels.update import RowGradients, latent_gradients
 from ...lab.errors import InputError
 from ..registry import register
 from ..sparse_code import SparseCode
-from .block_update import Part
-from .objective import Gradients, Objective, Rows, latent_sums
+from .block_update import LatentBlock
+from .objective import Gradients, Objective, TrainingRows, latent_sums
 from .sae import SAEConfig, SparseAutoencoder
 from .schedules import check_share
 
@@ -144,16 +144,16 @@ class MatchingPursuitObjective(Objective):
     dictionary: MatchingPursuit
     takes_upstream = False
 
-    def start(self, rows: Rows) -> None:
+    def start(self, rows: TrainingRows) -> None:
         """The start scales encoders; here it is the decoder."""
         self.dictionary.tie()
 
-    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """Codes held constant teach as in any dictionary, but no encoder; what they depend on adds rows of its own."""
         steps = self.dictionary.steps(rows.input)
         code = merged(steps, self.dictionary.n_latents)
         out = self.decoded(code, rows, decoder)
-        part = Part(slice(None), (code.indptr, code.indices, code.values), out._replace(grads=0 * out.grads))
+        part = LatentBlock(slice(None), (code.indptr, code.indices, code.values), out._replace(grads=0 * out.grads))
         further, to_input = self._through(steps, -out.residual.float())
         return Gradients(code, out.residual, out.squares, (part,), -to_input, {}, further)
 

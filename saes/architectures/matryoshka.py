@@ -21,8 +21,8 @@ from ...lab.errors import InputError, unknown
 from ..registry import register
 from ..sparse_code import SparseCode
 from .batchtopk import BatchTopK
-from .block_update import Part
-from .objective import Gradients, Objective, Rows
+from .block_update import LatentBlock
+from .objective import Gradients, Objective, TrainingRows
 from .sae import SAEConfig, keep_largest
 
 BASES = ("batchtopk", "topk")
@@ -91,7 +91,7 @@ class NestedObjective(Objective):
     dictionary: Matryoshka
     takes_upstream = False
 
-    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """Each block of latents against the mean residual of the prefixes that hold it."""
         code = self.dictionary.training_code(rows.input, shadow)
         ends = self.dictionary.config.prefixes
@@ -107,5 +107,5 @@ class NestedObjective(Objective):
         for block, part, residual in zip(blocks[::-1], codes[::-1], residuals[:0:-1], strict=True):
             above = above + residual / len(blocks)
             grads = code_gradients(*part[:2], decoder[block], above)
-            parts.append(Part(block, part, Residual(above, squares, grads)))
+            parts.append(LatentBlock(block, part, Residual(above, squares, grads)))
         return Gradients(code, last, squares, tuple(parts[::-1]), above, {})

@@ -21,7 +21,7 @@ from ...kernels.encode import Shadow, chunk_rows
 from ...kernels.sampled import code_gradients
 from ...kernels.update import Adam, RowGradients
 from ..sparse_code import SparseCode
-from .block_update import Part
+from .block_update import LatentBlock
 from .schedules import L0Control
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ WAKING = 1 / 2048
 """Share of a batch's rows, at least one, on which a latent that is woken fires."""
 
 
-class Rows(NamedTuple):
+class TrainingRows(NamedTuple):
     """One batch as training sees it, in multiplied units; what an autoencoder reads and reconstructs is one tensor."""
 
     input: Float32[Tensor, "batch d_in"]
@@ -49,7 +49,7 @@ class Rows(NamedTuple):
     @classmethod
     def of(
         cls, x: Float32[Tensor, "batch d_in"], target: Float32[Tensor, "batch d_out"], low_precision: bool = False
-    ) -> Rows:
+    ) -> TrainingRows:
         """These rows, with bf16 copies where `low_precision` asks for them."""
         copy = x.bfloat16() if low_precision else x
         if target is x:
@@ -65,12 +65,12 @@ class Gradients(NamedTuple):
     residual: Float32[Tensor, "batch d_out"]
     """x_hat less the target (or the upstream gradient), what the dead latents learn to explain."""
     squares: Float32[Tensor, " batch"]
-    parts: tuple[Part, ...]
+    parts: tuple[LatentBlock, ...]
     """Blocks of latents in order, all of them together."""
     to_bias: Float32[Tensor, "batch d_out"]
     """Gradient to each row's x_hat: summed, it is b_dec's as the decoder's bias; times the input, the skip's."""
-    own: dict[str, Tensor]
-    """Gradients of the objective's own parameters."""
+    extra_parameters: dict[str, Tensor]
+    """Gradients of the objective's extra parameters, by name."""
     further: RowGradients | None = None
     """Gradient rows of the weights beyond those of the parts."""
 
@@ -90,31 +90,31 @@ class Objective:
 
     takes_upstream = True
     """Whether it can learn from a given gradient at x_hat."""
-    biased = False
+    threshold_in_bias = False
     """Whether the bound is in the biases."""
-    own_beta2: float | None = None
+    extra_beta2: float | None = None
     """Adam's second decay for them; the weights' by default."""
     fits_start = True
     """Whether an encoder may be scaled to fit the first batch: not one that has nothing to do with its decoder yet."""
 
     def __init__(self, dictionary: SparseAutoencoder) -> None:
         self.dictionary = dictionary
-        self.own = self.own_parameters()
-        self.moments = {name: torch.zeros(2, *tensor.shape, device=tensor.device) for name, tensor in self.own.items()}
+        self.extra_parameters = self.new_extra_parameters()
+        self.moments = {name: tensor.new_zeros(2, *tensor.shape) for name, tensor in self.extra_parameters.items()}
         self.progress = 0.0
         """Share of the run that is done before the next batch."""
 
-    def own_parameters(self) -> dict[str, Tensor]:
+    def new_extra_parameters(self) -> dict[str, Tensor]:
         """Tensors beside the weights and b_dec that Adam changes in place, by name."""
         return {}
 
-    def start(self, rows: Rows) -> None:
+    def start(self, rows: TrainingRows) -> None:
         """Set from the first batch what selection needs; the weights are already at their start."""
 
     def adopt(self) -> None:
         """Set from a trained dictionary, in the units of training, what `start` would set."""
 
-    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """Encode, decode and differentiate one batch.
 
         Args:
@@ -125,9 +125,9 @@ class Objective:
         code = self.dictionary.training_code(rows.input, shadow)
         out = self.decoded(code, rows, decoder)
         codes = (code.indptr, code.indices, code.values)
-        return Gradients(code, out.residual, out.squares, (Part(slice(None), codes, out),), out.residual, {})
+        return Gradients(code, out.residual, out.squares, (LatentBlock(slice(None), codes, out),), out.residual, {})
 
-    def decoded(self, code: SparseCode, rows: Rows, decoder: Tensor) -> Residual:
+    def decoded(self, code: SparseCode, rows: TrainingRows, decoder: Tensor) -> Residual:
         """Residual of the reconstruction without b_dec (or the upstream gradient), and each code's gradient."""
         nothing = torch.zeros_like(self.dictionary.b_dec)
         out = decode_residual(code.indptr, code.indices, code.values, decoder, nothing, rows.target_copy, code.width)
@@ -136,11 +136,11 @@ class Objective:
         grads = code_gradients(code.indptr, code.indices, decoder, rows.upstream) * (code.values != 0)
         return Residual(rows.upstream.to(out.residual.dtype), out.squares, grads)
 
-    def update(self, own: dict[str, Tensor], adam: Adam) -> None:
-        """Step the own parameters, after the weights."""
-        adam = adam if self.own_beta2 is None else replace(adam, beta2=self.own_beta2)
-        for name, gradient in own.items():
-            adam_step(self.own[name], gradient, self.moments[name], adam)
+    def update(self, gradients: dict[str, Tensor], adam: Adam) -> None:
+        """Step the extra parameters by their gradients, after the weights."""
+        adam = adam if self.extra_beta2 is None else replace(adam, beta2=self.extra_beta2)
+        for name, gradient in gradients.items():
+            adam_step(self.extra_parameters[name], gradient, self.moments[name], adam)
         self.settle()
 
     def bound(self) -> Tensor | float:
@@ -152,7 +152,7 @@ class Objective:
         for moments in self.moments.values():
             moments[:, latents] = 0
 
-    def wake(self, rows: Rows, latents: Int[Tensor, " some"]) -> None:
+    def wake(self, rows: TrainingRows, latents: Int[Tensor, " some"]) -> None:
         """Where the bound is in the biases: raise those of idle latents until each fires on `WAKING` of these rows.
 
         The aid cannot help them: it sees codes, and a bias that silences a latent on all rows leaves none. On SmolLM2
@@ -170,13 +170,14 @@ class Objective:
 
     def state_dict(self) -> dict[str, Any]:
         """What a continued run needs beyond the dictionary."""
-        return {"own": {**self.own}, "moments": {**self.moments}}
+        return {"extra_parameters": {**self.extra_parameters}, "moments": {**self.moments}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        for kind, mine in (("own", self.own), ("moments", self.moments)):
-            for name, tensor in mine.items():
-                tensor.copy_(state[kind][name])
+        extra = state["own"] if "own" in state else state["extra_parameters"]  # the name in checkpoints written before
+        for tensors, saved in ((self.extra_parameters, extra), (self.moments, state["moments"])):
+            for name, tensor in tensors.items():
+                tensor.copy_(saved[name])
 
 
 class PenalisedObjective(Objective):
@@ -195,7 +196,7 @@ class PenalisedObjective(Objective):
         super().__init__(dictionary)
         self.control = L0Control(config.k, config.coefficient, config.warmup)
 
-    def start_at(self, rows: Rows, *, cut: bool) -> Float32[Tensor, ""]:
+    def start_at(self, rows: TrainingRows, *, cut: bool) -> Float32[Tensor, ""]:
         """The bound on pre-activations at which the batch's L0 is k, after the encoder is scaled to fit those codes.
 
         Where `fits_start`, the encoder (its bias still zero) is multiplied by the least-squares factor between the
@@ -238,10 +239,10 @@ class PenalisedObjective(Objective):
             self.rise = math.copysign(self.control.trust, surplus) * distance
         return weight
 
-    def update(self, own: dict[str, Tensor], adam: Adam) -> None:
+    def update(self, gradients: dict[str, Tensor], adam: Adam) -> None:
         """Also move the bounds."""
         self.raise_bounds(self.rise)
-        super().update(own, adam)
+        super().update(gradients, adam)
 
     def raise_bounds(self, amount: Tensor | float) -> None:
         """Move what a pre-activation must exceed to become a code, for all latents alike."""

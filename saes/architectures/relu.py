@@ -14,7 +14,7 @@ from ...kernels.encode import Shadow
 from ...lab.errors import InputError
 from ..registry import register
 from ..sparse_code import SparseCode
-from .objective import Gradients, PenalisedObjective, Rows, common_bound
+from .objective import Gradients, PenalisedObjective, TrainingRows, common_bound
 from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 from .schedules import ramp
 
@@ -64,7 +64,7 @@ class PenalisedReLU(PenalisedObjective):
     """Adds weight * sum |f|^p to half the squared error."""
 
     dictionary: ReLU
-    biased = True
+    threshold_in_bias = True
 
     @property
     def p(self) -> float:
@@ -72,7 +72,7 @@ class PenalisedReLU(PenalisedObjective):
         config = self.dictionary.config
         return 1 + (config.p_end - 1) * ramp(self.progress, config.anneal_from, config.anneal_to)
 
-    def start(self, rows: Rows) -> None:
+    def start(self, rows: TrainingRows) -> None:
         """A negative bias for all latents, with which the batch's L0 is k."""
         bound = self.start_at(rows, cut=True)
         self.dictionary.b_enc.fill_(-bound)
@@ -90,7 +90,7 @@ class PenalisedReLU(PenalisedObjective):
         """All biases fall."""
         self.dictionary.b_enc.sub_(amount)
 
-    def gradients(self, rows: Rows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """The penalty's slope is added to every code's gradient."""
         found = super().gradients(rows, decoder, shadow)
         slope = found.code.values.clamp_min(SMALLEST).pow(self.p - 1).mul_(self.p)

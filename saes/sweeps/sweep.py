@@ -33,6 +33,7 @@ from ..dictionary import Provenance
 from ..place import CROSS_LAYER
 from ..registry import build_trainable
 from ..training.clt.trainer import CrossLayerTrainer, cross_layer_trainer_on
+from ..training.gradient_trainer import GradientTrainer
 from ..training.trainer import TrainConfig, Trainer
 from .grid import Member, require_distinct
 from .results import PASSES, SweepResult
@@ -112,7 +113,7 @@ def held_bytes(member: Member, widths: Mapping[Site, int], device: torch.device 
         dictionary = member.build(widths)
         if isinstance(dictionary, CrossLayer):
             trainer = CrossLayerTrainer(dictionary, place.sources, place.targets, member.training)
-            layers: Sequence[Trainer] = trainer.layers
+            layers: Sequence[GradientTrainer] = trainer.layers
         else:
             target = place.targets[0] if place.targets else None
             trainer = Trainer(dictionary, place.sources, member.training, target=target)

@@ -1,1 +1,1 @@
-"""Training: the trainers, their steps and their optimisers."""
+"""Training: the trainers, their steps and their optimizers."""

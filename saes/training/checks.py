@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...kernels.dispatch import Choice
+from ...kernels.dispatch import choose
 from ...lab.errors import InputError
 from ...lab.models.sites import Site
 from ..architectures.sae import PenaltyConfig, SparseAutoencoder
@@ -56,12 +56,13 @@ def check_config(dictionary: SparseAutoencoder, config: TrainConfig, trained: bo
                          " training keeps them at 1: rescale each latent's code and decoder row first")  # fmt: skip
 
 
-def check_graph(dictionary: SparseAutoencoder, config: TrainConfig, choice: Choice) -> None:
+def check_graph(dictionary: SparseAutoencoder, config: TrainConfig) -> None:
     """Refuse a recorded step where it would differ from replay to replay.
 
     Raises:
         InputError: no Triton, or an option that reads the host in the step.
     """
+    choice = choose(dictionary.W_dec.device, config.precision)
     varies = (
         dictionary.ragged or config.clip_norm or config.k_start or config.resample_every
         or config.optimizer not in ("adam", "active_row")
@@ -74,17 +75,30 @@ def check_graph(dictionary: SparseAutoencoder, config: TrainConfig, choice: Choi
         )
 
 
-def check_state(state: dict[str, Any], mine: dict[str, Any]) -> None:
+RENAMED = {"optimiser": "optimizer", "mean": "average"}
+"""Entries of checkpoints written before, and their names now."""
+
+
+def current_names(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint with the entries' names of today."""
+    return {RENAMED.get(name, name): value for name, value in state.items()}
+
+
+def check_state(state: dict[str, Any], expected: dict[str, Any]) -> None:
     """Refuse a checkpoint of another run.
+
+    Args:
+        state: read from the checkpoint.
+        expected: state of the trainer that is to continue.
 
     Raises:
         InputError: the dictionary has another shape, or an entry is missing.
     """
-    found, asked = (tuple(one["dictionary"]["W_dec"].shape) for one in (state, mine))
-    if found != asked:
+    saved, asked = (tuple(either["dictionary"]["W_dec"].shape) for either in (state, expected))
+    if saved != asked:
         raise InputError(
-            f"the checkpoint holds a dictionary of shape {found}, this run asks for {asked}: use the run's own config"
+            f"the checkpoint holds a dictionary of shape {saved}, this run asks for {asked}: use the run's own config"
         )
-    if missing := sorted(mine.keys() - state.keys()):
+    if missing := sorted(expected.keys() - state.keys()):
         raise InputError(f"the checkpoint lacks {', '.join(missing)}: it is of an earlier version, "
                          "which cannot be continued; start the run anew")  # fmt: skip

@@ -64,9 +64,9 @@ class TrainConfig:
     precision: Precision = "auto"
     """Products that propose codes: fp32, bf16 or int8 (screened, exact); auto goes by the hardware."""
     optimizer: Literal["adam", "active_row", "muon", "signum", "adam8bit"] = "adam"
-    """`active_row` is a different optimiser, faster with very many latents: a latent that did not fire is left alone
+    """`active_row` is a different optimizer, faster with very many latents: a latent that did not fire is left alone
     whatever beta1, and its moments decay by the steps missed when it fires again. `muon`, `signum`
-    (schedule-free) and `adam8bit` see the whole gradient, in memory as large as the weights; see `optimisers`."""
+    (schedule-free) and `adam8bit` see the whole gradient, in memory as large as the weights; see `optimizers`."""
     ema: float | None = None
     """Decay of a running mean of the weights, such as 0.999; what is saved is then that mean. Costs a copy."""
     k_start: int | None = None

@@ -95,7 +95,7 @@ class EndToEnd:
 
     def __init__(self, model: HookedModel, trainer: Trainer, config: EndToEndConfig | None = None) -> None:
         self.model, self.trainer, self.config = model, trainer, config or EndToEndConfig()
-        if trainer.shape.sources:
+        if trainer.final_config.sources:
             raise InputError(f"a crosscoder writes several sites at once: train {trainer.name} locally")
         if not trainer.objective.takes_upstream:
             raise InputError(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from monosem.lab.models.sites import Site
 from monosem.lab.rng import generator
-from monosem.lab.runs.consumers import load_optimiser_state, optimiser_state
+from monosem.lab.runs.consumers import load_optimizer_state, optimizer_state
 from monosem.lab.runs.loop import train
 from monosem.lab.runs.run import Run
 from monosem.lab.storage import write_tensors
@@ -107,13 +107,13 @@ class TinyModel(nn.Module):
 
 
 class Autoencoder:
-    """A linear autoencoder trained by Adam: the plainest thing with weights and an optimiser."""
+    """A linear autoencoder trained by Adam: the plainest thing with weights and an optimizer."""
 
     def __init__(self, name: str, site: Site, *, seed: int = 0, ballast: int = 0, until: int | None = None):
         self.name, self.sites, self.until, self.steps = name, (site,), until, 0
         start = generator(seed, name, "init")
         self.weight = nn.Parameter(torch.randn(WIDTHS[site], 5, generator=start) * 0.1)
-        self.optimiser = torch.optim.Adam([self.weight], lr=1e-2)
+        self.optimizer = torch.optim.Adam([self.weight], lr=1e-2)
         self.loss = torch.zeros(())
         self.ballast = torch.arange(ballast, dtype=torch.float32)  # makes checkpoints slow enough to be hit
 
@@ -124,9 +124,9 @@ class Autoencoder:
     def step(self, batch: Batch) -> None:
         x = batch.acts[self.sites[0]]
         loss = (x - x @ self.weight @ self.weight.T).square().mean()
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         self.loss = loss.detach()
         self.steps += 1
 
@@ -136,7 +136,7 @@ class Autoencoder:
     def state_dict(self) -> dict[str, Any]:
         return {
             "weight": self.weight.detach(),
-            "optimiser": optimiser_state(self.optimiser),
+            "optimizer": optimizer_state(self.optimizer),
             "loss": self.loss,
             "steps": self.steps,
             "ballast": self.ballast,
@@ -144,7 +144,7 @@ class Autoencoder:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.weight.data.copy_(state["weight"])
-        load_optimiser_state(self.optimiser, state["optimiser"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.loss, self.steps = state["loss"], state["steps"]
 
     def save(self, folder: Path) -> None:

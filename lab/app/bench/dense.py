@@ -1,4 +1,4 @@
-"""An honest dense TopK trainer: what `torch.compile` and a fused optimiser give with no sparse kernel at all."""
+"""An honest dense TopK trainer: what `torch.compile` and a fused optimizer give with no sparse kernel at all."""
 
 from __future__ import annotations
 

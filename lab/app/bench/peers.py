@@ -129,7 +129,7 @@ class Sparsify:
         self.started = False
 
     def step(self, x: Tensor) -> None:
-        """One batch: unit norm, forward, FVU, backward, projection, optimiser, firing counts."""
+        """One batch: unit norm, forward, FVU, backward, projection, optimizer, firing counts."""
         if not self.started:
             self.coder.b_dec.data = x.mean(0)
             self.started = True

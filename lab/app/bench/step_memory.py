@@ -1,4 +1,4 @@
-"""Peak memory of a training step beyond weights and optimiser state, in a process where nothing else runs.
+"""Peak memory of a training step beyond weights and optimizer state, in a process where nothing else runs.
 
 python -m monosem.lab.app.bench.step_memory 576,9216,32,2048
 """

@@ -14,23 +14,27 @@ from ....kernels.decode import Residual
 from ....kernels.sampled import code_gradients
 from ....lab.models.sites import Site
 from ....lab.rng import generator
-from ...architectures.block_update import Part
-from ...architectures.objective import Gradients, Objective, Rows, adam_step
+from ...architectures.block_update import LatentBlock
+from ...architectures.objective import Gradients, Objective, TrainingRows, adam_step
 from ...architectures.sae import SparseAutoencoder
 from ...architectures.units import Units
 from ...sparse_code import SparseCode
+from ..checks import check_config
 from ..config import TrainConfig
+from ..gradient_trainer import GradientTrainer
 from ..initialise import initialise
-from ..trainer import Trainer
 
 
-class LayerTrainer(Trainer):
-    """Trains the block of one layer, whose targets are that layer's output and all later ones.
+class LayerTrainer(GradientTrainer):
+    """Trains the block of one layer, whose targets are the output of that layer and of all later ones.
 
     Args:
-        earlier: number of layers before it. The first one has the bias of all outputs.
-        skip: the linear map from what it reads to its own output, which is trained along; Adam's, whatever the
-            optimiser of the weights, and not clipped.
+        block: transcoder of the layer, with its targets side by side.
+        source: site that the layer reads.
+        targets: outputs that the layer writes to.
+        earlier: number of layers before it. The first layer holds the bias of all outputs.
+        skip: linear map from the layer's input to its own output, trained along by Adam, whatever the optimizer of the
+            weights, and not clipped.
     """
 
     def __init__(
@@ -44,17 +48,18 @@ class LayerTrainer(Trainer):
         name: str,
         skip: Float32[Tensor, "d_out d"] | None = None,
     ) -> None:
-        super().__init__(block, source, config, target=targets[0], name=name)
-        self.sites, self.earlier, self.skip = (source, *targets), earlier, skip
+        check_config(block, config, trained=False)
+        super().__init__(block, config, (source, *targets), name)
+        self.earlier, self.skip = earlier, skip
         self.skip_moments = None if skip is None else skip.new_zeros(2, *skip.shape)
 
     def begin(self, x: Float32[Tensor, "batch d"], goal: Float32[Tensor, "batch d_reached"]) -> None:
-        """Set units and starting weights from the first batch; all layers that reach an output start with equal parts.
+        """Set units and starting weights from the first batch.
 
-        The block then predicts those parts with a bias of its own.
+        All layers that reach an output start with equal parts of it, each with a bias of its own.
         """
         sae, rng = self.dictionary, generator(self.config.seed, "init", self.name)
-        self._set_k()
+        self.prepare()
         self.units = units = Units.measure(sae.config, x, goal, self.sites)
         writers = torch.arange(self.earlier + 1, self.earlier + len(self.sites), device=x.device)
         part = goal * (units.output / writers.repeat_interleave(sae.d_out // len(writers)))
@@ -62,18 +67,13 @@ class LayerTrainer(Trainer):
         kind = {"start": self.config.start, "centre": self.config.start_bias}
         initialise(sae, read, rng, self.config.blend, part, **kind)
         part = part - sae.b_dec
-        self.objective.start(Rows.of(read, part))
-        self._make_shadow()
+        self.objective.start(TrainingRows.of(read, part))
+        self.refresh_copies()
 
     def read(self, x: Float32[Tensor, "batch d"]) -> Float32[Tensor, "batch d"]:
         """Rows as the encoder sees them in training."""
         assert self.units is not None, "units are set from the first batch"
         return torch.mul(x, self.units.input).sub_(self.units.centre)
-
-    def ready(self) -> None:
-        """Bring k, the idle latents and the objective's progress up to the step that comes."""
-        self._set_k()
-        self._look()
 
     def select(self, read: Float32[Tensor, "batch d"]) -> SparseCode:
         """The codes of this layer alone."""
@@ -82,7 +82,7 @@ class LayerTrainer(Trainer):
     def written(self, code: SparseCode) -> Float32[Tensor, "batch d_reached"]:
         """What codes add to the outputs."""
         zero = torch.zeros_like(self.dictionary.b_dec)
-        return decode_kernel.decode(code.indptr, code.indices, code.values, self._decoder, zero)
+        return decode_kernel.decode(code.indptr, code.indices, code.values, self.decoder, zero)
 
     def tensors(self) -> dict[str, Tensor]:
         """Also the skip."""
@@ -103,20 +103,20 @@ class LayerTrainer(Trainer):
             scale: of d(half the squared error), the same in all layers.
         """
         own = residual[:, : residual.shape[1] // (len(self.sites) - 1)]
-        copy = read.bfloat16() if self.choice[:2] == ("triton", "bf16") else read
-        rows = Rows(read, residual, copy, residual, residual)
-        found = self._taught(rows, code, residual)._replace(squares=own.square().sum(1))
+        copy = read.bfloat16() if self.gathers_bf16 else read
+        rows = TrainingRows(read, residual, copy, residual, residual)
+        gradients = self._gradients(rows, code, residual)._replace(squares=own.square().sum(1))
         if self.earlier:
-            found = found._replace(to_bias=torch.zeros_like(found.to_bias[:1]))
-        self._learn(found, rows, variance, scale, self._adam)
+            gradients = gradients._replace(to_bias=torch.zeros_like(gradients.to_bias[:1]))
+        self.apply(gradients, rows, variance, scale)
         if self.skip is not None and self.skip_moments is not None:
-            adam_step(self.skip, own.T @ read * scale, self.skip_moments, self._adam)
-        self._count(len(read))
+            adam_step(self.skip, own.T @ read * scale, self.skip_moments, self.adam)
+        self.advance(len(read))
 
     def folded_skip(self) -> tuple[Float32[Tensor, "d_out d"], Float32[Tensor, " d_out"]]:
         """The skip in activation units, and what the outputs' bias gets from it; only where there is one."""
         assert self.skip is not None, "asked of a transcoder without a skip"
-        weight = self.skip if self.mean is None else self.mean.averaged().get("W_skip", self.skip)
+        weight = self.skip if self.average is None else self.average.averaged().get("W_skip", self.skip)
         if self.units is None:
             return weight, torch.zeros_like(weight[:, 0])
         output = self.units.output[: len(weight)]
@@ -134,10 +134,10 @@ class LayerTrainer(Trainer):
             self.skip.copy_(state["skip"]["weight"])
             self.skip_moments.copy_(state["skip"]["moments"])
 
-    def _taught(self, rows: Rows, code: SparseCode, residual: Tensor) -> Gradients:
-        if type(self.objective) is not Objective:  # penalties and thresholds: it encodes once more
-            return self.objective.gradients(rows, self._decoder, self.shadow)
+    def _gradients(self, rows: TrainingRows, code: SparseCode, residual: Tensor) -> Gradients:
+        if type(self.objective) is not Objective:  # penalties and thresholds: the objective encodes once more
+            return self.gradients(rows)
         codes = (code.indptr, code.indices, code.values)
-        grads = code_gradients(*codes[:2], self._decoder, residual) * (code.values != 0)
+        grads = code_gradients(*codes[:2], self.decoder, residual) * (code.values != 0)
         out = Residual(residual, residual[:, 0], grads)
-        return Gradients(code, residual, out.squares, (Part(slice(None), codes, out),), residual, {})
+        return Gradients(code, residual, out.squares, (LatentBlock(slice(None), codes, out),), residual, {})

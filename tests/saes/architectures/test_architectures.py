@@ -175,15 +175,15 @@ def test_every_gradient_of_a_step_equals_autograd_on_the_dense_loss(architecture
     x, sae, g = planted(300)[0], trainer.dictionary, torch.Generator().manual_seed(5)
     trainer._start(x)
     trainer.steps = 1  # started
-    for tensor in (sae.b_enc, sae.b_dec, *trainer.objective.own.values()):
+    for tensor in (sae.b_enc, sae.b_dec, *trainer.objective.extra_parameters.values()):
         tensor += 0.1 * torch.randn(tensor.shape, generator=g)  # away from special places
     trainer.objective.settle()
     unit = getattr(trainer.objective, "unit", 1.0)
-    tensors = {**sae.tensors(), **trainer.objective.own}
+    tensors = {**sae.tensors(), **trainer.objective.extra_parameters}
     leaves = {name: tensor.double().clone().requires_grad_() for name, tensor in tensors.items()}
     twin_loss(sae, unit, leaves, (x * trainer.scale).double()).backward()
     trainer.step(Batch({SITE: x}, torch.zeros(len(x), 2, dtype=torch.int64)))
-    found = {**trainer.optimiser.moments.first._asdict(), "b_dec": trainer.optimiser.bias_moments[0]}
+    found = {**trainer.optimizer.moments.first._asdict(), "b_dec": trainer.optimizer.bias_moments[0]}
     found |= {name: moments[0] for name, moments in trainer.objective.moments.items()}
     W_dec = leaves["W_dec"].grad
     leaves["W_dec"].grad = W_dec - (W_dec * leaves["W_dec"].detach()).sum(1, keepdim=True) * leaves["W_dec"].detach()

@@ -121,7 +121,7 @@ def test_a_restored_trainer_ends_in_the_same_bytes(architecture: str) -> None:
     feed(whole, a, b)
     second.load_state_dict(feed(first, a[:5120], b[:5120]).state_dict())
     feed(second, a[5120:], b[5120:])
-    assert whole.metrics() == second.metrics() and len(whole.idle)
+    assert whole.metrics() == second.metrics() and len(whole.dead.idle)
     mine, theirs = whole.folded().tensors(), second.folded().tensors()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 

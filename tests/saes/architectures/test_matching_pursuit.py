@@ -103,7 +103,7 @@ def feed(trainer, x):
 def test_a_resumed_run_ends_in_the_same_bytes_with_unit_rows(tmp_path):
     x = random(500, 3) @ random(3, D) + 0.1 * random(500, D) + 1
     whole, first = feed(trainer(), x), feed(trainer(), x[:330])
-    assert len(first.idle)  # the aid is at work, too
+    assert len(first.dead.idle)  # the aid is at work, too
     save_state(tmp_path, first.state_dict())
     second = trainer()
     second.load_state_dict(load_state(tmp_path))

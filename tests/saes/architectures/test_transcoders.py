@@ -144,9 +144,9 @@ def test_every_gradient_of_a_step_equals_autograd(architecture: str, options: di
     error = sum((code[:, :end] @ leaves["W_dec"][:end] + base - goal).square().sum() for end in ends) / len(ends)
     (error / (goal - goal.mean(0)).square().sum()).backward()
     feed(trainer, x, y)
-    found = {**trainer.optimiser.moments.first._asdict(), "b_dec": trainer.optimiser.bias_moments[0]}
-    if trainer.optimiser.skip_moments is not None:
-        found["W_skip"] = trainer.optimiser.skip_moments[0]
+    found = {**trainer.optimizer.moments.first._asdict(), "b_dec": trainer.optimizer.bias_moments[0]}
+    if trainer.optimizer.skip_moments is not None:
+        found["W_skip"] = trainer.optimizer.skip_moments[0]
     rows = leaves["W_dec"].detach()
     leaves["W_dec"].grad -= (leaves["W_dec"].grad * rows).sum(1, keepdim=True) * rows
     for name, gradient in found.items():
@@ -161,14 +161,14 @@ def test_a_restored_trainer_ends_in_the_same_bytes(architecture: str, options: d
     feed(whole, x, y)
     second.load_state_dict(feed(first, x[:5120], y[:5120]).state_dict())
     feed(second, x[5120:], y[5120:])
-    assert whole.metrics() == second.metrics() and len(whole.idle) > 0
+    assert whole.metrics() == second.metrics() and len(whole.dead.idle) > 0
     for mine, theirs in ((whole.dictionary.tensors(), second.dictionary.tensors()),
                          (whole.folded().tensors(), second.folded().tensors())):  # fmt: skip
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     kept, restored = whole.state_dict(), second.state_dict()
     assert kept["units"]["scales"] == restored["units"]["scales"]
-    assert torch.equal(kept["optimiser"]["bias_moments"], restored["optimiser"]["bias_moments"])
-    skips = [state["optimiser"]["skip"] for state in (kept, restored)]
+    assert torch.equal(kept["optimizer"]["bias_moments"], restored["optimizer"]["bias_moments"])
+    skips = [state["optimizer"]["skip"] for state in (kept, restored)]
     assert skips[0].keys() == skips[1].keys() == ({"moments"} if options else set())
     assert all(torch.equal(skips[0][name], skips[1][name]) for name in skips[0])
 

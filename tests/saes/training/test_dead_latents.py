@@ -35,17 +35,17 @@ def feed(trainer: Trainer, x: torch.Tensor) -> Trainer:
 
 def silence(trainer: Trainer, latents: torch.Tensor, by: float = 50.0) -> None:
     """Put these latents where no row reaches them, whatever the architecture."""
-    bounds = trainer.objective.own.get("theta")
+    bounds = trainer.objective.extra_parameters.get("theta")
     if bounds is None:
         trainer.weights.b_enc[latents] -= by
     else:
         bounds[latents] += by
     trainer.objective.adopt() if trainer.dictionary.architecture == "gated" else trainer.objective.settle()
-    trainer._make_shadow()
+    trainer.refresh_copies()
 
 
 def read(trainer: Trainer, x: torch.Tensor) -> torch.Tensor:
-    return trainer._rows(x)[0].input
+    return trainer.training_rows(x)[0].input
 
 
 @pytest.mark.parametrize("architecture", ["relu", "gated"])
@@ -54,7 +54,7 @@ def test_a_bias_that_silences_a_latent_is_raised_until_it_fires(architecture: st
     some, others = torch.arange(10), torch.arange(10, N)
     silence(trainer, some)
     before = {name: tensor.clone() for name, tensor in trainer.dictionary.tensors().items()}
-    rows = trainer._rows(x)[0]
+    rows = trainer.training_rows(x)[0]
     assert not (trainer.dictionary.training_code(rows.input, trainer.shadow).to_dense()[:, some] != 0).any()
     trainer.objective.wake(rows, some)
     trainer.objective.settle()
@@ -79,7 +79,7 @@ def test_silent_gates_stay_silent_without_being_woken(architecture: str, optimiz
         trainer = trainer_of(architecture, aid_after=1000, dead_after=4000, aux_k=aux_k, optimizer=optimizer, decay=0.0)
         feed(trainer, x[:256])
         silence(trainer, torch.arange(N // 2), by=10.0)
-        trainer.optimiser.forget_biases(torch.arange(N // 2))
+        trainer.optimizer.forget_biases(torch.arange(N // 2))
         return feed(trainer, x[256:]).metrics()["dead"]
 
     assert dead(0) > 0.4
@@ -103,9 +103,9 @@ def test_dead_latents_start_anew_on_rows_with_large_errors() -> None:
     for _ in range(2):
         feed(trainer, x)
     dead = torch.arange(N) < 5
-    trainer.since_fired[dead] = 10_000
+    trainer.dead.since_fired[dead] = 10_000
     trainer.weights.W_enc[dead] = 0
-    trainer._make_shadow()
+    trainer.refresh_copies()
     feed(trainer, x)
     assert trainer.units is not None
     target = x * trainer.units.input - trainer.dictionary.b_dec
@@ -115,9 +115,9 @@ def test_dead_latents_start_anew_on_rows_with_large_errors() -> None:
     assert not torch.allclose(cosines[:, ~dead].max(0).values, torch.ones(N - 5), atol=1e-3)
     norms = trainer.weights.W_enc.norm(dim=1)
     assert torch.allclose(norms[dead], 0.2 * norms[~dead].mean().expand(5), rtol=1e-4)
-    second = trainer.optimiser.moments.second
+    second = trainer.optimizer.moments.second
     assert second.W_enc[dead].abs().sum() == 0 < second.W_enc[~dead].abs().sum()
-    assert int(trainer.since_fired[dead].max()) == 0
+    assert int(trainer.dead.since_fired[dead].max()) == 0
 
 
 @pytest.mark.parametrize("architecture", ["relu", "gated", "jumprelu"])
@@ -125,23 +125,23 @@ def test_a_latent_that_starts_anew_is_above_the_bound_on_few_rows(architecture: 
     trainer, x = feed(trainer_of(architecture, aux_k=0), planted(5120)), planted(2048, seed=1)
     dead = torch.arange(N) < 5
     silence(trainer, dead.nonzero()[:, 0])
-    trainer.since_fired[dead] = 10**6
+    trainer.dead.since_fired[dead] = 10**6
     alive = ~dead
-    trainer._resample(x)
+    trainer.resample(x)
     codes = trainer.dictionary.training_code(read(trainer, x), trainer.shadow).to_dense()
     share = (codes != 0).float().mean(0)
     assert (share[dead] > 0).all() and share[dead].max() < 0.5, share[dead]
     assert codes[:, dead].amax() < 2 * codes[:, alive].amax()
     for moments in trainer.objective.moments.values():
         assert not moments[:, dead].any()
-    assert not trainer.since_fired[dead].any()
+    assert not trainer.dead.since_fired[dead].any()
 
 
 def test_of_more_dead_latents_than_rows_the_longest_dead_come_first() -> None:
     trainer, x = feed(trainer_of("topk", aux_k=0, dead_after=500), planted(512)), planted(16, seed=1)
-    trainer.since_fired[:] = torch.arange(N) * 100 + 400
+    trainer.dead.since_fired[:] = torch.arange(N) * 100 + 400
     before = trainer.weights.W_dec.clone()
-    trainer._resample(x)
+    trainer.resample(x)
     changed = (trainer.weights.W_dec != before).any(1)
     assert changed.nonzero()[:, 0].tolist() == list(range(N - 16, N))
-    assert not trainer.since_fired[changed].any() and (trainer.since_fired[~changed] > 0).all()
+    assert not trainer.dead.since_fired[changed].any() and (trainer.dead.since_fired[~changed] > 0).all()

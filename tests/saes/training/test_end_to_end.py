@@ -106,14 +106,14 @@ def test_the_step_follows_autograd_through_the_whole_model(model: HookedModel, l
     factor = residual.norm() / found.norm()
     variance = (centred - centred.mean(0)).square().sum()
     scale = 2 * factor * units.scale**2 / variance  # the step's unit: half the squared error over the variance
-    moments, beta = trainer.optimiser.moments.first, 1 - trainer.config.beta1
+    moments, beta = trainer.optimizer.moments.first, 1 - trainer.config.beta1
     assert moments is not None
     along = (weights["W_dec"].grad * weights["W_dec"]).sum(1, keepdim=True) * weights["W_dec"]
     for mine, theirs in (
         (moments.W_enc, weights["W_enc"].grad),
         (moments.b_enc, weights["b_enc"].grad),
         (moments.W_dec, weights["W_dec"].grad - along),
-        (trainer.optimiser.bias_moments[0], weights["b_dec"].grad),
+        (trainer.optimizer.bias_moments[0], weights["b_dec"].grad),
     ):
         wanted = (scale * theirs).detach()
         assert torch.allclose(mine / beta, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from monosem.lab.models.sites import Site
-from monosem.saes.architectures.objective import PenalisedObjective, Rows
+from monosem.saes.architectures.objective import PenalisedObjective, TrainingRows
 from monosem.saes.architectures.schedules import TRUST, L0Control
 from monosem.saes.evaluation.planted import Planted, PlantedConfig
 from monosem.saes.registry import build_trainable
@@ -42,7 +42,7 @@ def test_a_trusted_step_leaves_k_codes_a_row(architecture, options):
         objective.raise_bounds(-0.05)
         before = sae.training_code(x, None)
     objective.control.trust = objective.control.error = 1.0
-    objective.gradients(Rows.of(x, x), sae.W_dec, None)
+    objective.gradients(TrainingRows.of(x, x), sae.W_dec, None)
     objective.raise_bounds(objective.rise)
     objective.settle()
     after = sae.training_code(x, None)
@@ -56,14 +56,14 @@ def test_where_codes_are_missing_bounds_fall():
     trainer, x = started("jumprelu", {})
     objective = steered(trainer)
     objective.raise_bounds(0.2)
-    objective.gradients(Rows.of(x, x), trainer.dictionary.W_dec, None)
+    objective.gradients(TrainingRows.of(x, x), trainer.dictionary.W_dec, None)
     assert float(objective.rise) < 0
 
 
 def test_a_given_coefficient_moves_no_bounds():
     trainer, x = started("jumprelu", {"coefficient": 0.1})
     objective = steered(trainer)
-    objective.gradients(Rows.of(x, x), trainer.dictionary.W_dec, None)
+    objective.gradients(TrainingRows.of(x, x), trainer.dictionary.W_dec, None)
     assert objective.rise == 0.0
 
 

@@ -71,6 +71,29 @@ def test_same_seed_same_bytes_and_another_seed_not():
     assert not torch.equal(first.weights.W_dec, other.weights.W_dec)
 
 
+def as_written_before(state: dict) -> dict:
+    """The state of a trainer under the entries' names of the version before."""
+    old = {{"optimizer": "optimiser", "average": "mean"}.get(name, name): value for name, value in state.items()}
+    objective = {{"extra_parameters": "own"}.get(name, name): value for name, value in state["objective"].items()}
+    return {**old, "objective": objective}
+
+
+def test_a_checkpoint_of_the_version_before_continues_to_the_same_bytes():
+    x = planted(4096)[0]
+    config = TrainConfig(rows=len(x), aid_after=500, ema=0.9)
+    whole, second = (Trainer(build("jumprelu", d_in=D, n_latents=N, k=K), SITE, config) for _ in range(2))
+    parts = list(batches(x))
+    for at, batch in enumerate(parts):
+        if at == len(parts) // 2:
+            second.load_state_dict(as_written_before(whole.state_dict()))
+        whole.step(batch)
+    for batch in parts[len(parts) // 2 :]:
+        second.step(batch)
+    assert whole.metrics()["fvu"] > 0
+    ended, continued = whole.folded().tensors(), second.folded().tensors()
+    assert all(torch.equal(ended[name], continued[name]) for name in ended)
+
+
 @pytest.mark.parametrize(
     "architecture", ["topk", "batchtopk", "abstopk", "groupmax", "matryoshka", "relu", "gated", "jumprelu"]
 )
@@ -90,18 +113,18 @@ def test_a_restored_trainer_ends_in_the_same_bytes(architecture):
     assert whole.metrics() == second.metrics()
     for mine, theirs in (
         (whole.weights, second.weights),
-        (whole.optimiser.moments.first, second.optimiser.moments.first),
-        (whole.optimiser.moments.second, second.optimiser.moments.second),
+        (whole.optimizer.moments.first, second.optimizer.moments.first),
+        (whole.optimizer.moments.second, second.optimizer.moments.second),
     ):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     ended, continued = whole.dictionary.tensors(), second.dictionary.tensors()
     assert all(torch.equal(ended[name], continued[name]) for name in ended)
-    own, restored = whole.objective.state_dict(), second.objective.state_dict()
-    assert {key: own[key] for key in own if key not in ("own", "moments")} == {
-        key: restored[key] for key in restored if key not in ("own", "moments")
+    state, restored = whole.objective.state_dict(), second.objective.state_dict()
+    assert {key: state[key] for key in state if key not in ("extra_parameters", "moments")} == {
+        key: restored[key] for key in restored if key not in ("extra_parameters", "moments")
     }
-    for kind in ("own", "moments"):
-        assert all(torch.equal(own[kind][name], restored[kind][name]) for name in own[kind])
+    for kind in ("extra_parameters", "moments"):
+        assert all(torch.equal(state[kind][name], restored[kind][name]) for name in state[kind])
 
 
 def test_one_step_is_gradient_descent_on_the_normalised_loss():
@@ -119,11 +142,11 @@ def test_one_step_is_gradient_descent_on_the_normalised_loss():
     loss.backward()
     next(iter(map(trainer.step, batches(x))))
     beta = 1 - trainer.config.beta1
-    assert torch.allclose(trainer.optimiser.moments.first.W_enc / beta, W_enc.grad, atol=1e-6)
-    assert torch.allclose(trainer.optimiser.moments.first.b_enc / beta, b_enc.grad, atol=1e-6)
-    assert torch.allclose(trainer.optimiser.bias_moments[0] / beta, b_dec.grad, atol=1e-6)
+    assert torch.allclose(trainer.optimizer.moments.first.W_enc / beta, W_enc.grad, atol=1e-6)
+    assert torch.allclose(trainer.optimizer.moments.first.b_enc / beta, b_enc.grad, atol=1e-6)
+    assert torch.allclose(trainer.optimizer.bias_moments[0] / beta, b_dec.grad, atol=1e-6)
     along = (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
-    assert torch.allclose(trainer.optimiser.moments.first.W_dec / beta, (W_dec.grad - along).detach(), atol=1e-6)
+    assert torch.allclose(trainer.optimizer.moments.first.W_dec / beta, (W_dec.grad - along).detach(), atol=1e-6)
 
 
 @pytest.mark.parametrize("k", [3, 100])
@@ -154,7 +177,7 @@ def test_the_aid_revives_dead_latents():
         parts = list(batches(x))
         trainer.step(parts[0])
         trainer.weights.W_enc[:N] *= 0.02  # these lose against the others from now on
-        trainer._make_shadow()
+        trainer.refresh_copies()
         for batch in parts[1:]:
             trainer.step(batch)
         return trainer.metrics()["dead"]

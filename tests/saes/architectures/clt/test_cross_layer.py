@@ -163,9 +163,9 @@ def test_every_gradient_of_a_step_equals_autograd(base: str, skip: bool) -> None
     for layer, own in zip(trainer.layers, leaves, strict=True):
         rows = own["W_dec"].detach()
         own["W_dec"].grad -= (own["W_dec"].grad * rows).sum(1, keepdim=True) * rows
-        found = layer.optimiser.moments.first._asdict()
+        found = layer.optimizer.moments.first._asdict()
         if not layer.earlier:
-            found["b_dec"] = layer.optimiser.bias_moments[0]
+            found["b_dec"] = layer.optimizer.bias_moments[0]
         for name, gradient in found.items():
             expected = own[name].grad
             assert (gradient / 0.1 - expected).abs().max() < 3e-5 * expected.abs().max(), (layer.earlier, name)
@@ -212,7 +212,7 @@ def test_a_restored_trainer_ends_in_the_same_bytes(base: str, joint: bool, skip:
     save_state(tmp_path, first.state_dict())
     second.load_state_dict(load_state(tmp_path))
     feed(second, [x[1024:] for x in read], [y[1024:] for y in written], 64)
-    assert whole.metrics() == second.metrics() and any(len(layer.idle) for layer in whole.layers)
+    assert whole.metrics() == second.metrics() and any(len(layer.dead.idle) for layer in whole.layers)
     for mine, theirs in ((whole.dictionary, second.dictionary), (whole.folded(), second.folded())):
         assert all(torch.equal(tensor, theirs.tensors()[name]) for name, tensor in mine.tensors().items())
     with pytest.raises(InputError, match="the checkpoint has 1 layers, this run 3"):

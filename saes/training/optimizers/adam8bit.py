@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ...kernels.update import Adam, Weights
-from ...lab.errors import InputError
-from ...lab.runs.consumers import load_optimiser_state, optimiser_state
-from ..architectures.objective import adam_step
-from .optimisers import DenseOptimiser, to_unit_rows
+from ....kernels.update import Adam, Weights
+from ....lab.errors import InputError
+from ....lab.runs.consumers import load_optimizer_state, optimizer_state
+from ...architectures.objective import adam_step
+from .dense import DenseOptimizer, to_unit_rows
 
 
 def library() -> Any:
@@ -36,7 +36,7 @@ def library() -> Any:
         ) from None
 
 
-class Adam8bit(DenseOptimiser):
+class Adam8bit(DenseOptimizer):
     """8-bit Adam on encoder and decoder; Adam in fp32 on the biases, a skip and an objective's own parameters."""
 
     def allocate(self) -> None:
@@ -66,7 +66,7 @@ class Adam8bit(DenseOptimiser):
     def state_dict(self) -> dict[str, Any]:
         """The library's state and the moments."""
         return {
-            "adam8bit": optimiser_state(self.adam),
+            "adam8bit": optimizer_state(self.adam),
             "bias_moments": self.bias_moments,
             "encoder_bias_moments": self.encoder_bias_moments,
             "skip": {} if self.skip_moments is None else {"moments": self.skip_moments},
@@ -74,7 +74,7 @@ class Adam8bit(DenseOptimiser):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        load_optimiser_state(self.adam, state["adam8bit"])
+        load_optimizer_state(self.adam, state["adam8bit"])
         self.bias_moments.copy_(state["bias_moments"])
         self.encoder_bias_moments.copy_(state["encoder_bias_moments"])
         if self.skip_moments is not None:

@@ -1,4 +1,4 @@
-"""Options of training for all architectures: optimisers, means of weights, a falling k, shapes of the decay."""
+"""Options of training for all architectures: optimizers, means of weights, a falling k, shapes of the decay."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_planted_dictionary_is_found(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "signum"])
-def test_biases_are_steered_under_every_optimiser(optimizer: str) -> None:
+def test_biases_are_steered_under_every_optimizer(optimizer: str) -> None:
     shape = {"decay": 0.0, "lr": 2e-3} if optimizer == "signum" else {}
     found = feed(trainer_of("relu", rows=20_000, optimizer=optimizer, **shape), planted(20_000)[0]).folded()
     assert found.encode(planted(2000, seed=1)[0]).l0.float().mean() == pytest.approx(K, rel=0.05)
@@ -137,7 +137,7 @@ def test_eight_bit_adam_goes_where_adam_goes() -> None:
     pytest.importorskip("bitsandbytes")
     x = planted(30_000)[0]
     eight, full = (feed(trainer_of(rows=30_000, optimizer=name), x) for name in ("adam8bit", "adam"))
-    state = eight.optimiser.adam.state[eight.optimiser.matrices[0]]  # type: ignore[attr-defined]
+    state = eight.optimizer.adam.state[eight.optimizer.matrices[0]]  # type: ignore[attr-defined]
     assert state["state1"].dtype == state["state2"].dtype == torch.uint8 and state["state1"].shape == (N, D)
     scores = [one.metrics()["fvu"] for one in (eight, full)]
     assert scores[0] == pytest.approx(scores[1], rel=0.1) and scores[0] < 0.6
@@ -168,7 +168,7 @@ def test_signum_follows_the_schedule_free_recursion() -> None:
         twin.load_state_dict({**twin.state_dict(), "dictionary": trainer.dictionary.tensors(),
                               "units": trainer.units.state_dict() if trainer.units else {}})  # fmt: skip
         feed(twin, part)
-        moments = twin.optimiser.moments.first
+        moments = twin.optimizer.moments.first
         assert moments is not None
         feed(trainer, part)
         z = z - 1e-3 * moments.b_enc.sign()

@@ -1,0 +1,99 @@
+"""Signum: signs of gradients with schedule-free averaging (Defazio et al. 2024, arXiv 2405.15682, eq. 3-5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ....kernels.encode import Shadow
+from ....kernels.update import Adam, RowGradients, Weights
+from ...architectures.objective import Gradients, TrainingRows
+from .dense import DenseOptimizer, to_unit_rows
+
+
+class ScheduleFreeSignum(DenseOptimizer):
+    """z goes against the sign of the gradient at y = (1 - beta1) z + beta1 x; x, the mean of all z, is what is saved.
+
+    The mean weighs every z by its squared learning rate, so that those of the warm-up hardly count. It needs no decay
+    of the learning rate: give decay=0. b_dec, a skip and an objective's own parameters are Adam's.
+    """
+
+    def allocate(self) -> None:
+        """x and z; `start` gives them their values, as weights are set from the first batch."""
+        self.z = Weights(*map(torch.zeros_like, self.weights))
+        self.x = Weights(*map(torch.zeros_like, self.weights))
+        self.weight_sum = 0.0
+        skip = self.dictionary.W_skip
+        self.skip_moments = None if skip is None else torch.zeros(2, *skip.shape, device=skip.device)
+
+    def apply(self, gradients: Weights, adam: Adam) -> None:
+        """One step of z, the mean, and the weights between them."""
+        if not self.weight_sum:
+            for z, x, y in zip(self.z, self.x, self.weights, strict=True):
+                z.copy_(y)
+                x.copy_(y)
+        self.weight_sum += adam.lr**2
+        share = adam.lr**2 / max(self.weight_sum, 1e-30)
+        for z, x, gradient in zip(self.z, self.x, gradients, strict=True):
+            z.sub_(adam.lr * gradient.sign())
+            if z is self.z.W_dec:
+                to_unit_rows(z)
+            x.lerp_(z, share)
+        for y, z, x in zip(self.weights, self.z, self.x, strict=True):
+            torch.lerp(z, x, self.config.beta1, out=y)
+        to_unit_rows(self.weights.W_dec)
+
+    def step(
+        self,
+        gradients: Gradients,
+        rows: TrainingRows,
+        scale: Tensor,
+        adam: Adam,
+        extra: RowGradients | None,
+        shadow: Shadow | None,
+    ) -> Int[Tensor, " n"]:
+        """As the others; where the objective then moved the biases to hold the L0, z and x move with them."""
+        fired = super().step(gradients, rows, scale, adam, extra, shadow)
+        moved = self.weights.b_enc - torch.lerp(self.z.b_enc, self.x.b_enc, self.config.beta1)
+        self.z.b_enc.add_(moved)
+        self.x.b_enc.add_(moved)
+        return fired
+
+    def forget(self, latents: Int[Tensor, " some"]) -> None:
+        """x and z are where the weights are."""
+        for z, x, y in zip(self.z, self.x, self.weights, strict=True):
+            z[latents] = y[latents]
+            x[latents] = y[latents]
+
+    def forget_biases(self, latents: Int[Tensor, " some"]) -> None:
+        """As the others."""
+        self.z.b_enc[latents] = self.x.b_enc[latents] = self.weights.b_enc[latents]
+
+    def averaged(self) -> dict[str, Tensor]:
+        """x, once there is one."""
+        if not self.weight_sum:
+            return {}
+        return {**self.x._asdict(), "W_dec": torch.nn.functional.normalize(self.x.W_dec, dim=1)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """x and z beside the weights."""
+        return {
+            "x": self.x._asdict(),
+            "z": self.z._asdict(),
+            "weight_sum": self.weight_sum,
+            "bias_moments": self.bias_moments,
+            "skip": {} if self.skip_moments is None else {"moments": self.skip_moments},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        for mine, saved in ((self.x, state["x"]), (self.z, state["z"])):
+            for name, tensor in mine._asdict().items():
+                tensor.copy_(saved[name])
+        self.weight_sum = state["weight_sum"]
+        self.bias_moments.copy_(state["bias_moments"])
+        if self.skip_moments is not None:
+            self.skip_moments.copy_(state["skip"]["moments"])
