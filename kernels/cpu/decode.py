@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from ..decode import Residual
+from .compiled import compiled
 from .products import add_rows, dot, dot_rows
 from .threads import run_rows
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def decode_rows(start, stop, indptr, indices, values, weight, bias, out):
     """out[r] = bias + sum of values * weight[indices] over the codes of row r."""
     for r in range(start, stop):
@@ -21,7 +21,7 @@ def decode_rows(start, stop, indptr, indices, values, weight, bias, out):
         add_rows(out[r], values[own], indices[own], weight)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def residual_rows(start, stop, indptr, indices, values, weight, bias, x, residual, squares, grads):
     """residual[r] = x_hat - x, squares[r] = |residual[r]|^2, grads[p] = weight[indices[p]] . residual[r].
 

@@ -16,11 +16,11 @@ import math
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from ..encode import Shadow, chunk_buffer, chunk_rows
 from ..topk import Codes
+from .compiled import compiled, inlined
 from .keys import (
     GROUP,
     flip,
@@ -42,7 +42,7 @@ BLOCK = 4096
 """Latents of one int8 product: its scratch space grows with them, its speed does not."""
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def quantise_row(row, out):
     """out = round(row / scale) in int8, scale = max|row| / 127. Returns (scale, |row|)."""
     bits = np.empty(1, np.int32)
@@ -57,21 +57,21 @@ def quantise_row(row, out):
     return largest / np.float32(127), np.sqrt(dot(row, row))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def quantise_rows(start, stop, rows, out, scales, norms):
     """Quantise rows start..stop, keeping each row's scale and norm."""
     for r in range(start, stop):
         scales[r], norms[r] = quantise_row(rows[r], out[r])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def estimate_block(products, scale_w, bias, scale_x, estimates):
     """estimates = products * scale_x * scale_w + bias."""
     for c in range(estimates.shape[0]):
         estimates[c] = np.float32(products[c]) * (scale_x * scale_w[c]) + bias[c]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def estimate_row(products, row, rows, scale_w, bias, scale_x, estimates):
     """Estimates of one of `rows` rows, whose products lie in blocks of columns, each [rows, at most BLOCK]."""
     n = estimates.shape[0]
@@ -82,14 +82,14 @@ def estimate_row(products, row, rows, scale_w, bias, scale_x, estimates):
         estimate_block(products[start : start + width], scale_w[own], bias[own], scale_x, estimates[own])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def flag_groups(maxima, group_norm, group_scale, scale_x, norm_x, bound, flags):
     """flags[g]: the largest estimate of group g may, with twice its margin, reach `bound`."""
     for g in range(flags.shape[0]):
         flags[g] = maxima[g] + scale_x * group_norm[g] + norm_x * group_scale[g] >= bound
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def rescore(x, weight, bias, columns, which, count, values):
     """values[i] = x . weight[columns[i]] + bias for the first `count` i of `which`, four at a time.
 
@@ -103,7 +103,7 @@ def rescore(x, weight, bias, columns, which, count, values):
         values[i], values[j], values[l], values[m] = s + bias[a], t + bias[b], u + bias[c], v + bias[d]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def decide(x, s, z, weight, bias, scale_w, norm_w, k, estimates, columns, found, out_values, out_columns, scratch):
     """Exact top-k of a row from its `found` candidates, ascending by column, whose estimates are `estimates`.
 
@@ -135,7 +135,7 @@ def decide(x, s, z, weight, bias, scale_w, norm_w, k, estimates, columns, found,
     out_columns[:] = columns[:k]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def screen_rows(
     start, stop, products, x, scale_x, norm_x, weight, bias, scale_w, norm_w, k, out_values, out_columns
 ):  # fmt: skip

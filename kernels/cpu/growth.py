@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from .compiled import compiled, inlined
 from .pursuit import first_best, fold_groups, n_groups, subtract_and_fold
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def pursue_row(start, work, gram, n, square, k, mask, enough, maxima):
     """k steps of one row over the first n atoms, by its correlations `start`; `work` is used up.
 
@@ -36,7 +36,7 @@ def pursue_row(start, work, gram, n, square, k, mask, enough, maxima):
     return max(energy, 0.0), along
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def lost_share(square, energy, along, cosine):
     """`kernels.growth.lost` of one row: |x_hat|^2 is |r|^2 - |x|^2 + 2 <x, x_hat>."""
     if square == 0:
@@ -47,7 +47,7 @@ def lost_share(square, energy, along, cosine):
     return 1 - along / np.sqrt(square * made) if made > 0 else 1.0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def admit_chain(
     correlations, inner, gram, n, room, k, limit, cosine, mask, tolerance, admitted
 ):  # fmt: skip

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from ..jumprelu import JumpGradients
 from ..ragged import Ragged
+from .compiled import compiled
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def straight_through(indices, values, grads, theta, half, l0_coefficient, to_pre, sums):
     """Both gradients in one walk in entry order; the sums, one a latent, still want a factor -1 / bandwidth.
 

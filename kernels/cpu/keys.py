@@ -6,7 +6,8 @@ LLVM turns integer maxima and counts into vector instructions and leaves floatin
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from .compiled import inlined
 
 GROUP = 32
 """Columns per group: 128 bytes, and for k = 32 of 9216 the maxima and the surviving groups cost alike."""
@@ -15,20 +16,20 @@ MAGNITUDE = np.int32(0x7FFFFFFF)
 LOWEST = np.int32(-0x80000000)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def flip(bits):
     """Bits of an fp32 number to a key of the same order, and back: it is its own inverse."""
     return bits ^ ((bits >> np.int32(31)) & MAGNITUDE)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def flip_all(bits, out):
     """out = flip(bits), entry by entry."""
     for i in range(bits.shape[0]):
         out[i] = flip(bits[i])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def largest_key(keys):
     """The largest of a short slice."""
     best = LOWEST
@@ -37,7 +38,7 @@ def largest_key(keys):
     return best
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def largest_magnitude(bits):
     """Bits of the largest absolute value."""
     best = np.int32(0)
@@ -46,20 +47,20 @@ def largest_magnitude(bits):
     return best
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def n_groups(n):
     """Number of groups of a row of n columns."""
     return (n + GROUP - 1) // GROUP
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def fold_keys(keys, maxima):
     """maxima[g] = largest of keys[32 g : 32 g + 32]."""
     for g in range(maxima.shape[0]):
         maxima[g] = largest_key(keys[g * GROUP : min((g + 1) * GROUP, keys.shape[0])])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def count_reaching(keys, bound):
     """How many keys are at least `bound`."""
     count = np.int32(0)
@@ -68,7 +69,7 @@ def count_reaching(keys, bound):
     return count
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def kth_key(keys, k, slack):
     """The k-th largest key (k from 1), by bisection; with slack, any key that k to k + slack of them reach.
 
@@ -92,7 +93,7 @@ def kth_key(keys, k, slack):
     return np.int32(low)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def gather_reaching(part, bound, base, found, values, columns):
     """Append the entries of one group (keys or numbers) that reach `bound`. Returns the new count. Without branches.
 
@@ -106,7 +107,7 @@ def gather_reaching(part, bound, base, found, values, columns):
     return np.int64(slot)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def places(flags, out):
     """out = where the flags are set. Returns how many are. Without branches; out has room for every flag."""
     slot = np.uintp(0)
@@ -116,7 +117,7 @@ def places(flags, out):
     return np.int64(slot)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def keep_best(keys, columns, found, k):
     """Move the k best of `found` candidates to the front, in the order they came. Returns the count.
 

@@ -6,12 +6,13 @@ Four rows at once hide the time it takes to fetch rows from distant memory, and 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from .compiled import inlined
 
 FAST = {"reassoc", "contract", "nsz"}
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@inlined(fastmath=FAST)
 def dot(a, b):
     """Inner product of two vectors, summed in lanes."""
     total = np.float32(0)
@@ -20,7 +21,7 @@ def dot(a, b):
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@inlined(fastmath=FAST)
 def dot4(x, a, b, c, d):
     """Inner products of x with four vectors."""
     s, t, u, v = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -32,21 +33,21 @@ def dot4(x, a, b, c, d):
     return s, t, u, v
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@inlined(fastmath=FAST)
 def add_scaled(target, factor, source):
     """target += factor * source."""
     for i in range(target.shape[0]):
         target[i] += factor * source[i]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@inlined(fastmath=FAST)
 def add_scaled4(target, p, a, q, b, r, c, s, d):
     """target += p * a + q * b + r * c + s * d."""
     for i in range(target.shape[0]):
         target[i] += p * a[i] + q * b[i] + r * c[i] + s * d[i]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def add_rows(target, factors, rows, matrix):
     """target += sum of factors[i] * matrix[rows[i]], four rows at a time."""
     i, count = 0, rows.shape[0]
@@ -60,7 +61,7 @@ def add_rows(target, factors, rows, matrix):
         add_scaled(target, factors[j], matrix[rows[j]])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def dot_rows(x, rows, matrix, out):
     """out[i] = x . matrix[rows[i]], four rows at a time."""
     i, count = 0, rows.shape[0]

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from .compiled import compiled, inlined
 from .products import add_scaled, dot
 from .threads import run_rows
 
@@ -20,7 +20,7 @@ GROUP = 256
 """Columns a maximum: of 64, 128 and 256 the fastest (6.1, 4.9 and 2.6 us a step of 9,216 columns)."""
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def largest_bits(bits, mask):
     """Largest of a vector of int32 under a bit mask."""
     best = np.int32(-(2**31))
@@ -29,7 +29,7 @@ def largest_bits(bits, mask):
     return best
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def fold_groups(row, mask, maxima):
     """maxima[g] = the largest masked bits of group g of the correlations `row`."""
     bits = row.view(np.int32)
@@ -37,7 +37,7 @@ def fold_groups(row, mask, maxima):
         maxima[g] = largest_bits(bits[g * GROUP : min((g + 1) * GROUP, row.shape[0])], mask)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def subtract_and_fold(row, value, gram_row, mask, maxima):
     """row -= value * gram_row, and `fold_groups` of the result."""
     bits = row.view(np.int32)
@@ -47,7 +47,7 @@ def subtract_and_fold(row, value, gram_row, mask, maxima):
         maxima[g] = largest_bits(bits[first:last], mask)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def first_best(row, mask, maxima):
     """The lowest column of the best correlation, or -1 where the best is not above zero."""
     best = largest_bits(maxima, np.int32(-1))
@@ -62,13 +62,13 @@ def first_best(row, mask, maxima):
     return column
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def n_groups(n):
     """Number of groups of a row of n columns."""
     return (n + GROUP - 1) // GROUP
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def gram_rows(start, stop, x, correlations, gram, mask, tolerance, values, columns):
     """All steps of rows start..stop. `correlations` [rows, n] is used up; values and columns come in as zeros."""
     k, maxima = values.shape[1], np.empty(n_groups(correlations.shape[1]), np.int32)
@@ -87,7 +87,7 @@ def gram_rows(start, stop, x, correlations, gram, mask, tolerance, values, colum
                 subtract_and_fold(row, value, gram[j], mask, maxima)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def residual_rows(start, stop, residual, atoms, correlations, mask, enough, energy, step, values, columns):
     """One step of rows start..stop from fresh correlations: select, and take the atom off the residual.
 

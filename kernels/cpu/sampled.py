@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from numba import njit
 from torch import Tensor
 
+from .compiled import compiled
 from .products import dot_rows
 from .threads import run_rows
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def gradient_rows(start, stop, indptr, indices, weight, residual, grads):
     """grads[p] = weight[indices[p]] . residual[r] for the entries p of rows start..stop."""
     for r in range(start, stop):

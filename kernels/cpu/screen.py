@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..encode import Shadow, chunk_buffer
 from ..topk import Codes
+from .compiled import compiled, inlined
 from .encode import MARGIN, decide, margins, quantise_row
 from .encode import encode_topk as from_products
 from .keys import flip, flip_all, kth_key
@@ -32,7 +32,7 @@ SIGNS = np.int32(-0x7F7F7F80)
 """The highest bit of each byte: turned over, it adds 128 to an int8."""
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def aligned(size):
     """Room for int32 that starts at a cache line: a vector that crosses two lines is read at half speed."""
     room = np.empty(size + 16, np.int32)
@@ -40,7 +40,7 @@ def aligned(size):
     return room[skip : skip + size]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def pack_rows(x, packed, scale_x, norm_x):
     """Quantise at most ROWS rows into one tile: four bytes, each plus 128, of every row, step by step."""
     steps = packed.shape[0] // ROWS
@@ -52,7 +52,7 @@ def pack_rows(x, packed, scale_x, norm_x):
             packed[i * ROWS + r] = words[i] ^ SIGNS
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def pack_panel(rows, packed, start):
     """At most PANEL int8 rows of weights, four bytes of each step by step; start = -128 * their sums."""
     steps = packed.shape[0] // PANEL
@@ -73,7 +73,7 @@ def pack_panel(rows, packed, start):
                 packed[i * PANEL + j] = words[j, i]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def thin(estimates, columns, k, s, z, reach_scale, reach_norm, keys, flags):
     """Keep the entries of a row's list that may be among its k best. Returns how many, and the bound.
 
@@ -92,7 +92,7 @@ def thin(estimates, columns, k, s, z, reach_scale, reach_norm, keys, flags):
     return np.int64(slot), bound
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def pack_panels(first, count, rows_w, scale_w, norm_w, bias, packed, start, scales, biases, reach_scale, reach_norm):
     """Pack `count` panels of latents from `first` on, and find how far an estimate may fall short in each of them."""
     twice = np.float32(2 * MARGIN)
@@ -103,7 +103,7 @@ def pack_panels(first, count, rows_w, scale_w, norm_w, bias, packed, start, scal
         reach_scale[p], reach_norm[p] = twice * scale_w[own].max(), twice * norm_w[own].max()
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def screen_tiles(
     first_tile, last_tile, x, weight, bias, rows_w, scale_w, norm_w, k, lists, out_values, out_columns, spilled
 ):  # fmt: skip

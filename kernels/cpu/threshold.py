@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from ..encode import Shadow, chunk_buffer, chunk_rows
 from ..ragged import Ragged, concatenate
+from .compiled import compiled, inlined
 from .encode import MARGIN, quantise
 from .products import dot, dot_rows
 from .threads import run_rows
@@ -21,7 +21,7 @@ GROUP = 128
 """Columns passed over at once when none is kept: of 32, 64, 128 and 256 the fastest for 32 kept of 9,216."""
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def count_above(pre, bias, bound):
     """How many entries of pre + bias are above their bound, or NaN."""
     found = np.int32(0)
@@ -30,14 +30,14 @@ def count_above(pre, bias, bound):
     return found
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def count_rows(start, stop, pre, bias, bound, counts):
     """counts[r] = `count_above` of row r."""
     for r in range(start, stop):
         counts[r] = count_above(pre[r], bias, bound)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def fill_rows(start, stop, pre, bias, bound, indptr, indices, values):
     """Write the entries counted in each row, ascending by column, passing over groups that hold none."""
     n = pre.shape[1]
@@ -54,7 +54,7 @@ def fill_rows(start, stop, pre, bias, bound, indptr, indices, values):
                         p += 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+@inlined(fastmath={"reassoc", "contract", "nsz"})
 def reaches(products, scale_x, norm_x, scale_w, norm_w, offset, out):
     """out = int8 estimate of the pre-activation + six deviations - bound."""
     for c in range(products.shape[0]):
@@ -62,7 +62,7 @@ def reaches(products, scale_x, norm_x, scale_w, norm_w, offset, out):
         out[c] = scale_x * exactly + np.float32(MARGIN) * norm_x * scale_w[c] + offset[c]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def count_not_negative(values):
     """How many entries are not below zero: an integer sum, which becomes vector instructions."""
     found = np.int32(0)
@@ -71,7 +71,7 @@ def count_not_negative(values):
     return found
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def screen_rows(start, stop, products, x, scale_x, norm_x, scale_w, norm_w, offset, counts):
     """Replace each row of int8 products by the columns that may exceed their bound; counts[r] of them.
 
@@ -95,7 +95,7 @@ def screen_rows(start, stop, products, x, scale_x, norm_x, scale_w, norm_w, offs
         counts[r] = found
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def rescore_rows(start, stop, candidates, x, weight, bias, indptr, indices, values):
     """Exact fp32 pre-activations of the candidate columns of each row."""
     for r in range(start, stop):

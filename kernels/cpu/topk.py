@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from ..topk import Codes
+from .compiled import compiled, inlined
 from .keys import GROUP, LOWEST, flip, fold_keys, gather_reaching, keep_best, kth_key, n_groups
 from .threads import run_rows
 
@@ -19,7 +19,7 @@ NAN = np.float32(np.nan)
 """One NaN for all, whose bits are above those of infinity."""
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def order_row(row, bias, mask, exact, keys):
     """exact = row + bias, masked -inf; keys = the same in the order of selection: NaN largest, both zeros alike.
 
@@ -41,7 +41,7 @@ def order_row(row, bias, mask, exact, keys):
         keys[c] = flip(bits[c]) if bits[c] != LOWEST else np.int32(0)  # LOWEST: the bits of -0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def topk_rows(start, stop, pre, bias, mask, k, out_values, out_columns):
     """Rows start..stop of pre [rows, n] -> the k largest, ascending by column."""
     n = pre.shape[1]

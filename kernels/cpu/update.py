@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from ..decode import Residual
 from ..encode import Shadow
 from ..update import Adam, Moments, RowGradients, Updated, Weights
+from .compiled import compiled, fused, inlined
 from .decode import arrays
 from .encode import quantise_row
 from .products import FAST, add_rows, add_scaled, dot
 from .threads import run_parts, weighted_parts
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def transpose_codes(indptr, indices, n_latents, pointers, tokens, entries):
     """Counting sort of the codes by latent, tokens ascending within each: pointers [n+1], tokens, entries [nnz]."""
     pointers[:] = 0
@@ -35,7 +35,7 @@ def transpose_codes(indptr, indices, n_latents, pointers, tokens, entries):
             cursor[indices[p]] = slot + 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def longest(pointers):
     """Entries of the longest list."""
     most = np.int64(0)
@@ -56,18 +56,18 @@ class AdamStep(NamedTuple):
     t: int
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@inlined(fastmath=FAST)
 def adam_row(p, g, m, v, keep1, keep2, step):
     """One Adam update of a row in place; the moments first keep the shares keep1 and keep2 of themselves."""
     rate = step.lr / step.correct1
     root = np.float32(1) / np.sqrt(step.correct2)
     for i in range(p.shape[0]):
         m[i] = keep1 * m[i] + (np.float32(1) - step.beta1) * g[i]
-        v[i] = keep2 * v[i] + (np.float32(1) - step.beta2) * g[i] * g[i]
+        v[i] = fused(g[i] * g[i], np.float32(1) - step.beta2, keep2 * v[i])
         p[i] -= rate * m[i] / (np.sqrt(v[i]) * root + step.eps)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@inlined(fastmath=FAST)
 def momentless_row(p, g, v, keep2, step):
     """`adam_row` for beta1 = 0: the first moment is the gradient."""
     root = np.float32(1) / np.sqrt(step.correct2)
@@ -76,7 +76,7 @@ def momentless_row(p, g, v, keep2, step):
         p[i] -= step.lr * g[i] / (np.sqrt(v[i]) * root + step.eps)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@inlined(fastmath=FAST)
 def normalise_row(row):
     """Scale a row to unit norm in place."""
     inverse = np.float32(1) / max(np.sqrt(dot(row, row)), np.float32(1e-12))
@@ -84,7 +84,7 @@ def normalise_row(row):
         row[i] *= inverse
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def bias_gradients(pointers, entries, values, grads, scale, bias_grads, fired):
     """bias_grads[j] += scale * sum of the code gradients of latent j; fired[j] = how many codes are active."""
     for j in range(fired.shape[0]):
@@ -96,7 +96,7 @@ def bias_gradients(pointers, entries, values, grads, scale, bias_grads, fired):
         fired[j] = count
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@inlined
 def sum_gradients(entries, tokens, values, grads, x, residual, scale, factors, grad_enc, grad_dec):
     """grad_enc = sum of dz x and grad_dec = sum of z residual over the entries of one latent.
 
@@ -114,7 +114,7 @@ def sum_gradients(entries, tokens, values, grads, x, residual, scale, factors, g
     add_rows(grad_dec, factors[1, :count], tokens, residual)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def latent_rows(
     start, stop, pointers, tokens, entries, values, grads, x, residual, scale, extra_row, extra,
     weights, first, second, touched, step, shadow, bias_grads, fired,
@@ -156,7 +156,7 @@ def latent_rows(
             shadow[1][j], shadow[2][j] = quantise_row(weights[0][j], shadow[0][j])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def gradient_rows(
     start, stop, latents, pointers, tokens, entries, values, grads, x, residual, scale, grad_enc, grad_dec
 ):  # fmt: skip
