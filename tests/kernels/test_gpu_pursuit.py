@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 ROUTES = ["registers", "memory", "products"]
+ROUNDING = 1e-5
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,8 +38,10 @@ def test_it_takes_the_steps_of_the_reference(run, n, nonnegative, tolerance):
     x, atoms = random(5, 20), normalize(random(n, 20, seed=1), dim=1)
     values, columns = run(x, atoms, 6, nonnegative, tolerance)
     expected, expected_columns = pursuit.reference(x, atoms, 6, None, nonnegative, tolerance)
-    assert torch.equal(columns, expected_columns)
-    assert torch.allclose(values, expected, atol=1e-5)
+    assert torch.allclose(values, expected, atol=ROUNDING)
+    chosen = expected.abs() > ROUNDING  # what is left afterwards is rounding, and so is its order
+    assert chosen[:, 0].all()
+    assert torch.equal(columns[chosen], expected_columns[chosen])
 
 
 def test_ties_go_to_the_lowest_column_and_zero_rows_stay_zero(run):
