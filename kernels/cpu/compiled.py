@@ -13,9 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from llvmlite import ir
 from numba import njit, types
-from numba.core.typing.templates import Signature
 from numba.extending import intrinsic
 
 _njit = partial(njit, nogil=True, error_model="numpy")
@@ -23,7 +21,7 @@ _njit = partial(njit, nogil=True, error_model="numpy")
 
 def compiled(function: Callable[..., Any]) -> Any:
     """A loop that Python calls: compiled on its first call, and kept in numba's cache on disk."""
-    loop = _njit(cache=True)(function)
+    loop: Any = _njit(cache=True)(function)
     # numba compares one file's time stamp; a loop also holds the helpers of the other files
     loop._cache._cache_file._source_stamp = _source_digest()
     return loop
@@ -44,12 +42,7 @@ def fused(typingctx, a, b, c):
     """a * b + c, rounded once: the sum of two products has two such forms, and the optimiser may take either."""
     if any(kind != types.float32 for kind in (a, b, c)):
         return None
-    return types.float32(a, b, c), _emit_fused
-
-
-def _emit_fused(context: object, builder: ir.IRBuilder, signature: Signature, values: tuple[ir.Value, ...]) -> ir.Value:
-    """LLVM's fused multiply-add of three scalars, which its vectoriser widens."""
-    return builder.fma(*values)
+    return types.float32(a, b, c), lambda context, builder, signature, values: builder.fma(*values)
 
 
 @cache

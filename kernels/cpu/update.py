@@ -63,7 +63,7 @@ def adam_row(p, g, m, v, keep1, keep2, step):
     root = np.float32(1) / np.sqrt(step.correct2)
     for i in range(p.shape[0]):
         m[i] = keep1 * m[i] + (np.float32(1) - step.beta1) * g[i]
-        v[i] = fused(g[i] * g[i], np.float32(1) - step.beta2, keep2 * v[i])
+        v[i] = fused(g[i] * g[i], np.float32(1) - step.beta2, keep2 * v[i])  # pyright: ignore[reportCallIssue]
         p[i] -= rate * m[i] / (np.sqrt(v[i]) * root + step.eps)
 
 
