@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .models.sites import Site as Site
     from .runs.consumers import Consumer as Consumer
     from .runs.loop import train as train
+    from .runs.read import read as read
     from .runs.run import Run as Run
     from .streams.activation_stream import ActivationStream as ActivationStream
     from .streams.activation_stream import Batch as Batch

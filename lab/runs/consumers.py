@@ -1,9 +1,21 @@
-"""What a stream feeds: anything trained or measured one batch at a time."""
+"""Consumers: anything that is trained or measured on the batches of a stream.
+
+    train(stream, consumers, run)    learn; metrics are logged, artefacts saved
+    read(stream, consumers)          measure; any number of measures share one pass of the model
+
+A consumer says what it needs of a stream:
+
+    sites            activation rows `batch.acts[site]` with `batch.origin`: any stream serves those
+    needs_text       whole token batches with the activations at every token, `batch.source`: a `TokenStream` serves
+                     those, with logits or without. Splicing reads the tokens and runs the model itself
+
+and a measure says how far it is (`progress`) and takes in what an equal one measured elsewhere (`merge`).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 
@@ -14,11 +26,11 @@ from ..streams.activation_stream import Batch
 
 @runtime_checkable
 class Consumer(Protocol):
-    """One learner or measure on a stream; `train` steps any number of them on the same batches.
+    """One learner or measure on a stream; `train` and `read` step any number of them on the same batches.
 
     Between two steps the whole of it is in `state_dict`: restored from there, it continues to the same bytes,
-    and `metrics` gives the same numbers. It may also have `kind: str`, the folder of a run that its artefact
-    goes to ("dictionaries" unless it says otherwise).
+    and `metrics` gives the same numbers. Optional attributes: `kind: str`, the folder of a run that its artefact
+    goes to ("dictionaries" unless it says otherwise), and `needs_text: bool`, true if `step` reads `batch.source`.
     """
 
     name: str
@@ -47,6 +59,28 @@ class Consumer(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the final artefact into `folder`, which is empty. Nothing to keep: write nothing."""
+        ...
+
+
+@runtime_checkable
+class Measuring(Consumer, Protocol):
+    """A consumer that measures: two of them that read two halves of a corpus merge into the measure of the whole.
+
+    Sums are kept in fp64 and merge up to the order of summation; selections (strongest examples) merge exactly.
+    Learners that depend on the order of rows, `ITDATrainer` for one, have no `merge`.
+    """
+
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Units measured so far (rows, texts, predictions) and units wanted; None if the stream's end decides."""
+        ...
+
+    def merge(self, other: Self) -> None:
+        """Take in the state of an equal measure that read later rows; `other` stays as it is.
+
+        Raises:
+            InputError: `other` measures something else.
+        """
         ...
 
 

@@ -1,4 +1,4 @@
-"""The one loop: a stream feeds consumers until all are done.
+"""The one loop: a stream feeds consumers until all are done. `train` runs it to learn, `read` (read.py) to measure.
 
 Killed at any moment, mid-checkpoint included, and called again with the same run, it continues to the same
 weights, optimizer states and metrics as if nothing had happened. No step reads a tensor back to the host.
@@ -10,7 +10,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,45 +61,38 @@ def train(
         KeyboardInterrupt: on Ctrl-C, after the current step and a checkpoint.
     """
     consumers = list(consumers) if isinstance(consumers, Sequence) else [consumers]
-    _check(stream, consumers, log_every=log_every, checkpoint_every=checkpoint_every, steps=steps)
-    loop = _Loop(stream, consumers, run)
+    require_counts(log_every=log_every, checkpoint_every=checkpoint_every, steps=steps)
+    require_consumers(stream, consumers, "train")
+    loop = Loop(stream, consumers, run)
     loop.restore()
-    every = _Every(checkpoint_every, checkpoint_minutes)
+    every = CheckpointClock(checkpoint_every, checkpoint_minutes)
     with contextlib.ExitStack() as stack:
         stack.callback(stream.close)
         bar = stack.enter_context(_bar(loop, steps, progress))
         outputs = [open_sink(sink, run) if isinstance(sink, str) else sink for sink in sinks]
         for sink in outputs:
             stack.callback(sink.close)
-        interrupt = stack.enter_context(_Interrupt(stream))
-        try:
-            while loop.wants_more(steps):
-                interrupt.check()
-                rows = loop.step()
-                if not rows:
-                    break
-                bar.update(rows)
-                if loop.steps % log_every == 0 or not loop.wants_more(steps):  # before a checkpoint of the last step
-                    loop.log(outputs, bar)
-                if every.due(loop.steps):
-                    loop.checkpoint()
-        except KeyboardInterrupt:
-            if interrupt.requested and not loop.stepping:
-                loop.checkpoint()
-            raise KeyboardInterrupt(f"stopped; {run.folder} can be continued: resume it (--resume)") from None
+
+        def after_step(rows: int) -> None:
+            bar.update(rows)
+            if loop.steps % log_every == 0 or not loop.wants_more(steps):  # before a checkpoint of the last step
+                loop.log(run, outputs, bar)
+
+        loop.drive(every, after_step, steps)
         if loop.logged != loop.steps:
-            loop.log(outputs, bar)
+            loop.log(run, outputs, bar)
     loop.finish()
     return run
 
 
 @dataclass
-class _Loop:
-    """What a step, a log point and a checkpoint do, and the counters they share."""
+class Loop:
+    """The steps and checkpoints of `train` and `read`, and the counters that they share."""
 
     stream: ActivationStream | TokenStream
     consumers: list[Consumer]
-    run: Run
+    run: Run | None
+    """Where checkpoints and artefacts go; None keeps nothing on disk."""
     steps: int = 0
     logged: int = 0
     """The step of the last log point."""
@@ -120,11 +113,37 @@ class _Loop:
     def wants_more(self, steps: int | None) -> bool:
         return (steps is None or self.steps < steps) and any(not consumer.done for consumer in self.consumers)
 
-    def step(self) -> int:
-        """Feed one batch to the consumers that are not done; the rows it had, 0 at the stream's end."""
+    def drive(self, every: CheckpointClock, after_step: Callable[[int], None], steps: int | None = None) -> None:
+        """Step until every consumer is done, the stream ends or `steps` is reached.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C, after the current step and, where there is a run, a checkpoint.
+        """
+        with Interrupt(self.stream) as interrupt:
+            try:
+                while self.wants_more(steps):
+                    interrupt.check()
+                    rows = self.step()
+                    if rows is None:
+                        break
+                    after_step(rows)
+                    if every.due(self.steps):
+                        self.checkpoint()
+            except KeyboardInterrupt:
+                if interrupt.requested and not self.stepping:
+                    self.checkpoint()
+                raise KeyboardInterrupt(self._stopped()) from None
+
+    def _stopped(self) -> str:
+        if self.run is None:
+            return f"stopped after {self.steps} batches; the consumers hold what they measured"
+        return f"stopped; {self.run.folder} can be continued: resume it (--resume)"
+
+    def step(self) -> int | None:
+        """Feed one batch to the consumers that are not done; return its rows, None at the stream's end."""
         batch = next(self.stream, None)
         if batch is None:
-            return 0
+            return None
         self.stepping = True
         for consumer in self.consumers:
             if not consumer.done:
@@ -133,28 +152,31 @@ class _Loop:
         self.stepping = False
         return len(batch.origin)
 
-    def log(self, sinks: Sequence[Sink], bar: tqdm) -> None:
+    def log(self, run: Run, sinks: Sequence[Sink], bar: tqdm) -> None:
         """Write one line per consumer; the numbers depend on nothing but the state."""
         where = {"step": self.steps, "rows": self.rows, "tokens": self.stream.counts["tokens"]}
         logged: dict[str, int | float] = {}
         for name, source in [(STREAM, self.stream), *((c.name, c) for c in self.consumers)]:
             values = source.metrics()
-            self.run.log({**where, "consumer": name, **values})
+            run.log({**where, "consumer": name, **values})
             logged.update({f"{name}/{key}": value for key, value in values.items()})
         for sink in sinks:
             sink.log(self.steps, logged)
         self.logged = self.steps
         shown = [name for name in logged if not name.startswith(f"{STREAM}/")][:SHOWN]
         bar.set_postfix({name: logged[name] for name in shown}, refresh=False)
-        self._log_time()
+        self._log_time(run)
 
-    def _log_time(self) -> None:
+    def _log_time(self, run: Run) -> None:
         (before, rows), now = self._clock, time.monotonic()
         self._clock = now, self.rows
         line = {"step": self.steps, "seconds": now - before, "rows": self.rows - rows}
-        self.run.log(line, "timing.jsonl")
+        run.log(line, "timing.jsonl")
 
     def checkpoint(self) -> None:
+        """Write the state of the stream and of every consumer, where there is a run."""
+        if self.run is None:
+            return
         state: State = {
             "step": self.steps,
             "logged": self.logged,
@@ -165,8 +187,13 @@ class _Loop:
         self.run.checkpoint(state)
 
     def restore(self) -> None:
-        state = self.run.resume()
-        if state is None:
+        """Continue from the run's checkpoint, if it has one.
+
+        Raises:
+            InputError: the checkpoint is of another stream or of other consumers.
+        """
+        state = None if self.run is None else self.run.resume()
+        if self.run is None or state is None:
             return
         require_same(state["belongs"], self.belongs, f"the checkpoint in {self.run.folder}")
         self.stream.load_state_dict(state["stream"])
@@ -176,6 +203,9 @@ class _Loop:
         self._clock = time.monotonic(), self.rows
 
     def finish(self) -> None:
+        """Write the last checkpoint, every artefact and the manifest, where there is a run."""
+        if self.run is None:
+            return
         self.checkpoint()
         for consumer in self.consumers:
             self.run.save(consumer)
@@ -183,14 +213,15 @@ class _Loop:
         self.run.finish(**facts, **self.belongs)
 
 
-class _Every:
-    """Whether a checkpoint is due, by steps or by the clock."""
+class CheckpointClock:
+    """Tells when a checkpoint is due, by steps or by the clock."""
 
     def __init__(self, steps: int | None, minutes: float | None):
         self.steps, self.minutes = steps, minutes
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
+        """True if this step should be followed by a checkpoint."""
         by_clock = self.minutes is not None and time.monotonic() - self._last > 60 * self.minutes
         if by_clock or (self.steps is not None and step % self.steps == 0):
             self._last = time.monotonic()
@@ -198,7 +229,7 @@ class _Every:
         return False
 
 
-class _Interrupt:
+class Interrupt:
     """The first Ctrl-C is a request, honoured between two steps or two reads; the second is immediate."""
 
     def __init__(self, stream: ActivationStream | TokenStream):
@@ -206,7 +237,7 @@ class _Interrupt:
         self._stream = stream
         self._before: Any = None
 
-    def __enter__(self) -> _Interrupt:
+    def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._ask)
         return self
@@ -221,21 +252,39 @@ class _Interrupt:
         signal.signal(signal.SIGINT, self._before or signal.default_int_handler)
 
     def check(self) -> None:
+        """Raise KeyboardInterrupt once one was requested."""
         if self.requested:
             raise KeyboardInterrupt
 
 
-def _bar(loop: _Loop, steps: int | None, progress: bool) -> tqdm:
+def _bar(loop: Loop, steps: int | None, progress: bool) -> tqdm:
     total = steps * loop.stream.config.batch if steps is not None else None
     return tqdm(total=total, initial=loop.rows, unit="tok", unit_scale=True, disable=not progress)
 
 
-def _check(stream: ActivationStream | TokenStream, consumers: Sequence[Consumer], **counts: int | None) -> None:
+def require_counts(**counts: int | None) -> None:
+    """Refuse counts below 1.
+
+    Raises:
+        InputError: names the count.
+    """
     for option, value in counts.items():
         if value is not None and value < 1:
             raise InputError(f"{option}={value} must be 1 or more")
+
+
+def require_consumers(stream: ActivationStream | TokenStream, consumers: Sequence[Consumer], who: str) -> None:
+    """Refuse consumers that this stream cannot feed together.
+
+    Args:
+        who: names the caller, `train` or `read`.
+
+    Raises:
+        InputError: there is none, one lacks a part of `Consumer`, two have one name, a site is not streamed, or the
+            stream does not serve what a consumer needs.
+    """
     if not consumers:
-        raise InputError("train needs at least one consumer")
+        raise InputError(f"{who} needs at least one consumer")
     names = [STREAM]
     for consumer in consumers:
         if not isinstance(consumer, Consumer):
@@ -248,8 +297,13 @@ def _check(stream: ActivationStream | TokenStream, consumers: Sequence[Consumer]
             )
         names.append(consumer.name)
         for site in consumer.sites:
-            if site not in stream.widths:
+            if site not in stream.sites:
                 raise InputError(
                     f"consumer {consumer.name!r} reads {site}, which is not streamed: "
                     f"add it to the stream's sites ({', '.join(map(str, stream.sites))})"
                 )
+        if getattr(consumer, "needs_text", False) and not isinstance(stream, TokenStream):
+            raise InputError(
+                f"consumer {consumer.name!r} reads whole texts, which {type(stream).__name__} does not serve: "
+                "give it a TokenStream"
+            )

@@ -31,14 +31,30 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class ForwardPass(NamedTuple):
-    """The whole pass of a model that rows come from, for consumers that run it again with something replaced."""
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """The token batch that rows come from, for consumers that read whole texts or run the model again on them."""
 
     batch: TokenBatch
     rows: Bool[Tensor, "R T"]
     """Which positions are rows of the batch, in order."""
-    logits: Float[Tensor, "R T vocab"]
-    """What the model says, in its own dtype."""
+    acts: dict[Site, Float[Tensor, "R T d"]]
+    """Activations at every token, rows or not; heads are flattened. Empty where the stream reads no site."""
+    position: State
+    """The corpus's state after this batch."""
+    computed: Float[Tensor, "R T vocab"] | None = None
+    """`logits`, where the stream serves them."""
+
+    @property
+    def logits(self) -> Float[Tensor, "R T vocab"]:
+        """The model's logits in its own dtype.
+
+        Raises:
+            InputError: the stream stops the model at its last site.
+        """
+        if self.computed is None:
+            raise InputError("this stream stops at its last site and has no logits: build it with TokenStream(...)")
+        return self.computed
 
 
 class Batch(NamedTuple):

@@ -117,47 +117,13 @@ class Harvest:
         acts = {}
         for site in self.sites:
             rows = captured[site].detach()
-            if rows.shape[:2] != batch.tokens.shape:
-                raise InputError(
-                    f"site {site} gives shape {tuple(rows.shape)}, not one row per token: "
-                    "stream a site of the residual, attention or MLP instead"
-                )
+            require_tokenwise(site, rows, batch)
             acts[site] = rows.flatten(0, 1).flatten(1).index_select(0, keep.to(rows.device)).to(self.dtype)
         norms = {site: torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32) for site, rows in acts.items()}
         for site in self.sites:
             if not bool(norms[site].isfinite().all()):
-                self._refuse_non_finite(site, acts[site], batch, keep)
+                refuse_non_finite(self.model, site, acts[site], batch, keep)
         return _Rows(acts, norms, origin, state, batch.tokens.numel())
-
-    def _refuse_non_finite(self, site: Site, rows: Tensor, batch: Any, keep: Tensor) -> None:
-        """Name the token that brings nan in: the last one of the shortest beginning of its row that has any.
-
-        Attention spreads nan over the whole row (0 * nan is nan), so the first row of activations that has some
-        may belong to an earlier document.
-        """
-        bad = rows.isfinite().all(-1).logical_not().nonzero()  # a norm may overflow where every value is finite
-        if not len(bad):
-            return
-        row, found = divmod(int(keep[int(bad[0])]), batch.tokens.shape[1])
-        finite, failing = 0, batch.tokens.shape[1]
-        end = failing
-        while failing - finite > 1:
-            tokens, mask = (part[row : row + 1, :end].to(self.model.device) for part in (batch.tokens, batch.attention))
-            captured = self.model.capture(tokens, [site], attention_mask=None if bool(mask.all()) else mask)
-            if not bool(captured[site].isfinite().all()):
-                failing = end
-            elif end == failing:  # it does not fail alone
-                break
-            else:
-                finite = end
-            end = (finite + failing) // 2
-        else:
-            found = failing - 1 if int(batch.doc[row, failing - 1]) >= 0 else found
-        document, offset = int(batch.doc[row, found]), int(batch.offset[row, found])
-        raise InputError(
-            f"the model gives nan or inf at {site} for document {document}, offset {offset}: leave that "
-            "document out of the corpus, or load the model in float32 if it overflows in half precision"
-        )
 
     def _limit(self, norms: Sequence[Tensor]) -> float:
         if self.max_norm_multiple is None or not sum(map(len, norms)):
@@ -177,6 +143,56 @@ class Harvest:
             special=rows.tokens - len(rows.origin),
             too_long={site: int(mask.sum()) for site, mask in too_long.items()},
         )
+
+
+def require_tokenwise(site: Site, acts: Tensor, batch: Any) -> None:
+    """Refuse activations that are not one row a token.
+
+    Raises:
+        InputError: names the site and the shape.
+    """
+    if acts.shape[:2] != batch.tokens.shape:
+        raise InputError(
+            f"site {site} gives shape {tuple(acts.shape)}, not one row per token: "
+            "stream a site of the residual, attention or MLP instead"
+        )
+
+
+def refuse_non_finite(model: Any, site: Site, rows: Tensor, batch: Any, keep: Tensor) -> None:
+    """Name the token that brings nan in: the last one of the shortest beginning of its row that has any.
+
+    Attention spreads nan over the whole row (0 * nan is nan), so the first row of activations that has some
+    may belong to an earlier document.
+
+    Args:
+        rows: [n, d], those of the usable positions `keep`, in order.
+
+    Raises:
+        InputError: a value is not finite; names the document and the offset.
+    """
+    bad = rows.isfinite().all(-1).logical_not().nonzero()  # a norm may overflow where every value is finite
+    if not len(bad):
+        return
+    row, found = divmod(int(keep[int(bad[0])]), batch.tokens.shape[1])
+    finite, failing = 0, batch.tokens.shape[1]
+    end = failing
+    while failing - finite > 1:
+        tokens, mask = (part[row : row + 1, :end].to(model.device) for part in (batch.tokens, batch.attention))
+        captured = model.capture(tokens, [site], attention_mask=None if bool(mask.all()) else mask)
+        if not bool(captured[site].isfinite().all()):
+            failing = end
+        elif end == failing:  # it does not fail alone
+            break
+        else:
+            finite = end
+        end = (finite + failing) // 2
+    else:
+        found = failing - 1 if int(batch.doc[row, failing - 1]) >= 0 else found
+    document, offset = int(batch.doc[row, found]), int(batch.offset[row, found])
+    raise InputError(
+        f"the model gives nan or inf at {site} for document {document}, offset {offset}: leave that "
+        "document out of the corpus, or load the model in float32 if it overflows in half precision"
+    )
 
 
 def _hand_over(rows: Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""`TokenStream`: batches that keep their text, for consumers that train through the model.
+"""`TokenStream`: batches that keep their text, for consumers that train through the model or read whole texts.
 
 stream = TokenStream(model, corpus, ["resid_post.6"])
 for batch in stream:
@@ -7,6 +7,9 @@ for batch in stream:
 
 Rows are not shuffled across batches, since a pass through the model needs whole texts. What reads an
 `ActivationStream` reads this as well. The clean pass is run once for all consumers.
+
+`TokenStream.reading(model, corpus, sites)` is the stream to measure on: one pass over the corpus that stops the model
+at its last site and serves every token batch, those without a row included; without sites the model does not run.
 """
 
 from __future__ import annotations
@@ -14,18 +17,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from ..errors import InputError
 from ..models.hooked_model import HookedModel
+from ..models.pairs import ModelPair
 from ..models.sites import Site
 from ..storage import State
 from ..text.corpus import Corpus
 from ..text.packing import TokenBatch
 from .activation_stream import ActivationStream, Batch, ForwardPass
-from .harvest import NO_LIMIT
+from .harvest import NO_LIMIT, refuse_non_finite, require_tokenwise
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class TokenStreamConfig:
     """Passes over the corpus; None goes round forever."""
     max_norm_multiple: float | None = 10.0
     """As in `StreamConfig`; plays no part where norm limits are given."""
+    serves: Literal["passes", "activations"] = "passes"
+    """`passes` runs the whole model and serves its logits; `activations` stops at the last site."""
 
 
 class TokenStream:
@@ -70,10 +78,7 @@ class TokenStream:
         read = tuple(dict.fromkeys(model.site(s) for s in ([sites] if isinstance(sites, Site | str) else sites)))
         if not read:
             raise InputError("a stream needs at least one site, such as 'resid_post.12'")
-        self.model, self.corpus = model, corpus
-        self.config = TokenStreamConfig(corpus.config.batch_rows * corpus.config.context, epochs, max_norm_multiple)
-        self.sites = tuple(dict.fromkeys((*read, *map(model.site, also))))
-        self.widths = {site: model.width(site) for site in self.sites}
+        config = TokenStreamConfig(corpus.config.batch_rows * corpus.config.context, epochs, max_norm_multiple)
         limits = {model.site(site): limit for site, limit in (norm_limit or {}).items()}
         if limits and (missing := [str(site) for site in read if site not in limits]):
             raise InputError(f"norm_limit has no limit for {', '.join(missing)}: give one for every site")
@@ -81,8 +86,51 @@ class TokenStream:
             calibration = ActivationStream(model, corpus, read, max_norm_multiple=max_norm_multiple, epochs=epochs)
             limits = calibration.norm_limit
             calibration.close()
+        self._set_up(model, corpus, tuple(dict.fromkeys((*read, *map(model.site, also)))), limits, config)
+
+    @classmethod
+    def reading(
+        cls,
+        model: HookedModel | ModelPair,
+        corpus: Corpus,
+        sites: Sequence[Site | str] | Site | str = (),
+        *,
+        norm_limit: Mapping[Site | str, float | None] | None = None,
+        start: State | None = None,
+        without: Int64[Tensor, " documents"] | None = None,
+    ) -> TokenStream:
+        """One pass over a corpus to measure on: no logits, every token batch served, rows of any norm.
+
+        Args:
+            sites: where activations are read; without any the model does not run and batches hold tokens alone.
+            norm_limit: leave out rows above these norms; sites that are not named keep all.
+            start: the corpus's state to begin at, `batch.source.position` of an earlier batch.
+            without: documents whose tokens are not usable; token rows that hold nothing else are left out.
+
+        Raises:
+            InputError: a site the model has not; while iterating, activations that are not finite.
+        """
+        read = dict.fromkeys(model.site(s) for s in ([sites] if isinstance(sites, Site | str) else sites))
+        config = TokenStreamConfig(corpus.config.batch_rows * corpus.config.context, 1, None, "activations")
+        limits = {model.site(site): limit for site, limit in (norm_limit or {}).items()}
+        stream = cls.__new__(cls)
+        stream._set_up(model, corpus, tuple(read), limits, config)
+        stream._start, stream._without = start, without
+        return stream
+
+    def _set_up(
+        self,
+        model: HookedModel | ModelPair,
+        corpus: Corpus,
+        sites: tuple[Site, ...],
+        limits: Mapping[Site, float | None],
+        config: TokenStreamConfig,
+    ) -> None:
+        self.model, self.corpus, self.config, self.sites = model, corpus, config, sites
         self.norm_limit = {site: NO_LIMIT if limit is None else limit for site, limit in limits.items()}
         """The largest norm kept at each site that rows are taken from."""
+        self._start: State | None = None
+        self._without: Tensor | None = None
         self._position: State | None = None  # after the last batch served
         self._batches: Iterator[tuple[TokenBatch, State]] | None = None
         self._cancelled = threading.Event()
@@ -91,6 +139,11 @@ class TokenStream:
             "dropped_norm": {str(site): 0 for site in self.norm_limit}, "served": 0,
         }  # fmt: skip
         """As an `ActivationStream`'s."""
+
+    @property
+    def widths(self) -> dict[Site, int]:
+        """Width of every site, heads flattened."""
+        return {site: self.model.width(site) for site in self.sites}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,16 +158,38 @@ class TokenStream:
             self.close()
             raise KeyboardInterrupt
         if self._batches is None:
-            self._batches = self.corpus.iterate(self._position, epochs=self.config.epochs)
+            self._batches = self.corpus.iterate(self._position or self._start, epochs=self.config.epochs)
+        reads_texts = self.config.serves == "activations"
         for batch, position in self._batches:
-            served = self._run(batch)
+            batch = self._usable(batch)
+            served = self._rows(batch, position, *(self._read if reads_texts else self._run)(batch))
             self._position = position
-            if len(served.origin):
+            if len(served.origin) or (reads_texts and len(batch.tokens)):
                 return served
         raise StopIteration
 
-    def _run(self, batch: TokenBatch) -> Batch:
-        """The clean pass, and the rows that it gives."""
+    def _usable(self, batch: TokenBatch) -> TokenBatch:
+        """The batch without the documents that are left out."""
+        if self._without is None:
+            return batch
+        usable = batch.usable & ~torch.isin(batch.doc, self._without)
+        rows = usable.any(1)
+        return TokenBatch(*(field[rows] for field in batch._replace(usable=usable)))
+
+    def _read(self, batch: TokenBatch) -> tuple[dict[Site, Tensor], None]:
+        """The activations of every token, up to the last site."""
+        if not self.sites or not len(batch.tokens):
+            return {}, None
+        mask = None if bool(batch.attention.all()) else batch.attention.to(self.model.device)
+        with torch.no_grad():
+            captured = self.model.capture(batch.tokens.to(self.model.device), self.sites, attention_mask=mask)
+        for site in self.sites:
+            require_tokenwise(site, captured[site], batch)
+        return {site: captured[site].detach().flatten(2) for site in self.sites}, None
+
+    def _run(self, batch: TokenBatch) -> tuple[dict[Site, Tensor], Tensor]:
+        """The activations and logits of a whole pass."""
+        assert isinstance(self.model, HookedModel), "logits come from one model"
         seen: dict[Site, torch.Tensor] = {}
 
         def reading(site: Site) -> Any:
@@ -127,24 +202,27 @@ class TokenStream:
         mask = None if bool(batch.attention.all()) else batch.attention
         with self.model.editing({site: reading(site) for site in self.sites}):
             logits = self.model.logits(batch.tokens, attention_mask=mask).detach()
+        return seen, logits
+
+    def _rows(self, batch: TokenBatch, position: State, seen: dict[Site, Tensor], logits: Tensor | None) -> Batch:
+        """The positions that are rows, counted."""
         rows = usable = batch.usable.to(self.model.device)
-        for site, limit in self.norm_limit.items():
-            norms = torch.linalg.vector_norm(seen[site], dim=-1, dtype=torch.float32)
+        for site, x in seen.items():
+            norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
             if not bool(norms[usable].isfinite().all()):
-                documents = ", ".join(map(str, batch.doc[batch.usable].unique().tolist()))
-                raise InputError(
-                    f"the model gives nan or inf at {site} in one of documents {documents}:"
-                    " leave them out of the corpus, or load the model in float32 if it overflows in half precision"
-                )
-            self.counts["dropped_norm"][str(site)] += int((usable & (norms > limit)).sum())
-            rows = rows & (norms <= limit)
-        acts = {site: x[rows] for site, x in seen.items()}
+                keep = batch.usable.flatten().nonzero().squeeze(1)
+                refuse_non_finite(self.model, site, x.flatten(0, 1)[keep.to(x.device)], batch, keep)
+            if site in self.norm_limit:
+                limit = self.norm_limit[site]
+                self.counts["dropped_norm"][str(site)] += int((usable & (norms > limit)).sum())
+                rows = rows & (norms <= limit)
+        acts = {site: x[rows.to(x.device)] for site, x in seen.items()}
         origin = torch.stack([batch.doc, batch.offset], -1)[rows.cpu()]
         self.counts["tokens"] += batch.tokens.numel()
         self.counts["dropped_special"] += int((~usable).sum())
         for name in ("kept", "served"):
             self.counts[name] += len(origin)
-        return Batch(acts, origin, ForwardPass(batch, rows, logits))
+        return Batch(acts, origin, ForwardPass(batch, rows, seen, position, logits))
 
     def metrics(self) -> dict[str, int | float]:
         """Counts, as numbers for a log."""
@@ -170,8 +248,15 @@ class TokenStream:
             "corpus": self.corpus.fingerprint(),
             "sites": [str(site) for site in self.sites],
             "norm_limit": {str(site): limit for site, limit in self.norm_limit.items()},
-            "stream": {"kind": "tokens", **asdict(self.config)},
+            "stream": {"kind": "tokens", **self._decides()},
         }
+
+    def _decides(self) -> dict[str, Any]:
+        config = asdict(self.config)
+        if config.pop("serves") == "passes":
+            return config
+        without = [] if self._without is None else self._without.tolist()
+        return {**config, "serves": "activations", "start": self._start, "without": without}
 
     def state_dict(self) -> State:
         """Everything needed to continue to the byte."""

@@ -72,6 +72,29 @@ class DocumentSums:
         order = np.argsort(list(self._unit_of)[: self._units])
         return {name: table.cpu().numpy()[order] for name, table in self._tables.items()}
 
+    def merge(self, other: DocumentSums) -> None:
+        """Add the sums of documents that were read after these; `other` stays as it is.
+
+        Documents and their groups are those of one read of everything. Only where `other` has more than `UNITS`
+        documents and shares some with these, groups differ: totals stay the same and intervals nearly so.
+        """
+        if not len(other):
+            return
+        theirs = list(other._unit_of)
+        if len(other) <= UNITS:
+            for document in theirs:
+                self._unit_of.setdefault(document, len(self._unit_of) % UNITS)
+            units = [self._unit_of[document] for document in theirs]
+        else:
+            first = len(self._unit_of)
+            units = [(first + unit) % UNITS for unit in range(UNITS)]
+            for document in theirs:
+                self._unit_of.setdefault(document, len(self._unit_of) % UNITS)
+        index = torch.tensor(units, dtype=torch.int64)
+        for name, table in other._tables.items():
+            values = table[: other._units]
+            self._table(name, values).index_add_(0, index.to(values.device), values)
+
     def state_dict(self) -> State:
         """The documents in order of appearance, and the tables."""
         return {

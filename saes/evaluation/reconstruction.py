@@ -298,6 +298,26 @@ class Reconstruction:
         if not self.rows:
             raise InputError(f"{self.name} has measured no rows: step it on at least one batch")
 
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Rows measured, and rows asked for."""
+        return self.rows, self.limit
+
+    def merge(self, other: Reconstruction) -> None:
+        """Add what an equal measure of the same dictionary saw of later rows.
+
+        Raises:
+            InputError: the other measures other sites, or a dictionary with another number of latents.
+        """
+        if self.sites != other.sites or self.firing.shape != other.firing.shape:
+            raise InputError(
+                f"{other!r} has {len(other.firing)} latents at {', '.join(map(str, other.sites))} and this measure "
+                f"{len(self.firing)} at {', '.join(map(str, self.sites))}: merge measures of one dictionary"
+            )
+        self.sums.merge(other.sums)
+        self.firing += other.firing.to(self.firing.device)
+        self.rows += other.rows
+
     def state_dict(self) -> State:
         """The sums, and how often each latent was active."""
         return {"sums": self.sums.state_dict(), "firing": self.firing.clone(), "rows": self.rows}

@@ -4,11 +4,14 @@ features = collect(model, corpus, dictionary, tokens=500_000, latents=512)
 features.examples(123)      # the strongest, in context
 features.top_logits(123)    # tokens it promotes and suppresses
 features.save("features")   # parquet and JSON; `load` reads it without model or tokenizer
+
+`FeatureCollector` does the same as a consumer, beside whatever else is measured in one pass (`lab.read`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,10 @@ from ...lab.errors import InputError
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
 from ...lab.rng import generator
+from ...lab.runs.read import read
+from ...lab.runs.run import Run
+from ...lab.streams.token_stream import TokenStream
 from ...lab.text.corpus import Corpus
-from ...lab.text.packing import TokenBatch
 from ..dictionary import Dictionary
 from .blocks import OUTSIDE
 from .examples import FeatureExamples
@@ -44,6 +49,7 @@ def collect(
     context: tuple[int, int] = (20, 8),
     site: Site | str | None = None,
     seed: int = 0,
+    run: Run | None = None,
     progress: bool = False,
 ) -> Features:
     """Run a model over a corpus once and keep what every latent fires on.
@@ -57,44 +63,72 @@ def collect(
         context: tokens shown before and after.
         site: where to read; where the dictionary was trained if None.
         seed: of the drawn latents and the random examples.
+        run: where reading leaves checkpoints, and what an earlier call is continued from.
         progress: show a bar.
 
     Raises:
         InputError: no site is known, widths disagree, a latent is outside the dictionary or a size is not
             possible.
     """
-    from tqdm.auto import tqdm
+    collector = FeatureCollector(
+        model, corpus, dictionary, tokens=tokens, latents=latents, top=top, per_octave=per_octave, context=context,
+        site=site, seed=seed,
+    )  # fmt: skip
+    stream = TokenStream.reading(model, corpus, collector.sites)
+    read(stream, collector, run, description="features", progress=progress)
+    return collector.features()
 
-    if tokens < 1:
-        raise InputError(f"tokens={tokens} reads nothing: give at least 1")
-    where = model.site(_site(dictionary, site))
-    examples = FeatureExamples(
-        dictionary,
-        _chosen(dictionary.n_latents, latents, seed),
-        top=top,
-        per_octave=per_octave,
-        context=context,
-        seed=seed,
-    )
-    with tqdm(total=tokens, unit="tok", unit_scale=True, desc="features", disable=not progress) as bar:
-        for batch in _first(corpus, tokens):
-            mask = None if bool(batch.attention.all()) else batch.attention
-            acts = model.capture(batch.tokens, [where], attention_mask=mask)[where]
-            examples.update(acts.flatten(2), batch)
-            bar.update(int(batch.usable.sum()))
-    source = {
-        "model": model.name,
-        "site": str(where),
-        "dictionary": repr(dictionary),
-        "corpus": repr(corpus),
-        "context": list(context),
-        "top": top,
-        "per_octave": per_octave,
-        "seed": seed,
-        "unusable": examples.unusable,
-        "too_long": examples.too_long,
-    }
-    return _finish(examples, source, _logits(model, where, dictionary, examples.latents), corpus, model)
+
+class FeatureCollector(FeatureExamples):
+    """A consumer of token batches that ends in `Features`; arguments as in `collect`.
+
+    Args:
+        corpus: names the text, and tells its tokens where the model has no tokenizer.
+
+    Raises:
+        InputError: as `collect`.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        corpus: Corpus,
+        dictionary: Dictionary,
+        *,
+        tokens: int | None = 500_000,
+        latents: Sequence[int] | int | None = None,
+        top: int = 12,
+        per_octave: int = 3,
+        context: tuple[int, int] = (20, 8),
+        site: Site | str | None = None,
+        seed: int = 0,
+        name: str = "features",
+    ) -> None:
+        where = model.site(_site(dictionary, site))
+        super().__init__(
+            dictionary, _chosen(dictionary.n_latents, latents, seed), top=top, per_octave=per_octave,
+            context=context, seed=seed, site=where, tokens=tokens, name=name,
+        )  # fmt: skip
+        self.model, self.corpus = model, corpus
+
+    def features(self) -> Features:
+        """Everything collected so far, with the directions' effects on the logits and the text of every token."""
+        options = self._options()
+        source = {
+            "model": self.model.name,
+            "site": str(self.sites[0]),
+            "dictionary": repr(self.dictionary),
+            "corpus": repr(self.corpus),
+            **{name: options[name] for name in ("context", "top", "per_octave", "seed")},
+            "unusable": self.unusable,
+            "too_long": self.too_long,
+        }
+        logits = _logits(self.model, self.sites[0], self.dictionary, self.latents)
+        return _finish(self, source, logits, self.corpus, self.model)
+
+    def save(self, folder: Path) -> None:
+        """Write the features (see `features.files`)."""
+        self.features().save(folder)
 
 
 def _finish(
@@ -141,17 +175,6 @@ def _chosen(n_latents: int, latents: Sequence[int] | int | None, seed: int) -> n
     if not 1 <= latents <= n_latents:
         raise InputError(f"latents={latents} cannot be drawn: give 1 to {n_latents}, a list, or None for all")
     return torch.randperm(n_latents, generator=generator(seed, "features", "latents"))[:latents].numpy()
-
-
-def _first(corpus: Corpus, tokens: int) -> Iterator[TokenBatch]:
-    """Batches of the first pass until `tokens` usable tokens; the last batch uses only as many as are missing."""
-    left = tokens
-    for batch in corpus.batches():
-        order = batch.usable.flatten().cumsum(0).reshape(batch.usable.shape)
-        yield batch._replace(usable=batch.usable & (order <= left))
-        left -= int(order[-1, -1])
-        if left <= 0:
-            return
 
 
 @torch.no_grad()

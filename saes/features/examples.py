@@ -1,4 +1,4 @@
-"""`FeatureExamples`: one pass over tokens in context order, all latents at once, never tokens x latents.
+"""`FeatureExamples`: a consumer of tokens in context order, all latents at once, never tokens x latents.
 
 Kept of every latent: how often it fires, its largest activation and a histogram of activations. Kept of chosen
 latents, as examples with their context:
@@ -8,20 +8,26 @@ latents, as examples with their context:
   on the seed and on nothing else.
 
 Equal contexts are kept once, with the number of tokens of the pass that stand in that context. The result is
-the same for every way of cutting the corpus into batches.
+the same for every way of cutting the corpus into batches, and for two halves that are read apart and merged.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
+from ...lab.checkpoints import require_same
 from ...lab.errors import InputError
+from ...lab.models.sites import Site
 from ...lab.rng import derive_seed
+from ...lab.storage import State
+from ...lab.streams.activation_stream import Batch
 from ...lab.text.packing import TokenBatch
 from ..dictionary import Dictionary
 from .blocks import Block, Piece, Windows, scramble
@@ -33,6 +39,10 @@ LOWEST = -20
 BINS_PER_OCTAVE = 4
 BLOCK_CELLS = 1 << 15
 """Cells merged at a time: fewer cost more windows that are thrown away again, more cost memory."""
+
+
+ARRAYS = ("count", "maximum", "histogram", "l0")
+COUNTERS = ("measured", "unusable", "too_long", "usable", "_rows")
 
 
 class ExampleTable(NamedTuple):
@@ -49,6 +59,8 @@ class ExampleTable(NamedTuple):
 class FeatureExamples:
     """Accumulates over token batches; see the module's text for what is kept.
 
+    A consumer of `read` where its site is known; without one, feed it through `update`.
+
     Args:
         dictionary: encodes the activations; rows longer than its `norm_limit` are left out, as in training.
         latents: which latents get examples.
@@ -56,10 +68,16 @@ class FeatureExamples:
         per_octave: random examples a latent and octave of activation.
         context: tokens shown before and after.
         seed: of the random examples.
+        site: where the activations come from.
+        tokens: read this many usable tokens, then be done; None goes on to the end of the stream.
+        name: of the consumer.
 
     Raises:
         InputError: a latent outside the dictionary, or a size that is not possible.
     """
+
+    needs_text = True
+    kind = "features"
 
     def __init__(
         self,
@@ -70,8 +88,13 @@ class FeatureExamples:
         per_octave: int = 3,
         context: tuple[int, int] = (20, 8),
         seed: int = 0,
+        site: Site | None = None,
+        tokens: int | None = None,
+        name: str = "features",
     ) -> None:
         n = dictionary.n_latents
+        if tokens is not None and tokens < 1:
+            raise InputError(f"tokens={tokens} reads nothing: give at least 1")
         for name, size in {"top": top, "per_octave": per_octave}.items():
             if size < 1:
                 raise InputError(f"{name}={size} keeps nothing: give at least 1")
@@ -81,6 +104,8 @@ class FeatureExamples:
             wrong = latents.min() if latents.min() < 0 else latents.max()
             raise InputError(f"latent {wrong} is outside the dictionary: latents go from 0 to {n - 1}")
         self.dictionary, self.context, self.seed = dictionary, context, seed
+        self.name, self.limit = name, tokens
+        self.sites = () if site is None else (site,)
         self.latents = np.unique(latents).astype(np.int64)
         self.slot = np.full(n, -1)
         self.slot[self.latents] = np.arange(len(self.latents))
@@ -92,11 +117,33 @@ class FeatureExamples:
         self.histogram: Int32[np.ndarray, "n bins"] = np.zeros((n, OCTAVES * BINS_PER_OCTAVE), np.int32)
         self.l0: Int64[np.ndarray, " most+1"] = np.zeros(1, np.int64)
         """Tokens by how many latents fire on them."""
-        self.measured = self.unusable = self.too_long = 0
+        self.measured = self.unusable = self.too_long = self.usable = 0
         self._pieces: list[Piece] = []
         self._waiting = self._rows = 0
         self._contexts: list[np.ndarray] = []
 
+    @property
+    def done(self) -> bool:
+        """True once the tokens asked for have been read."""
+        return self.limit is not None and self.usable >= self.limit
+
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Usable tokens read, and tokens asked for."""
+        return self.usable, self.limit
+
+    def step(self, batch: Batch) -> None:
+        """Take in a token batch of the stream; of the last one, only as many usable tokens as are missing."""
+        if batch.source is None or not self.sites:
+            raise InputError(f"{self.name} reads the texts of one site: give site=, and read a TokenStream")
+        tokens, acts = batch.source.batch, batch.source.acts[self.sites[0]]
+        order = tokens.usable.flatten().cumsum(0).reshape(tokens.usable.shape)
+        if self.limit is not None:
+            tokens = tokens._replace(usable=tokens.usable & (order <= self.limit - self.usable))
+        self.usable += int(order[-1, -1])
+        self.update(acts, tokens)
+
+    @torch.no_grad()
     def update(self, acts: Float[Tensor, "R T d"], batch: TokenBatch) -> None:
         """Take in the activations of one token batch."""
         flat = acts.flatten(0, 1).flatten(1)
@@ -136,9 +183,9 @@ class FeatureExamples:
         self._rows += R
         self._waiting += R * T
         if self._waiting >= BLOCK_CELLS:
-            self._merge()
+            self._fold()
 
-    def _merge(self) -> None:
+    def _fold(self) -> None:
         """Fold the waiting batches into everything kept."""
         if not self._pieces:
             return
@@ -167,6 +214,77 @@ class FeatureExamples:
         rank = self._lot(block.latent[entry], context[entry])
         self.sampled.merge(block, entry, group, rank, context[entry])
 
+    def merge(self, other: FeatureExamples) -> None:
+        """Take in what an equal measure kept of a later stretch of the corpus; exact, examples included.
+
+        Raises:
+            InputError: the other was made for other latents, sizes or another seed.
+        """
+        if self._options() != other._options():
+            raise InputError(f"{other.name} keeps {other._options()} and {self.name} {self._options()}: use the same")
+        self._fold()
+        other._fold()
+        self.count += other.count
+        np.maximum(self.maximum, other.maximum, out=self.maximum)
+        self.histogram += other.histogram
+        longest = max(len(self.l0), len(other.l0))
+        self.l0 = sum(np.pad(l0, (0, longest - len(l0))) for l0 in (self.l0, other.l0))  # type: ignore[assignment]
+        for counter in COUNTERS:
+            setattr(self, counter, getattr(self, counter) + getattr(other, counter))
+        self._contexts += other._contexts
+        self.strongest.join(other.strongest)
+        self.sampled.join(other.sampled)
+
+    def _options(self) -> dict[str, Any]:
+        """Sizes and choices that two measures must share to be merged."""
+        return {
+            "latents": zlib.crc32(self.latents.tobytes()),
+            "n_latents": len(self.count),
+            "context": list(self.context),
+            "top": self.strongest.rank.shape[1],
+            "per_octave": self.sampled.rank.shape[1],
+            "seed": self.seed,
+            "sites": [str(site) for site in self.sites],
+        }
+
+    def metrics(self) -> dict[str, int | float]:
+        """Tokens measured so far, and latents that fired on some."""
+        self._fold()
+        return {"tokens": self.measured, "alive": int((self.count > 0).sum())}
+
+    def state_dict(self) -> State:
+        """Counts, histograms, examples with their windows, and a hash of every context seen."""
+        self._fold()
+        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in ARRAYS}
+        contexts = np.concatenate([*self._contexts, np.zeros(0, np.uint64)])
+        return {
+            **arrays,
+            "contexts": torch.from_numpy(contexts.view(np.int64)),
+            "strongest": self.strongest.state_dict(),
+            "sampled": self.sampled.state_dict(),
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "options": self._options(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            InputError: it was taken with other latents, sizes or another seed.
+        """
+        require_same(state["options"], self._options(), f"the state of {self.name}")
+        for name in ARRAYS:
+            setattr(self, name, state[name].numpy().copy())
+        self._contexts = [state["contexts"].numpy().view(np.uint64)]
+        self._pieces, self._waiting = [], 0
+        self.strongest.load_state_dict(state["strongest"])
+        self.sampled.load_state_dict(state["sampled"])
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+
+    def save(self, folder: Path) -> None:
+        """Write nothing: examples become `Features` with a model (`collect`)."""
+
     def _lot(self, latent: np.ndarray, context: np.ndarray) -> np.ndarray:
         """A number from 0 to 1 that depends on the seed, the latent and the context alone."""
         salt = np.uint64(derive_seed(self.seed, "examples"))
@@ -174,7 +292,7 @@ class FeatureExamples:
 
     def tables(self) -> tuple[ExampleTable, ExampleTable]:
         """The strongest examples and the random ones."""
-        self._merge()
+        self._fold()
         seen, times = np.unique(np.concatenate([*self._contexts, np.zeros(0, np.uint64)]), return_counts=True)
         self._contexts = [np.repeat(seen, times)]
 

@@ -6,11 +6,22 @@ corpus, the earlier wins a tie, and an entry that loses its place could never re
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import torch
 from jaxtyping import Float64, Int64, UInt64
 
+from ...lab.storage import State
 from .blocks import OUTSIDE, Block, Windows
 from .loops import insert_best
+
+ARRAYS = ("filled", "rank", "context", "source")
+
+
+def signed(array: np.ndarray) -> np.ndarray:
+    """The same bytes as int64 where they are uint64, which no tensor file holds."""
+    return array.view(np.int64) if array.dtype == np.uint64 else array
 
 
 class Kept:
@@ -45,13 +56,29 @@ class Kept:
             rank: smaller is better.
             context: entries of one group with the same context count as one; the best stands for all.
         """
+        self._insert(group, rank, context, entries, block.windows)
+
+    def join(self, later: Kept) -> None:
+        """Take in the entries kept of a later stretch of the corpus; `later` stays as it is."""
+        group, place = later._there()
+        rank, context, source = (table[group, place] for table in (later.rank, later.context, later.source))
+        self._insert(group, rank, context, source, later.windows.take)
+
+    def _insert(
+        self,
+        group: Int64[np.ndarray, " E"],
+        rank: Float64[np.ndarray, " E"],
+        context: UInt64[np.ndarray, " E"],
+        entries: Int64[np.ndarray, " E"],
+        windows: Callable[[np.ndarray], Windows],
+    ) -> None:
         insert_best(self.rank, self.context, self.source, self.filled, group, rank, context, -1 - entries)
         there = self._there()
         source = self.source[there]
         old, new = source[source >= 0], -1 - source[source < 0]
         if not len(new):
             return
-        cut = block.windows(new)
+        cut = windows(new)
         stay = self.windows.take(old)
         self.windows = Windows(*(np.concatenate(columns) for columns in zip(stay, cut, strict=True)))
         renumbered = np.empty(len(source), np.int64)
@@ -63,6 +90,18 @@ class Kept:
         """Group, context and window of everything kept, by group, then rank."""
         group, place = self._there()
         return group, self.context[group, place], self.windows.take(self.source[group, place])
+
+    def state_dict(self) -> State:
+        """Every entry with its window."""
+        arrays = {name: getattr(self, name) for name in ARRAYS} | self.windows._asdict()
+        return {name: torch.from_numpy(signed(array).copy()) for name, array in arrays.items()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` gave."""
+        arrays = {name: tensor.numpy().copy() for name, tensor in state.items()}
+        for name in ARRAYS:
+            setattr(self, name, arrays[name].view(getattr(self, name).dtype))
+        self.windows = Windows(*(arrays[name] for name in Windows._fields))
 
     def _there(self) -> tuple[np.ndarray, np.ndarray]:
         """Groups and places that hold an entry, by group, then rank."""
