@@ -1,11 +1,7 @@
-"""Saving and loading probes: a directory with `probe.safetensors` and `probe.json` (schema 1), JSON last.
-
-probe.json: {schema, form, kind, classes, source, scaling, training, sha256 of the tensor file}.
-"""
+"""`load`: a probe of any form from the directory that `Probe.save` wrote."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,36 +9,14 @@ import torch
 from ..lab.errors import InputError, unknown
 from ..lab.models.hooked_model import HookedModel
 from ..lab.models.sites import Site
-from ..lab.storage import file_sha256, read_json, read_tensors, write_json, write_tensors
+from ..lab.storage import file_sha256, read_json, read_tensors
 from .fitting.nonlinear import AttentionProbe, MLPProbe
 from .fitting.scaling import Scaling
 from .labels import Source
-from .probe import Probe
+from .probe import DESCRIPTION, SCALE, SCHEMA, WEIGHTS, Probe
 
-SCHEMA = 1
-WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"
 FORMS: dict[str, type[Probe]] = {one.form: one for one in (Probe, MLPProbe, AttentionProbe)}
 """Every form of read-out by name."""
-SCALE = ("scaling.mean", "scaling.spread")
-
-
-def save(probe: Probe, folder: Path | str) -> Path:
-    """Write a probe into `folder`, which is created. The description is written last."""
-    folder = Path(folder)
-    scale = dict(zip(SCALE, (probe.scaling.mean, probe.scaling.spread), strict=True))
-    write_tensors(folder / WEIGHTS, {**probe.tensors(), **scale})
-    description = {
-        "schema": SCHEMA,
-        "form": probe.form,
-        "kind": probe.kind,
-        "classes": list(probe.classes),
-        "source": asdict(probe.source),
-        "scaling": probe.scaling.kind,
-        "training": probe.training,
-        "sha256": file_sha256(folder / WEIGHTS),
-    }
-    write_json(folder / DESCRIPTION, description)
-    return folder
 
 
 def load(folder: Path | str, model: HookedModel | None = None, site: Site | str | None = None) -> Probe:

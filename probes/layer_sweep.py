@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..lab.errors import InputError, unknown
 from ..lab.models.hooked_model import HookedModel
 from ..lab.models.sites import PATH, Site
-from ..lab.runs.loop import train
+from ..lab.runs.read import read
 from ..lab.runs.run import Run
 from ..lab.streams.activation_stream import ActivationStream, StreamConfig
 from ..lab.text.corpus import Corpus
@@ -156,14 +156,7 @@ def read_texts(
         InputError: a text without a token, or activations that are not finite.
     """
     stream = text_stream(model, texts, [site for one in consumers for site in one.sites], config)
-    if run is not None:
-        train(stream, consumers, run, log_every=50, progress=progress)
-        return
-    with tqdm(desc="read texts", unit="tok", unit_scale=True, disable=not progress) as bar:
-        for batch in stream:
-            for consumer in consumers:
-                consumer.step(batch)
-            bar.update(len(batch.origin))
+    read(stream, consumers, run, description="read texts", progress=progress)
 
 
 def text_stream(

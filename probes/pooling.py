@@ -152,6 +152,43 @@ class PooledTexts:
         else:
             keep_largest(table, unit, x.float())
 
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Texts of which a token was gathered, and all texts; a stream in text order is about as far."""
+        return int((self.counts > 0).sum()), len(self.labels)
+
+    def merge(self, other: PooledTexts) -> None:
+        """Take in what an equal measure gathered of other rows, of the same texts or of others.
+
+        `last`, `max` and `bag` merge exactly, `mean` up to the order of summation.
+
+        Raises:
+            InputError: the other gathers other texts or columns, or pools in another way.
+        """
+        if (self.pooling, list(self._columns)) != (other.pooling, list(other._columns)) or not torch.equal(
+            self._ids, other._ids
+        ):
+            raise InputError(
+                f"{other.name} gathers {', '.join(other._columns)} of {len(other.labels)} texts by {other.pooling} and "
+                f"{self.name} {', '.join(self._columns)} of {len(self.labels)} by {self.pooling}: merge equal measures"
+            )
+        later = other._last > self._last
+        for name, theirs in other._tables.items():
+            mine = self._tables.get(name)
+            if mine is None:
+                self._tables[name] = theirs.clone()
+            elif self.pooling == "last":
+                self._tables[name] = torch.where(later[:, None], theirs, mine)
+            elif self.pooling == "mean":
+                self._tables[name] = mine + theirs
+            else:
+                self._tables[name] = torch.maximum(mine, theirs)
+        for name, parts in other._bags.items():
+            self._bags[name] = self._bags[name] + parts
+        self._origins = self._origins + other._origins
+        self.counts = self.counts + other.counts
+        self._last = torch.maximum(self._last, other._last)
+
     def metrics(self) -> dict[str, int | float]:
         """Texts seen so far, and tokens of them."""
         return {"texts": int((self.counts > 0).sum()), "tokens": int(self.counts.sum())}

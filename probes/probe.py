@@ -11,7 +11,7 @@ Whatever scaling the fit used is folded into `weight` and `bias` and kept beside
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,10 +23,16 @@ from torch import Tensor
 from ..lab.errors import InputError
 from ..lab.models.hooked_model import HookedModel
 from ..lab.models.sites import Site
+from ..lab.storage import file_sha256, write_json, write_tensors
 from ..saes.dictionary import Dictionary
 from ..saes.matching import require_model
 from .fitting.scaling import Scaling
 from .labels import Bags, PooledRows, Source
+
+SCHEMA = 1
+WEIGHTS, DESCRIPTION = "probe.safetensors", "probe.json"
+SCALE = ("scaling.mean", "scaling.spread")
+"""Names of the scaling's tensors in the file of weights."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -153,10 +159,25 @@ class Probe:
         return {one.name: value for one in fields(self) if isinstance(value := getattr(self, one.name), Tensor)}
 
     def save(self, folder: Path | str) -> Path:
-        """Write the probe into a directory (see `files.py`)."""
-        from .files import save
+        """Write the probe into `folder`, which is created; `probe.json` is written last.
 
-        return save(self, folder)
+        probe.json: {schema, form, kind, classes, source, scaling, training, sha256 of probe.safetensors}.
+        """
+        folder = Path(folder)
+        scale = dict(zip(SCALE, (self.scaling.mean, self.scaling.spread), strict=True))
+        write_tensors(folder / WEIGHTS, {**self.tensors(), **scale})
+        description = {
+            "schema": SCHEMA,
+            "form": self.form,
+            "kind": self.kind,
+            "classes": list(self.classes),
+            "source": asdict(self.source),
+            "scaling": self.scaling.kind,
+            "training": self.training,
+            "sha256": file_sha256(folder / WEIGHTS),
+        }
+        write_json(folder / DESCRIPTION, description)
+        return folder
 
     def __repr__(self) -> str:
         told = ", ".join(self.classes) or f"{len(self.weight)} numbers"

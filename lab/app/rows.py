@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from ..errors import InputError
 from ..models.sites import Site
+from ..runs.first_rows import FirstRows
+from ..runs.read import read
 from ..streams.activation_stream import ActivationStream, StreamConfig
 from ..streams.store import ActivationStore
 from .options import ModelText
@@ -42,13 +43,8 @@ def split_rows(
 
 def _collect(stream: ActivationStream, site: Site, rows: int) -> Float32[Tensor, "rows d"]:
     """The first `rows` rows of a stream."""
-    parts, found = [], 0
-    for batch in stream:
-        parts.append(batch.acts[site].float())
-        found += len(parts[-1])
-        if found >= rows:
-            break
-    stream.close()
-    if found < rows:
-        raise InputError(f"{rows} rows are needed and the source ends after {found}: fewer --steps, or more text")
-    return torch.cat(parts)[:rows]
+    first = FirstRows(site, rows)
+    read(stream, first, description="rows", progress=False)
+    if first.rows < rows:
+        raise InputError(f"{rows} rows are needed and the source ends after {first.rows}: fewer --steps, or more text")
+    return first.acts.float()

@@ -131,6 +131,21 @@ class Moments:
         covariance = self.targets["cross"] / n - torch.outer(self.sums[0] / n, mean)
         return mean, self.targets["square"] / n - mean.square(), covariance / scaling.spread[:, None]
 
+    def merge(self, other: Moments) -> None:
+        """Add the moments of other rows.
+
+        Raises:
+            InputError: the other has other classes or columns, or keeps other products.
+        """
+        if self.seconds.shape != other.seconds.shape or self.classes != other.classes:
+            raise InputError(
+                f"moments of {self.classes} classes {tuple(self.seconds.shape)} and of {other.classes} "
+                f"{tuple(other.seconds.shape)} do not add up: merge moments of the same site and labels"
+            )
+        self.counts, self.sums = self.counts + other.counts, self.sums + other.sums
+        self.seconds = self.seconds + other.seconds
+        self.targets = {name: value + other.targets[name] for name, value in self.targets.items()}
+
     def state_dict(self) -> State:
         """Every sum."""
         return {"counts": self.counts, "sums": self.sums, "seconds": self.seconds, "targets": dict(self.targets)}

@@ -184,6 +184,31 @@ class StreamedProbes:
         facts = {"rows": int(self.seen.sum()), "weights": self.config.fit.class_weights, "streamed": True}
         return {kind: replace(found[kind], training={**facts, **found[kind].training}) for kind in self.kinds}
 
+    def merge(self, other: StreamedProbes) -> None:
+        """Add the moments of other rows, for kinds in closed form.
+
+        Raises:
+            InputError: `logistic` is among the kinds (its steps depend on the order of rows), or the other trains
+                other kinds, classes or columns.
+        """
+        if "logistic" in (*self.kinds, *other.kinds):
+            raise InputError("logistic probes take one step after the other and cannot be merged: use kinds in closed "
+                             f"form ({', '.join(CLOSED)})")  # fmt: skip
+        if (self.kinds, self.classes, self.source) != (other.kinds, other.classes, other.source):
+            raise InputError(f"{other.name} and {self.name} train different probes: merge equal ones")
+        if other.moments is None:
+            return
+        if self.moments is None:
+            self._start(other.moments.sums.shape[1])
+        assert self.moments is not None, "kinds in closed form have moments"
+        self.moments.merge(other.moments)
+        self.seen = self.seen + other.seen
+
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Labelled rows seen, and rows asked for."""
+        return int(self.seen.sum()), self.config.rows
+
     def state_dict(self) -> State:
         """Every sum, and the logistic probe's weights, moments and scaling."""
         scaling = {} if self.scaling is None else {"mean": self.scaling.mean, "spread": self.scaling.spread}

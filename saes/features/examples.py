@@ -56,6 +56,15 @@ class ExampleTable(NamedTuple):
     windows: Windows
 
 
+class Logits(NamedTuple):
+    """The ends of every direction's effect on the logits, strongest first: [F, 10] each."""
+
+    top_tokens: Int32[np.ndarray, "F m"]
+    top_values: Float32[np.ndarray, "F m"]
+    bottom_tokens: Int32[np.ndarray, "F m"]
+    bottom_values: Float32[np.ndarray, "F m"]
+
+
 class FeatureExamples:
     """Accumulates over token batches; see the module's text for what is kept.
 
@@ -105,7 +114,7 @@ class FeatureExamples:
             raise InputError(f"latent {wrong} is outside the dictionary: latents go from 0 to {n - 1}")
         self.dictionary, self.context, self.seed = dictionary, context, seed
         self.name, self.limit = name, tokens
-        self.sites = () if site is None else (site,)
+        self.sites: tuple[Site, ...] = () if site is None else (site,)
         self.latents = np.unique(latents).astype(np.int64)
         self.slot = np.full(n, -1)
         self.slot[self.latents] = np.arange(len(self.latents))

@@ -14,8 +14,9 @@ from jaxtyping import Float32, Int32, Int64
 
 from ...lab.errors import InputError
 from ...lab.rng import generator
+from . import files
 from .blocks import OUTSIDE
-from .examples import BINS_PER_OCTAVE, LOWEST, ExampleTable, bin_edges
+from .examples import BINS_PER_OCTAVE, LOWEST, ExampleTable, Logits, bin_edges
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,6 @@ class Bucket(NamedTuple):
     share: float
     """Of the latent's firings."""
     examples: list[Example]
-
-
-class Logits(NamedTuple):
-    """The ends of every direction's effect on the logits, strongest first: [F, 10] each."""
-
-    top_tokens: Int32[np.ndarray, "F m"]
-    top_values: Float32[np.ndarray, "F m"]
-    bottom_tokens: Int32[np.ndarray, "F m"]
-    bottom_values: Float32[np.ndarray, "F m"]
 
 
 class LogitEffects(NamedTuple):
@@ -184,16 +176,12 @@ class Features:
 
     def save(self, folder: Path | str) -> Path:
         """Write parquet tables and, last, `features.json` into `folder`, which is created."""
-        from .files import save
-
-        return save(self, folder)
+        return files.save(self, folder)
 
     @classmethod
     def load(cls, folder: Path | str) -> Features:
         """Read what `save` wrote; InputError if it is not there or of another schema."""
-        from .files import load
-
-        return load(folder)
+        return cls(**files.load(folder))
 
     def _inside(self, latent: int) -> int:
         if not 0 <= latent < self.n_latents:

@@ -17,7 +17,7 @@ import numpy as np
 from ...lab.errors import InputError
 from ...lab.storage import atomic_path, read_json, write_json
 from .blocks import Windows
-from .examples import ExampleTable
+from .examples import ExampleTable, Logits
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,14 +63,12 @@ def save(features: Features, folder: Path | str) -> Path:
     return folder
 
 
-def load(folder: Path | str) -> Features:
-    """Read a folder of features.
+def load(folder: Path | str) -> dict[str, Any]:
+    """Read a folder of features: the fields of `Features`, by name.
 
     Raises:
         InputError: not such a folder, another schema, or a damaged table; names the file.
     """
-    from .feature_set import Features, Logits
-
     folder = Path(folder)
     description = read_json(folder / DESCRIPTION, "description of features")
     if not isinstance(description, dict) or description.get("schema") != SCHEMA:
@@ -81,7 +79,7 @@ def load(folder: Path | str) -> Features:
     if (folder / "logits.parquet").exists():
         read = _read(folder / "logits.parquet")
         logits = Logits(*(_array(read, name) for name in Logits._fields))
-    return Features(
+    return dict(
         source=description["source"],
         measured=description["measured"],
         count=_array(latents, "count"),

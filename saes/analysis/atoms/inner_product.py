@@ -54,6 +54,27 @@ class SecondMoment:
         """True once the configured rows have been read."""
         return self.limit is not None and self.rows >= self.limit
 
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Rows read, and rows asked for."""
+        return self.rows, self.limit
+
+    def merge(self, other: SecondMoment) -> None:
+        """Add the moments of other rows of the site.
+
+        Raises:
+            InputError: the other is of another site.
+        """
+        if self.sites != other.sites:
+            raise InputError(f"moments of {other.sites[0]} do not add to those of {self.sites[0]}")
+        if not other.rows:
+            return
+        if not len(self._sum):
+            self._sum, self._squares = torch.zeros_like(other._sum), torch.zeros_like(other._squares)
+        self._sum = self._sum + other._sum
+        self._squares = self._squares + other._squares
+        self.rows += other.rows
+
     def step(self, batch: Batch) -> None:
         """Add the rows of a batch, up to those asked for."""
         room = len(batch.origin) if self.limit is None else self.limit - self.rows

@@ -76,12 +76,15 @@ class CrossMoments:
     """Both kinds of CKA of two streams of aligned rows, in memory of a few d x d matrices a group.
 
     Rows are shifted by the means of the first batch, which changes neither score and keeps fp64 sums exact enough.
+
+    Args:
+        shift: shift rows by these instead; two measures that will be merged need the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shift: tuple[Float[Tensor, " d_x"], Float[Tensor, " d_y"]] | None = None) -> None:
         self._groups: list[_Sums | None] = [None] * GROUPS
         self._group_of: dict[int, int] = {}
-        self._shift: tuple[Tensor, Tensor] | None = None
+        self._shift = None if shift is None else (shift[0].double(), shift[1].double())
 
     def add(
         self, x: Float[Tensor, "rows d_x"], y: Float[Tensor, "rows d_y"], documents: Int64[Tensor, " rows"]
@@ -102,6 +105,30 @@ class CrossMoments:
             found = _Sums.of(x[mine].double() - self._shift[0], y[mine].double() - self._shift[1])
             held = self._groups[group]
             self._groups[group] = found if held is None else held.plus(found)
+
+    def merge(self, other: CrossMoments) -> None:
+        """Add the moments of rows of later documents; `other` stays as it is.
+
+        Both must be shifted by the same means (`shift`), or scores would be of other rows; groups of documents are
+        those of one read where the two share no document.
+
+        Raises:
+            InputError: the two have different shifts.
+        """
+        if other._shift is None:
+            return
+        if self._shift is None:
+            self._shift = other._shift
+        if not all(torch.equal(a, b) for a, b in zip(self._shift, other._shift, strict=True)):
+            raise InputError("the moments are about different means: give both CrossMoments one shift=")
+        first = len(self._group_of)
+        for document in other._group_of:
+            self._group_of.setdefault(document, len(self._group_of) % GROUPS)
+        for group, theirs in enumerate(other._groups):
+            if theirs is not None:
+                own = (first + group) % GROUPS
+                held = self._groups[own]
+                self._groups[own] = theirs if held is None else held.plus(theirs)
 
     @property
     def n(self) -> int:

@@ -5,6 +5,7 @@ few atoms to test with; k steps of pursuit for all rows at once; then the rows t
 once more on all atoms that came before it. That keeps similar rows of one batch from all entering; the released code
 lets them in (`dedupe="none"`).
 
+Which atoms enter depends on the order of rows, so two halves of a stream built apart do not merge into one ITDA.
 Atoms are chosen by matching pursuit, as in the released code, whatever pursuit the dictionary encodes with later.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ....lab.errors import InputError, unknown
 from ....lab.models.sites import Site
+from ....lab.runs.read import read
 from ....lab.storage import State
 from ....lab.streams.activation_stream import ActivationStream, Batch
 from ...architectures.itda.dictionary import ITDA, ITDAConfig
@@ -149,6 +151,11 @@ class ITDATrainer:
         while sum(counted for counted, _ in self.recent[1:]) >= self.config.patience:
             self.recent.pop(0)
 
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Rows read, and the most that will be; saturation or `max_atoms` may end it sooner."""
+        return self.rows, self.config.rows
+
     def metrics(self) -> dict[str, int | float]:
         """Atoms now, and since the last call the share of rows that were lost and that became atoms."""
         rows = max(self.sums["rows"], 1)
@@ -249,9 +256,5 @@ def build_itda(stream: ActivationStream, site: Site | str, config: GrowthConfig 
         InputError: as `itda_on`, or the stream has no row that is not zero.
     """
     trainer = itda_on(stream, site, config, device=stream.device)
-    for batch in stream:
-        trainer.step(batch)
-        if trainer.done:
-            break
-    stream.close()
+    read(stream, trainer, description="itda", progress=False)
     return trainer.built()
