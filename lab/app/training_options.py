@@ -46,7 +46,7 @@ class LoopOptions:
     """How the loop logs, checkpoints and continues.
 
     Raises:
-        InputError: no steps between lines, no time between checkpoints, or a sink that is unknown or not installed.
+        InputError: no steps between lines, no time between checkpoints, or a tracker that is unknown or not installed.
     """
 
     resume: bool = False
@@ -55,7 +55,7 @@ class LoopOptions:
     """Steps between lines of metrics.jsonl."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints."""
-    sinks: tuple[str, ...] = ()
+    trackers: tuple[str, ...] = ()
     """Also send metrics to wandb, tensorboard or trackio."""
 
     def __post_init__(self) -> None:
@@ -63,12 +63,12 @@ class LoopOptions:
             raise InputError(f"log_every must be at least 1, got {self.log_every}")
         if not self.checkpoint_minutes > 0:
             raise InputError(f"checkpoint_minutes must be above 0, got {self.checkpoint_minutes:g}")
-        for sink in self.sinks:
-            check_sink(sink)
+        for tracker in self.trackers:
+            check_sink(tracker)
 
     def arguments(self) -> dict[str, Any]:
         """What `train` takes of these."""
-        return {"log_every": self.log_every, "checkpoint_minutes": self.checkpoint_minutes, "sinks": self.sinks}
+        return {"log_every": self.log_every, "checkpoint_minutes": self.checkpoint_minutes, "sinks": self.trackers}
 
     def train(
         self, stream: ActivationStream | TokenStream, consumers: Sequence[Consumer], run: Run, rows: int | None = None

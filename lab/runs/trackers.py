@@ -78,7 +78,7 @@ def check_sink(name: str) -> None:
         InputError: the name is none of `SINKS`, or wandb is asked for and nobody is logged in.
     """
     if name not in SINKS:
-        raise unknown("metrics sink", name, SINKS)
+        raise unknown("tracker", name, SINKS)
     online = os.environ.get("WANDB_MODE", "online") in ("online", "shared")
     if name == "wandb" and online and not _imported("wandb", "wandb").login(prompt=False):
         raise InputError(f"the wandb sink needs a login: {LOGIN}")
@@ -91,7 +91,7 @@ def open_sink(name: str, run: Run) -> Sink:
         InputError: the name is none of these, its package is not installed, or wandb has no login.
     """
     if name not in SINKS:
-        raise unknown("metrics sink", name, SINKS)
+        raise unknown("tracker", name, SINKS)
     return SINKS[name](run)
 
 

@@ -28,6 +28,7 @@ from ...models.sites import Site
 from ...streams.activation_stream import Batch
 from ..options import Flat, ModelText
 from ..rows import split_rows
+from .command import Bench
 from .l0_search import Trial, reach_l0
 from .peers import SAE_LENS, SaeLens
 from .timing import named
@@ -59,8 +60,10 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BenchArchitectures:
+class BenchArchitectures(Bench):
     """Train every architecture that SAELens has with both libraries on the same rows, and compare at equal L0."""
+
+    example = "monosem bench architectures --architectures topk --rows 20000"
 
     architectures: str = ",".join(SAE_LENS)
     """Which, comma-separated."""
@@ -104,7 +107,7 @@ class BenchArchitectures:
             raise InputError(f"rows={self.rows} are less than one batch of {self.batch}: give more rows")
         named(self.architectures, SAE_LENS, "architecture", "--architectures")
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """One line per architecture and learning rate of SAELens: both as l0, fvu, unfired; our FVU to theirs.
 
         Where ours comes to no L0 on either side of theirs, `as_good` is null: the ratio is then between two L0.

@@ -14,14 +14,17 @@ from ....saes.training.trainer import TrainConfig, Trainer
 from ...models.sites import Site
 from ...streams.activation_stream import Batch
 from ...streams.buffer import ShuffleBuffer
+from .command import Bench
 from .timing import interleaved
 
 SITE = Site.parse("resid_post.0")
 
 
 @dataclass(frozen=True)
-class BenchBuffer:
+class BenchBuffer(Bench):
     """Serve batches from shuffle buffers of several sizes, beside one training step on such a batch."""
+
+    example = "monosem bench buffer --rounds 10"
 
     rows: tuple[int, ...] = (16_384, 1_048_576)
     """Buffer sizes; ratios are to the first."""
@@ -34,7 +37,7 @@ class BenchBuffer:
     rounds: int = 60
     """Batches served from each."""
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """JSON keys seconds_per_batch and mixing by size, step_seconds, and extra_share of the largest."""
         g = torch.Generator().manual_seed(0)
         chunk = torch.randn(2 * self.batch, self.d_in, generator=g)

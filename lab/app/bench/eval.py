@@ -21,6 +21,7 @@ from ...models.hooked_model import HookedModel
 from ...models.sites import Site
 from ...rng import generator
 from ..options import Flat, ModelText
+from .command import Bench
 from .timing import interleaved
 
 ROWS = 4096
@@ -28,8 +29,10 @@ ROWS = 4096
 
 
 @dataclass(frozen=True)
-class BenchEval:
+class BenchEval(Bench):
     """Evaluate a dictionary and run the unhooked model to its logits over the same number of tokens, in turn."""
+
+    example = "monosem bench eval --tokens 2048"
 
     dictionary: Path | None = None
     """Folder of a dictionary or run; by default one with random directions at `site`, which costs the same."""
@@ -44,7 +47,7 @@ class BenchEval:
     source: Flat[ModelText] = field(default_factory=ModelText)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """JSON keys `seconds` and `cpu_seconds` by name, and `ratio` of the evaluation to the forward in both."""
         if self.rounds < 1:
             raise InputError(f"rounds must be at least 1, got {self.rounds}")

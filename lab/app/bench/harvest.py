@@ -14,6 +14,7 @@ from ...errors import InputError
 from ...models.hooked_model import HookedModel
 from ...models.sites import Site
 from ..options import Flat, ModelText
+from .command import Bench
 from .timing import interleaved, named
 
 Forward = Callable[[Tensor], object]
@@ -57,8 +58,10 @@ PEERS: dict[str, Callable[[HookedModel, Site], Forward]] = {"plain": plain, "tra
 
 
 @dataclass(frozen=True)
-class BenchHarvest:
+class BenchHarvest(Bench):
     """Capture one site at several contexts, the same tokens for everyone, in turn."""
+
+    example = "monosem bench harvest --against plain --contexts 128"
 
     against: str = "transformer-bridge,plain"
     """Peers, comma-separated."""
@@ -72,7 +75,7 @@ class BenchHarvest:
     """Timed passes of each."""
     source: Flat[ModelText] = field(default_factory=ModelText)
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """Race; JSON keys tokens_per_second[context][name] and ratio[context][peer]."""
         peers = named(self.against, PEERS)
         model = self.source.open_model()

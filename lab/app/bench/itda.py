@@ -29,6 +29,7 @@ from ...models.sites import Site
 from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...streams.store import ActivationStore
 from ..options import Flat, ModelText
+from .command import Bench
 from .timing import interleaved
 
 log = logging.getLogger(__name__)
@@ -58,11 +59,13 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class BenchItda:
+class BenchItda(Bench):
     """Build an ITDA and train TopK autoencoders of the same size on one stream; compare time, quality and encoding.
 
     The ITDA takes its batches evenly over the run, so that a machine that is slower for a while is so for all.
     """
+
+    example = "monosem bench itda --itda-rows 5000 --sae-rows 20000"
 
     n_latents: int = 9216
     """Atoms, and latents of each autoencoder."""
@@ -107,7 +110,7 @@ class BenchItda:
         k = BUILD_K if BUILD_K in self.ks else self.ks[0]
         return GrowthConfig(max_atoms=self.n_latents, rows=self.itda_rows, k=k, tau=self.tau)
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """Build, time and measure.
 
         Returns:

@@ -10,6 +10,7 @@ from typing import Any
 from ....kernels.explain import explain
 from ...errors import InputError, unknown
 from ...table import markdown
+from .command import Bench
 from .ceilings import ceilings
 from .kernel_cases import CASES, Bed, Case
 from .shapes import device, shapes_of
@@ -20,8 +21,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BenchKernels:
+class BenchKernels(Bench):
     """Time each kernel and its plain PyTorch twin in turn on fresh inputs, and check that they agree."""
+
+    example = "monosem bench kernels --rounds 2"
 
     shape: str = "first"
     """Shapes d,n,k,batch, parted by spaces; or `first`, or `all` of those this kind of machine is measured at."""
@@ -34,7 +37,7 @@ class BenchKernels:
     write: bool = False
     """Append the table to kernels/BENCHMARKS.md."""
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """JSON key `shapes`: by shape, what the dispatcher runs and why, the machine's ceilings and, for each kernel,
         seconds, speed-ups and rates.
 

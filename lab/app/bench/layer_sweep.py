@@ -23,11 +23,14 @@ from ...models.sites import Site
 from ...streams.activation_stream import ActivationStream
 from ...streams.store import ActivationStore
 from ..options import Flat
+from .command import Bench
 
 
 @dataclass(frozen=True)
-class BenchLayerSweep:
+class BenchLayerSweep(Bench):
     """Read texts once, fit and measure probes with nulls at every site; then a few sites from a store on disk."""
+
+    example = "monosem bench layer-sweep --texts 200"
 
     data: str = "sae-probes:92_glue_sst2"
     """As `monosem probe --data`."""
@@ -50,7 +53,7 @@ class BenchLayerSweep:
         if self.stored_texts < 20:
             raise InputError(f"stored_texts must be at least 20, got {self.stored_texts}")
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """Seconds to read and to fit, CPU seconds, scores at the best site of every kind, and live against stored."""
         model = load_model(self.model, dtype=self.dtype)
         data = open_texts(self.data, limit=self.texts, seed=self.measure.seed)

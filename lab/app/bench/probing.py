@@ -11,17 +11,20 @@ from ....probes.tasks.sentences import SentenceProbing, probe_sentences
 from ....probes.tasks.texts import over_datasets
 from ....saes.evaluation.results import flat
 from ..options import Flat
+from .command import Bench
 
 
 @dataclass(frozen=True)
-class BenchProbing:
+class BenchProbing(Bench):
     """Embed texts with MiniLM, train a dictionary on the vectors, probe every data set; with all baselines."""
+
+    example = "monosem bench probing --datasets 92_glue_sst2"
 
     datasets: tuple[str, ...] = ("all",)
     """Names of data sets; "all" takes the 113."""
     probing: Flat[SentenceProbing] = field(default_factory=SentenceProbing)
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """JSON keys seconds, cpu_seconds, datasets, and the mean of every score with its nulls."""
         wall, cpu = time.perf_counter(), time.process_time()
         names = dataset_names() if self.datasets == ("all",) else self.datasets

@@ -18,6 +18,7 @@ from ....saes.training.config import TrainConfig
 from ....saes.training.trainer import Trainer
 from ...errors import InputError
 from ...models.sites import Site
+from .command import Bench
 from .timing import named
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 @dataclass(frozen=True)
-class BenchRecovery:
+class BenchRecovery(Bench):
     """Train every architecture on planted activations and match its decoder rows to the planted directions."""
+
+    example = "monosem bench recovery --architectures topk --rows 50000"
 
     architectures: str = ",".join(trainable())
     """Which, comma-separated."""
@@ -55,7 +58,7 @@ class BenchRecovery:
             if isinstance(value, int) and value < 1:
                 raise InputError(f"{one.name} must be at least 1, got {value}")
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """One line for each way of training: scores beside those of an untrained dictionary, L0 and seconds."""
         names = named(self.architectures, trainable(), "architecture", "--architectures")
         ways = [(name, options) for name in names for options in VARIANTS.get(name, ({},))]

@@ -18,6 +18,7 @@ from ...errors import InputError
 from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...streams.store import ActivationStore
 from ...table import markdown
+from .command import Bench
 from .contestant import Contestant, Ours
 from .peers import PEERS
 from .shapes import Planted, Shape, device, shapes_of
@@ -32,11 +33,13 @@ COPIES = 6
 
 
 @dataclass(frozen=True)
-class BenchStep:
+class BenchStep(Bench):
     """Time the training step of each library on the same batches, in turn, without a model in the way.
 
     A turn is two steps, of which the second is timed: in training, a step follows another of the same library.
     """
+
+    example = "monosem bench step --shape first --against sae-lens --steps 2"
 
     shape: str = "first"
     """Shapes d,n,k,batch, parted by spaces; or `first`, or `all` of those this kind of machine is measured at."""
@@ -51,7 +54,7 @@ class BenchStep:
     write: bool = False
     """Append the table to kernels/BENCHMARKS.md."""
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """JSON key `shapes`: by shape, tokens_per_second, ratio (ours to theirs), step_seconds, extra_memory."""
         if self.steps < 1 or self.warmup < 0:
             raise InputError(f"at least one timed step is needed, got steps={self.steps} and warmup={self.warmup}")

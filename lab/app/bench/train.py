@@ -15,6 +15,7 @@ from ...errors import InputError
 from ...models.sites import Site
 from ..options import Flat, ModelText
 from ..rows import split_rows
+from .command import Bench
 from .contestant import Contestant, Ours
 from .peers import PEERS
 from .timing import interleaved, named
@@ -23,8 +24,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BenchTrain:
+class BenchTrain(Bench):
     """Train the same TopK shape with each library on the same activations, batch by batch in turn."""
+
+    example = "monosem bench train --against sae-lens --n-latents 2304 --steps 20"
 
     against: str = "sae-lens,dictionary-learning"
     """Peers, comma-separated."""
@@ -50,7 +53,7 @@ class BenchTrain:
     store: Path | None = None
     """Train on this store's rows (written by `monosem harvest`) and hold out its last ones."""
 
-    def run(self) -> dict[str, Any]:
+    def race(self) -> dict[str, Any]:
         """Race; JSON keys tokens_per_second, ratio (ours to theirs) and fvu, each by library."""
         if self.warmup >= self.steps:
             raise InputError(f"warmup={self.warmup} leaves no step of {self.steps} to time: give more steps")

@@ -30,6 +30,7 @@ from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...streams.store import ActivationStore
 from ...table import aligned
 from ...text.corpus import Corpus
+from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..pages.figures_page import Part, write_figures_page
 
@@ -37,12 +38,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Atoms:
+class AtomsCommand(Command):
     """Report on neurons, on dictionaries, and on JumpReLU SAEs that are trained here on whitened activations.
 
-    The latter are trained twice at one size, on `train_rows` rows and on ten times as many: what only fits the number
+    The latter are trained twice at one size, on `rows` rows and on ten times as many: what only fits the number
     of tokens is no atom. Writes report.json, atoms.html and the trained dictionaries.
     """
+
+    example = "monosem atoms runs/atoms --rows 5000"
 
     out: tyro.conf.Positional[Path]
     """A new folder."""
@@ -50,7 +53,7 @@ class Atoms:
     """Folders of dictionaries of one site, or of runs with exactly one."""
     site: str | None = None
     """By default that of the dictionaries, or resid_post.12."""
-    train_rows: int = 20_000
+    rows: int = 20_000
     """Rows to train the smaller atoms SAE on, the larger on ten times as many; 0 trains none."""
     n_latents: int | None = None
     """Atoms of those; by default four for each dimension."""
@@ -66,33 +69,33 @@ class Atoms:
     """Continue the training of the atoms SAEs in `out`, then measure."""
 
     def __post_init__(self) -> None:
-        if self.train_rows < 0:
-            raise InputError(f"train_rows must be 0 or more, got {self.train_rows}")
+        if self.rows < 0:
+            raise InputError(f"rows must be 0 or more, got {self.rows}")
         if self.k < 1 or (self.n_latents is not None and self.n_latents < self.k):
             raise InputError(f"k must be from 1 to n_latents, got k={self.k} and n_latents={self.n_latents}")
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Measure, train, measure again; the result is also written as `report.json`."""
         given = {str(path): find_dictionary(path)[1] for path in self.dictionaries}
         model = self.source.open_model()
         site = self._site(model, given)
         side = self._training_side(model, site)
         seen = read_seen(side, site, self.atoms, progress=True)
-        options = {"train_rows": self.train_rows, "n_latents": self.n_latents, "k": self.k}
+        options = {"train_rows": self.rows, "n_latents": self.n_latents, "k": self.k}
         run = Run.create(self.out, asdict(self.atoms) | options, side.fingerprint(), resume=self.resume)
-        trained = self._trained(model, site, seen, run) if self.train_rows else {}
+        trained = self._trained(model, site, seen, run) if self.rows else {}
         report = measure_atoms(
             {**given, **trained}, seen, self._fresh(model, site, whole=False), self._fresh(model, site, whole=True),
             self.atoms, held_out=f"held-out documents of {self.source.corpus}", progress=True,
         )  # fmt: skip
-        if not self.train_rows:
+        if not self.rows:
             run.finish()
         result = {"run": str(run.folder), "model": model.name, **report.to_json()}
         write_json(run.folder / "report.json", result)
         page = _write_page(run.folder / "atoms.html", report, result)
-        return {**result, "page": str(page), "table": report.table()}
+        return self.result({**result, "page": str(page), "table": report.table()}, page)
 
-    def told(self, result: dict[str, Any]) -> str:
+    def as_text(self, result: Mapping[str, Any]) -> str:
         """The table, what its brackets hold, and where the files are."""
         return "\n".join([aligned(result["table"]), "", LEGEND, *(f"{key}: {result[key]}" for key in ("run", "page"))])
 
@@ -139,9 +142,9 @@ class Atoms:
                     TrainConfig(rows=rows), name=f"atoms-{rows}", provenance=told,
                 ), product, seen.moment.mean,
             )
-            for rows in (self.train_rows, GROWTH * self.train_rows)
+            for rows in (self.rows, GROWTH * self.rows)
         ]  # fmt: skip
-        train(stream, trainers, run, steps=-(-GROWTH * self.train_rows // self.stream.batch))
+        train(stream, trainers, run, steps=-(-GROWTH * self.rows // self.stream.batch))
         for one in trainers:
             if not one.done:
                 log.warning("%s: the training text ended after %d rows", one.name, one.trainer.rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +24,7 @@ from ...errors import InputError
 from ...evidence import Evidence
 from ...table import aligned
 from ...text.corpus import Corpus, TextConfig
+from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..pages.compare_page import panels, write_compare_page
 from ..rows import split_rows
@@ -32,11 +34,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Compare:
+class CompareCommand(Command):
     """Compare models layer by layer, or dictionaries (ITDAs among them) atom by atom, every score beside its nulls.
 
     Two or more models, or one and its copies (--against), or two or more dictionaries.
     """
+
+    example = "monosem compare smollm2-135m --against rotated noise:0.1 --every 10"
 
     what: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Models (a registry or hub name, a folder, `minilm`), or folders of dictionaries or runs."""
@@ -78,7 +82,7 @@ class Compare:
         if self.out is not None and self.out.is_dir():
             raise InputError(f"--out {self.out} is a folder: give a file, such as {self.out / 'compare.html'}")
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Compare; JSON key `pairs` holds one object for each two, `overall` layer matching over all."""
         kinds = [is_dictionary(name) for name in self.what]
         if any(kinds) and not all(kinds):
@@ -88,20 +92,20 @@ class Compare:
             raise InputError("--against makes copies of a model: leave it out with dictionaries")
         return self._dictionaries() if all(kinds) else self._models()
 
-    def told(self, result: dict[str, Any]) -> str:
+    def as_text(self, result: Mapping[str, Any]) -> str:
         """The result for people."""
         shown = [panel for panel in panels(result) if panel.table]
         tables = [f"{panel.title}. {panel.lead}\n{aligned(panel.table)}" for panel in shown]
         return "\n\n".join([*tables, *([f"page: {result['page']}"] if "page" in result else [])])
 
-    def _models(self) -> dict[str, Any]:
+    def _models(self) -> Result:
         comparer = ModelComparer(self._source(), self.comparison, self.similarity, self.measures)
         results: list[PairResult] = comparer.compare(self.what, [Copy.parse(text) for text in self.against])
         overall = {m: {n: e.to_json() for n, e in found.items()} for m, found in comparer.overall(results).items()}
         found = {"kind": "models", "pairs": [one.to_json() for one in results], "overall": overall}
         return self._written(found)
 
-    def _dictionaries(self) -> dict[str, Any]:
+    def _dictionaries(self) -> Result:
         loaded = {name: _load(name) for name in self.what}
         pairs = []
         for (first, a), (second, b) in combinations(loaded.items(), 2):
@@ -153,11 +157,11 @@ class Compare:
             return None
         return found
 
-    def _written(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _written(self, result: dict[str, Any]) -> Result:
         if self.out is None:
-            return result
+            return self.result(result)
         write_compare_page(self.out, " and ".join(self.what), result)
-        return {"page": str(self.out), **result}
+        return self.result({"page": str(self.out), **result}, self.out)
 
 
 def is_dictionary(name: str) -> bool:

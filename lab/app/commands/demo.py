@@ -20,10 +20,11 @@ from ...storage import write_json
 from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...text.corpus import TextConfig
 from ..dictionary_options import DictionaryOptions
+from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..pages.report import write_report
 from ..training_options import LoopOptions, Reading, stream_counts, tokens_per_second
-from .train import Train
+from .train import TrainCommand
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,14 @@ HELD_OUT_TOKENS = 128
 
 
 @dataclass(frozen=True)
-class Demo:
+class DemoCommand(Command):
     """Train a TopK SAE on a real model, evaluate it, find what features fire on and write an HTML report.
 
     Run again after an interruption, it continues.
     """
+
+    example = "monosem demo"
+    always_json = True
 
     out: Path = Path("runs/demo")
     """Folder of the run."""
@@ -54,13 +58,11 @@ class Demo:
     feature_tokens: int = 16_384
     """Held-out tokens searched for examples."""
 
-    always_json = True
-
     def __post_init__(self) -> None:
         if not 1 <= self.features <= self.dictionary.n_latents:
             raise InputError(f"features must be from 1 to n_latents={self.dictionary.n_latents}, got {self.features}")
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Everything, then the summary that is printed as JSON."""
         start = time.perf_counter()
         model = self.source.open_model()
@@ -79,12 +81,12 @@ class Demo:
         report = self._report(run, evaluation, features, summary)
         summary["report"] = str(report)
         write_json(run.folder / "summary.json", summary)
-        return summary
+        return self.result(summary, report)
 
     def _train(self, model: HookedModel) -> Run:
         corpus = self.source.open_corpus(model, split="train")
         stream = ActivationStream(model, corpus, [self.site], config=self.stream)
-        training = Train(
+        training = TrainCommand(
             out=self.out, sites=(self.site,), reading=Reading(self.source, stream=self.stream),
             dictionary=self.dictionary, training=self.training, loop=LoopOptions(resume=True),
         )  # fmt: skip

@@ -16,6 +16,7 @@ from ....saes.evaluation.shared import require_nulls
 from ....saes.files import find_dictionary
 from ...errors import unknown
 from ...storage import write_json
+from ..command import Command, Result
 from ..options import Flat, ModelText
 from .suites import GROUPS, SUITES, Subject, SuiteOptions, measure
 
@@ -23,8 +24,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Eval:
+class EvalCommand(Command):
     """Measure a dictionary against its nulls on documents it was not trained on."""
+
+    example = "monosem eval runs/first --tokens 4096"
 
     dictionary: tyro.conf.Positional[Path]
     """Folder of a dictionary, or of a run with exactly one."""
@@ -41,7 +44,7 @@ class Eval:
                 raise unknown("group of metrics", name, GROUPS)
         require_nulls(self.options.evaluation)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Measure; the result is also written beside the dictionary as `evaluation.json`.
 
         Its schema is that of `Evaluation.to_json`, with `groups` that were asked for, `skipped` ones with the reason,
@@ -62,4 +65,4 @@ class Eval:
         result = {**found.evaluation.to_json(), "suite": self.suite, "groups": groups, "skipped": found.skipped,
                   "about": found.about}  # fmt: skip
         write_json(folder / "evaluation.json", result)
-        return result
+        return self.result(result)

@@ -11,14 +11,17 @@ import tyro
 from ....saes import formats
 from ....saes.files import find_dictionary
 from ...errors import unknown
+from ..command import Command, Result
 
 WRITTEN = tuple(name for name, one in formats.FORMATS.items() if one.compose)
 """Formats that can be written; the others are only read."""
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportCommand(Command):
     """Write a dictionary in another library's format."""
+
+    example = "monosem export runs/first exported --to sae-lens"
 
     dictionary: tyro.conf.Positional[str]
     """Folder of a dictionary, of a run with exactly one, a dictionary of another library, `hf:ORG/REPO[/FOLDER]` or
@@ -34,7 +37,7 @@ class Export:
         if self.to not in WRITTEN:
             raise unknown("format to write", self.to, WRITTEN)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Convert, check that both sides give the same outputs, write."""
         place = self.dictionary
         if not place.startswith(formats.RELEASED):
@@ -44,10 +47,8 @@ class Export:
         else:
             _, dictionary = find_dictionary(Path(place))
         done = formats.write(dictionary, self.out, self.to, self.lossy)
-        return {
-            "architecture": dictionary.architecture,
-            "format": done.format,
-            "out": str(done.path),
-            "lost": list(done.lost),
-            "rounded": list(done.rounded),
-        }
+        lost, rounded = list(done.lost), list(done.rounded)
+        return self.result(
+            {"architecture": dictionary.architecture, "format": done.format, "out": str(done.path), "lost": lost,
+             "rounded": rounded}
+        )  # fmt: skip

@@ -31,6 +31,7 @@ from ...text.documents import Source
 from ...text.filters import Without
 from ...text.sources import open_source
 from ...text.tokenization import TextTokenizer
+from ..command import Command, Result
 from ..options import Flat, ModelText
 from .fast_report import Case, report, table, write_chart
 
@@ -46,23 +47,25 @@ def _conversations() -> ModelText:
 
 
 @dataclass(frozen=True)
-class Fast:
+class FastCommand(Command):
     """Train the same dictionary on conversations one by one (FAST), in blocks (BT(F)), and on text in blocks (BT(P)).
 
     All see as many rows from the same starting weights and are measured on the same held-out conversations; blocks
     are as long as the longest conversation.
     """
 
+    example = "monosem fast runs/fast --rows 5000 --texts 100"
+
     out: tyro.conf.Positional[Path]
     """Folder for a run of each method, `fast.json` and `fast.html`."""
     chat: str = "chat:smollm2-135m"
     """Conversations: `chat:` (answered from the docs), `chat:MODEL`, `jsonl:PATH` or `hf:NAME`."""
     source: Flat[ModelText] = field(default_factory=_conversations)
-    """The model; as corpus the pre-training text of BT(P); and how much of what to read. `text.limit` is in
+    """The model; as corpus the pre-training text of BT(P); and how much of what to read. `--texts` is in
     conversations, and how rows are cut follows from the method."""
     methods: tuple[Method, ...] = ("fast", "bt-f", "bt-p")
     """What to compare."""
-    sinks: tuple[Sinks, ...] = ("drop", "keep")
+    attention_sinks: tuple[Sinks, ...] = ("drop", "keep")
     """Train without position 0 and without rows of large norm, with both, or first one and then the other."""
     sites: tuple[str, ...] = ("resid_post.12",)
     """Where to train. All sites and all k share the forward passes of a method."""
@@ -86,7 +89,7 @@ class Fast:
     """Continue where an earlier call with the same options stopped."""
 
     def __post_init__(self) -> None:
-        for name in ("methods", "sinks", "sites", "k"):
+        for name in ("methods", "attention_sinks", "sites", "k"):
             given = getattr(self, name)
             if not given or len(set(given)) < len(given):
                 raise InputError(f"{name}={list(given)} must name at least one, each once")
@@ -99,7 +102,7 @@ class Fast:
             for k in self.k:
                 build_trainable(self.architecture, d_in=1, n_latents=self.n_latents, k=k)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Train, measure and compare."""
         model = self.source.open_model()
         chats = self._open_chats(model)
@@ -108,7 +111,7 @@ class Fast:
         quoted = {doc for batch in heldout for doc in batch.doc.unique().tolist() if doc >= 0}
         trained = {
             case: dictionary
-            for sinks in self.sinks
+            for sinks in self.attention_sinks
             for method in self.methods
             for case, dictionary in self._train(model, method, sinks, chats, quoted)
         }
@@ -121,7 +124,7 @@ class Fast:
         found = {"repeats": heldout.repeats, "special_ids": special, **result}
         write_json(self.out / "fast.json", found)
         chart = write_chart(self.out / "fast.html", result["scores"])
-        return {"out": str(self.out), "chart": str(chart), **found}
+        return self.result({"out": str(self.out), "chart": str(chart), **found}, chart)
 
     def _open_chats(self, model: HookedModel) -> Source:
         chats = open_source(self.chat)

@@ -11,12 +11,15 @@ import tyro
 from ....saes.features.collect import collect
 from ....saes.files import find_dictionary
 from ....saes.matching import matching_site
+from ..command import Command, Result
 from ..options import Flat, ModelText
 
 
 @dataclass(frozen=True)
-class Features:
+class FeaturesCommand(Command):
     """Top activating examples, activation histograms and logit effects of a dictionary's latents."""
+
+    example = "monosem features runs/first --out runs/first/features --tokens 20000"
 
     dictionary: tyro.conf.Positional[Path]
     """Folder of a dictionary, or of a run with exactly one."""
@@ -30,7 +33,7 @@ class Features:
     """Seed of the draw."""
     source: Flat[ModelText] = field(default_factory=ModelText)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Collect and save."""
         _, dictionary = find_dictionary(self.dictionary)
         model = self.source.open_model()
@@ -39,4 +42,5 @@ class Features:
         features = collect(
             model, corpus, dictionary, tokens=self.tokens, latents=self.latents, site=site, seed=self.seed
         )
-        return {"features": str(features.save(self.out)), "tokens": features.measured, "dead": len(features.dead)}
+        folder = features.save(self.out)
+        return self.result({"features": str(folder), "tokens": features.measured, "dead": len(features.dead)})

@@ -28,6 +28,7 @@ from ...models.sites import Site
 from ...runs.run import Run
 from ...storage import write_json
 from ...streams.token_stream import TokenStream
+from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..training_options import LoopOptions
 
@@ -37,8 +38,10 @@ LOCAL, BEFORE = "local", "before"
 
 
 @dataclass(frozen=True)
-class Finetune:
+class FinetuneCommand(Command):
     """Train a dictionary by the model's loss with it spliced in, and locally on the same rows for comparison."""
+
+    example = "monosem finetune runs/first runs/tuned --rows 2000"
 
     dictionary: tyro.conf.Positional[Path]
     """Folder of a dictionary, or of a run with exactly one."""
@@ -52,7 +55,7 @@ class Finetune:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     loop: Flat[LoopOptions] = field(default_factory=LoopOptions)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Train, measure and return the scores; also written into the run as `finetuning.json`.
 
         Every score is that of the fine-tuned dictionary; its nulls are the dictionary before and the one trained
@@ -71,7 +74,7 @@ class Finetune:
                   "dictionaries": {name: str(path) for name, path in run.dictionaries.items()},
                   "evaluation": found.to_json()}  # fmt: skip
         write_json(run.folder / "finetuning.json", result)
-        return result
+        return self.result(result)
 
     def train(self, model: HookedModel, folder: Path, before: Dictionary) -> Run:
         """Run the loop with both trainers; resumes where `resume` is set."""

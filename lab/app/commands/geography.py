@@ -26,6 +26,7 @@ from ...models.loading import load_model
 from ...runs.run import Run
 from ...storage import write_json
 from ...table import aligned
+from ..command import Command, Result
 from ..pages.geography_page import geography_cells, write_geography_page
 
 SCHEMA = 1
@@ -35,11 +36,13 @@ UNTRAINED = "untrained "
 
 
 @dataclass(frozen=True)
-class Geography:
+class GeographyCommand(Command):
     """Spatial statistics of every neuron and latent over the places of some countries, each with its controls.
 
     Writes geography.json and geography.html (with maps) into the folder, beside what was read for each place.
     """
+
+    example = "monosem geography runs/map --countries GB --per-country 200"
 
     out: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -77,7 +80,7 @@ class Geography:
         if not self.sites and self.dictionary is None:
             raise InputError("nothing to read: give --sites, --dictionary or both")
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Read the places, measure, write the results, and return them as one object."""
         started = time.monotonic()
         places = load_places(self.countries, per_country=self.per_country, least_population=self.least_population)
@@ -108,9 +111,9 @@ class Geography:
         names = {name: values["name"][name] for name in by_reader if not name.startswith(UNTRAINED)}
         write_geography_page(run.folder / "geography.html", result, places, weights, names, self.spatial)
         run.finish(places=len(places))
-        return result
+        return self.result(result, result["page"])
 
-    def told(self, result: dict[str, Any]) -> str:
+    def as_text(self, result: Mapping[str, Any]) -> str:
         """The result for people: the tables, and where the files are."""
         tables = [aligned(cells) for cells in geography_cells(result).values()]
         return "\n\n".join([*tables, f"run: {result['run']}\npage: {result['page']}"])

@@ -11,12 +11,15 @@ import tyro
 
 from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...streams.store import ActivationStore
+from ..command import Command, Result
 from ..options import Flat, ModelText
 
 
 @dataclass(frozen=True)
-class Harvest:
+class HarvestCommand(Command):
     """Write shuffled activations of one or more sites to a folder; interrupted, the same command continues."""
+
+    example = "monosem harvest stores/docs --sites resid_post.12 --rows 20000"
 
     out: tyro.conf.Positional[Path]
     """Folder of the store."""
@@ -29,7 +32,7 @@ class Harvest:
     shard_rows: int = 65_536
     """Rows per file."""
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Harvest and return what is on disk."""
         model = self.source.open_model()
         corpus = self.source.open_corpus(model, split="train")
@@ -38,5 +41,6 @@ class Harvest:
             stream, self.out, shard_rows=self.shard_rows, dtype=torch.bfloat16, limit_rows=self.rows
         )
         size = sum(shard["bytes"] for shard in store.manifest["shards"])
-        return {"store": str(self.out), "rows": store.rows, "sites": {str(s): w for s, w in store.widths.items()},
-                "bytes": size, "counts": stream.counts}  # fmt: skip
+        sites = {str(site): width for site, width in store.widths.items()}
+        written = {"store": str(self.out), "rows": store.rows, "sites": sites, "bytes": size, "counts": stream.counts}
+        return self.result(written)

@@ -15,6 +15,7 @@ from ...models.loading import device_named
 from ...models.sites import Site
 from ...runs.run import Run
 from ...streams.activation_stream import StreamConfig
+from ..command import Command, Result
 from ..options import Flat
 from ..training_options import LoopOptions, Reading, outcome
 
@@ -23,8 +24,10 @@ BUFFER = 16_384
 
 
 @dataclass(frozen=True)
-class Itda:
+class ItdaCommand(Command):
     """Build an ITDA for each site: atoms are activations that those before them explain badly, each with its token."""
+
+    example = "monosem itda runs/itda --rows 20000 --max-atoms 2304"
 
     out: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -34,7 +37,7 @@ class Itda:
     reading: Flat[Reading] = field(default_factory=lambda: Reading(stream=StreamConfig(buffer=BUFFER)))
     loop: Flat[LoopOptions] = field(default_factory=lambda: LoopOptions(log_every=10))
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Build them and return where everything is, and of each how it ended and its last atom's place."""
         stream = self.reading.open(self.sites)
         sites, device = list(dict.fromkeys(map(Site.parse, self.sites))), device_named(self.reading.source.device)
@@ -42,7 +45,7 @@ class Itda:
         config = {"sites": list(self.sites), "growth": asdict(self.growth)}
         run = Run.create(self.out, config, stream.fingerprint(), resume=self.loop.resume)
         self.loop.train(stream, trainers, run, self.growth.rows)
-        return {**outcome(run), "built": {name: _facts(path) for name, path in run.dictionaries.items()}}
+        return self.result({**outcome(run), "built": {name: _facts(path) for name, path in run.dictionaries.items()}})
 
 
 def _facts(folder: Path) -> dict[str, Any]:

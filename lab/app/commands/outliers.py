@@ -17,16 +17,19 @@ from ...evidence import Evidence
 from ...models.loading import load_model
 from ...storage import write_json
 from ...table import aligned
+from ..command import Command, Result
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Outliers:
+class OutliersCommand(Command):
     """Score texts of other kinds against a dictionary's usual ones, on its codes and on the activations alike.
 
     The result is also written beside the dictionary as outliers.json.
     """
+
+    example = "monosem outliers runs/first --texts 50"
 
     dictionary: tyro.conf.Positional[Path]
     """Folder of a dictionary, or of a run with exactly one."""
@@ -50,7 +53,7 @@ class Outliers:
         if not self.outside:
             raise InputError("no kind of texts is named: give --outside, such as cities or code")
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Read, score, write the result, and return it."""
         folder, dictionary = find_dictionary(self.dictionary)
         model = load_model(self.model, dtype=self.dtype, device=self.device)
@@ -68,9 +71,9 @@ class Outliers:
             "written": str(folder / "outliers.json"),
         }  # fmt: skip
         write_json(folder / "outliers.json", result)
-        return result
+        return self.result(result)
 
-    def told(self, result: dict[str, Any]) -> str:
+    def as_text(self, result: Mapping[str, Any]) -> str:
         """The AUROCs as a table."""
         return f"{aligned(outlier_cells(result['scores']))}\n\nwritten: {result['written']}"
 

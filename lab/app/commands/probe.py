@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from ...models.loading import load_model
 from ...runs.run import Run
 from ...storage import atomic_path, write_json
 from ...table import aligned
+from ..command import Command, Result
 from ..options import Flat
 from ..pages.probe_page import best_table, write_probe_page
 
@@ -33,11 +35,13 @@ CALIBRATIONS = ("platt", "isotonic")
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeCommand(Command):
     """Train and measure probes of labelled texts: one harvest for all sites, kinds, heads and dictionaries.
 
     Writes results.json, probe.html and one folder for each probe.
     """
+
+    example = "monosem probe runs/probe --data sae-probes:92_glue_sst2 --texts 200 --sites resid_post.12"
 
     out: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -78,7 +82,7 @@ class Probe:
         if self.numbers and (others := [kind for kind in self.kinds if kind not in ("ridge", "mlp")]):
             raise InputError(f"{', '.join(others)} cannot predict numbers: name --kinds ridge mlp")
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Read, fit, measure, write the results, and return them as one object."""
         data = open_texts(self.data, self.numbers, self.texts, self.measure.seed)
         self.measure.splits(data.labels)
@@ -94,9 +98,10 @@ class Probe:
             model, data.texts, data.labels, sites, self.kinds, self.read, self.measure,
             dictionaries=() if dictionary is None else (dictionary,), run=run, progress=True,
         )  # fmt: skip
-        return self._finish(run, sweep, model, data, dictionary)
+        result = self._finish(run, sweep, model, data, dictionary)
+        return self.result(result, result["page"])
 
-    def told(self, result: dict[str, Any]) -> str:
+    def as_text(self, result: Mapping[str, Any]) -> str:
         """The result for people: the best place of every kind, and where the files are."""
         seconds = result["seconds"]
         return "\n".join(

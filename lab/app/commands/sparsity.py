@@ -28,16 +28,19 @@ from ...table import aligned
 from ...text.corpus import Corpus, TextConfig
 from ...text.packing import TokenBatch
 from ...text.sentence_encoder import SentenceEncoder
+from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..pages.figures_page import Part, write_figures_page
 
 
 @dataclass(frozen=True)
-class Sparsity:
+class SparsityCommand(Command):
     """R-Sparse curves of linear maps and CoreInfer's core neurons of MLPs, every figure beside its nulls.
 
     Writes report.json, sparsity.html and one decision for each layer and granularity into decisions/.
     """
+
+    example = "monosem sparsity runs/sparsity --layers 12"
 
     out: tyro.conf.Positional[Path]
     """A new folder."""
@@ -68,7 +71,7 @@ class Sparsity:
         if not (self.rsparse or self.coreinfer):
             raise InputError("there is nothing to measure: leave out --no-rsparse or --no-coreinfer")
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Measure and write; the result is also `report.json`."""
         if (self.out / "report.json").exists():
             raise InputError(f"{self.out} already holds a report: choose another folder")
@@ -91,9 +94,10 @@ class Sparsity:
             )  # fmt: skip
         about = {"model": model.name, "corpus": corpus.source.name, "passages": len(passages.tokens),
                  "calibration": len(before.tokens), "context": corpus.config.context}  # fmt: skip
-        return self._written(about, curves, cores)
+        result = self._written(about, curves, cores)
+        return self.result(result, result["page"])
 
-    def told(self, result: dict[str, Any]) -> str:
+    def as_text(self, result: Mapping[str, Any]) -> str:
         """The tables with what they show, and where the files are."""
         lines: list[str] = []
         for name, legend in (("curves", CURVES_LEGEND), ("losses", LOSSES_LEGEND), ("cores", CORES_LEGEND)):

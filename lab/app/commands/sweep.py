@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from ...errors import InputError, unknown
 from ...models.loading import device_named
 from ...runs.run import Run
 from ...table import aligned
+from ..command import Command, Result
 from ..options import Flat
 from ..pages.sweep_page import write_sweep_page
 from ..training_options import LoopOptions, Reading
@@ -28,12 +30,14 @@ ARCHITECTURES = ", ".join(trainable())
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepCommand(Command):
     """Train every combination of the axes, one forward pass of the model for all, then measure all against nulls.
 
     Writes results.json, results.csv and pareto.html (scores against L0, and the course of training) into the folder,
     beside one folder for each dictionary.
     """
+
+    example = "monosem sweep runs/sweep --n-latents 2304 --k 16 32 --rows 20000"
 
     out: tyro.conf.Positional[Path]
     """Folder of the sweep."""
@@ -93,7 +97,7 @@ class Sweep:
         require_distinct(members)
         return members
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Train, measure, write the results, and return them as one object."""
         source = self.reading.source
         model = None if self.reading.store is not None and not self.evaluate else source.open_model()
@@ -113,9 +117,9 @@ class Sweep:
         result.save()
         written = {"run": str(run.folder), "results": str(run.folder / "results.json")}
         written["page"] = str(write_sweep_page(run.folder / "pareto.html", result))
-        return {**written, **result.to_json()}
+        return self.result({**written, **result.to_json()}, written["page"])
 
-    def told(self, result: dict[str, Any]) -> str:
+    def as_text(self, result: Mapping[str, Any]) -> str:
         """The result for people: the table, the front, gaps between recipes, and where the files are."""
         lines = [aligned(cells(result["members"])), ""]
         for site, fronts in result.get("pareto", {}).items():

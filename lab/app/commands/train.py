@@ -19,6 +19,7 @@ from ...models.sites import Site
 from ...runs.run import Run
 from ...streams.activation_stream import ActivationStream
 from ..dictionary_options import DictionaryOptions
+from ..command import Command, Result
 from ..options import Flat
 from ..training_options import LoopOptions, Reading, outcome
 
@@ -26,12 +27,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainCommand(Command):
     """Train one dictionary per site; one forward pass of the model feeds them all.
 
     With --target they are transcoders to that site; with --crosscode it is one dictionary over all sites; with
     --targets it is one cross-layer transcoder, which reads each of --sites and writes from that layer on.
     """
+
+    example = "monosem train runs/first --sites resid_post.12 --rows 20000 --n-latents 2304"
 
     out: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -74,10 +77,10 @@ class Train:
         if self.crosscode and len(read) < 2:
             raise InputError(f"a crosscoder reads at least two sites, got {', '.join(self.sites) or 'none'}")
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Train and return where everything is."""
         run = self.train(self.open_stream())
-        return {**outcome(run), "last": {name: run.metrics(name)[-1] for name in run.dictionaries}}
+        return self.result({**outcome(run), "last": {name: run.metrics(name)[-1] for name in run.dictionaries}})
 
     def open_stream(self) -> ActivationStream:
         """The stream of the training split, or of the store."""

@@ -29,18 +29,21 @@ from ...runs.run import Run
 from ...storage import atomic_path, read_json, read_tensors, write_json, write_tensors
 from ...table import aligned
 from ...text.tokenization import TextTokenizer
+from ..command import Command, Result
 from ..pages.truth_page import truth_cells, write_truth_page
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Truth:
+class TruthCommand(Command):
     """Fit multiple-instance truth probes at every site, calibrate them, and hold them against their nulls.
 
     Writes truth.json, truth.html, one probe a site and what was measured there into the folder. The five criteria are
     tested at the site that does best in cross-validation on the training split.
     """
+
+    example = "monosem truth runs/truth --sites resid_post.12 --statements 300"
 
     out: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -79,7 +82,7 @@ class Truth:
                 f"no such data {self.data!r}: give cities, {', '.join(TOPICS)}, or a file or folder with statements"
             )
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Result:
         """Read, fit, measure, write the results, and return them as one object."""
         started = time.monotonic()
         model = load_model(self.model, dtype=self.dtype, device=self.device)
@@ -104,9 +107,9 @@ class Truth:
         write_json(run.folder / "truth.json", result)
         self._page(model, result, chosen, Part(bags, statements), store.ids)
         run.finish(statements=len(statements), sites=len(found))
-        return result
+        return self.result(result, result["page"])
 
-    def told(self, result: dict[str, Any]) -> str:
+    def as_text(self, result: Mapping[str, Any]) -> str:
         """The result for people: the tables, and where the files are."""
         tables = [aligned(cells) for cells in truth_cells(result).values()]
         return "\n\n".join([*tables, f"best site in cross-validation: {result['best']}\npage: {result['page']}"])

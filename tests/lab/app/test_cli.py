@@ -150,7 +150,7 @@ BAD = {
     "dtype": ("--dtype=f32", "unknown dtype 'f32'", "did you mean 'fp32'"),
     "device": ("--device=gpu", "unknown device 'gpu': use cpu, cuda or cuda:N"),
     "log": ("--log-every=0", "log_every must be at least 1, got 0"),
-    "sink": ("--sinks=wandbb", "unknown metrics sink 'wandbb': did you mean 'wandb'?"),
+    "sink": ("--sinks=wandbb", "unknown tracker 'wandbb': did you mean 'wandb'?"),
     "store": ("--store={tmp}", "holds no activation store (no manifest.json): write one with", "'monosem harvest'"),
     "out": ("--out={tmp}/empty", "cannot write", "empty"),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from monosem.lab.app.commands.outliers import Outliers
+from monosem.lab.app.commands.outliers import OutliersCommand
 from monosem.lab.models.loading import load_model
 from monosem.probes.geo.places import load_places
 from monosem.probes.geo.reading import columns_of, live_units, read_values, readers_of
@@ -134,7 +134,7 @@ def test_outliers_are_written_beside_the_dictionary(tiny: Tiny, trained: Path, m
     assert result["texts"].items() >= {"fit": 40, "inside": 20, "shuffled": 20}.items() and result["texts"]["code"] > 9
     score = result["scores"]["auroc_code_neighbours"]
     assert score["value"] > 0.9 and {"activations", "pca", "untrained", "norm", "tokens"} <= score["nulls"].keys()
-    table = Outliers(trained).told(result)
+    table = OutliersCommand(trained).as_text(result)
     assert "code_reconstruction" in table and "same kind" in table
     ended = monosem("outliers", trained, *source, "--outside", "poems")
     assert ended.status == 2 and "unknown kind of texts 'poems'" in ended.err

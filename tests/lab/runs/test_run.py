@@ -228,5 +228,5 @@ def test_a_missing_or_unknown_sink_is_one_sentence(tmp_path: Path, monkeypatch: 
     run = Run.create(tmp_path)
     with pytest.raises(InputError, match="pip install wandb"):
         open_sink("wandb", run)
-    with pytest.raises(InputError, match="unknown metrics sink 'wandbb': did you mean 'wandb'"):
+    with pytest.raises(InputError, match="unknown tracker 'wandbb': did you mean 'wandb'"):
         open_sink("wandbb", run)

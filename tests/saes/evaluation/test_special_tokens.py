@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_commands
 import torch
-from monosem.lab.app.commands.fast import Fast
+from monosem.lab.app.commands.fast import FastCommand
 from monosem.lab.app.options import ModelText
 from monosem.lab.errors import InputError
 from monosem.lab.models.loading import load_model
@@ -222,17 +222,17 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return model, file, tiny_commands.write_text(folder / "text")
 
 
-def command(chat: tuple[Path, Path, Path], out: Path, **fields: Any) -> Fast:
+def command(chat: tuple[Path, Path, Path], out: Path, **fields: Any) -> FastCommand:
     model, file, text = chat
     reading = TextConfig(context=48, batch_rows=8, limit=60, heldout=0.3)
     source = ModelText(str(model), f"text:{text}", "fp32", "cpu", reading)
     sizes = {"sites": ("resid_post.1",), "k": (2, 4), "rows": 1024, "batch": 64, "buffer": 256, "n_latents": 48}
-    return Fast(out, chat=f"jsonl:{file}", source=source, **{**sizes, **fields})
+    return FastCommand(out, chat=f"jsonl:{file}", source=source, **{**sizes, **fields})
 
 
 def test_one_command_compares_the_methods(chat, tmp_path):
-    asked = command(chat, tmp_path / "out", sinks=("keep",))
-    found = asked.run()
+    asked = command(chat, tmp_path / "out", attention_sinks=("keep",))
+    found = asked.run().values
     names = {f"{method}/keep/resid_post.1/{k}" for method in ("fast", "bt-f", "bt-p") for k in (2, 4)}
     assert set(found["scores"]) == names and set(found["gaps_to_fast"]) == {n for n in names if "fast" not in n}
     for name, scores in found["scores"].items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from monosem.lab.app.commands.train import Train
+from monosem.lab.app.commands.train import TrainCommand
 from monosem.lab.app.dictionary_options import DictionaryOptions
 from monosem.lab.app.training_options import Reading
 from monosem.lab.errors import InputError
@@ -133,7 +133,8 @@ def test_a_trainer_for_a_stream_and_its_replacement_model(tmp_path: Path) -> Non
 def test_the_command_trains_one_over_all_sites(tmp_path: Path) -> None:
     texts = {"sites": tuple(map(str, READ)), "targets": tuple(map(str, WRITTEN))}
     options = {"dictionary": DictionaryOptions("batchtopk", n_latents=40, k=4), "training": TrainConfig(rows=192)}
-    command = Train(tmp_path, **texts, **options, joint=True, skip=True, reading=Reading(stream=StreamConfig(batch=64)))
+    reading = Reading(stream=StreamConfig(batch=64))
+    command = TrainCommand(tmp_path, **texts, **options, joint=True, skip=True, reading=reading)
     stream = ActivationStream(
         HookedModel(tiny("llama"), name="tiny-llama"), corpus(), [*READ, *WRITTEN], batch=64, buffer=256
     )
@@ -154,6 +155,6 @@ def test_the_command_trains_one_over_all_sites(tmp_path: Path) -> None:
         ({"targets": (), "joint": True}, "--joint is for cross-layer transcoders"),
     ):
         with pytest.raises(InputError, match=message):
-            Train(tmp_path, **{**texts, **wrong})
+            TrainCommand(tmp_path, **{**texts, **wrong})
     with pytest.raises(InputError, match="cross-layer transcoder config field 'penalty'"):
         cross_layer_trainer_on(stream, READ, WRITTEN, TrainConfig(), n_latents=4, penalty="tanh")
