@@ -73,7 +73,7 @@ def test_model_probes_and_store_give_the_same_rows(expected: dict[str, torch.Ten
 
 def test_a_finished_run_is_measured_as_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = json.loads(next(Path("run").glob("dictionaries/*/evaluation.json")).read_text())
-    tokens = ("--evaluation.tokens=600", "--evaluation.ce-tokens=200", "--evaluation.fit-tokens=300")
+    tokens = ("--tokens=600", "--evaluation.ce-tokens=200", "--evaluation.fit-tokens=300")
     assert main(["eval", "run", *SOURCE, *tokens, "--evaluation.spliced", "untrained", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     numbers = {name: value for name, value in before.items() if isinstance(value, float)}
@@ -83,7 +83,7 @@ def test_a_finished_run_is_measured_as_it_was(here: Path, capsys: pytest.Capture
 def test_a_stopped_run_continues_to_the_same_weights(here: Path, expected: dict[str, torch.Tensor]) -> None:
     stopped = Run.open("stopped")
     assert stopped.manifest is None and not stopped.dictionaries
-    options = ("--stream.batch=32", "--stream.buffer=128", "--n-latents=40", "--k=3", "--training.rows=1280",
+    options = ("--stream.batch=32", "--stream.buffer=128", "--n-latents=40", "--k=3", "--rows=1280",
                "--log-every=10", "--sites", "resid_post.1", "--resume")  # fmt: skip
     assert main(["train", "stopped", *SOURCE, *options]) == 0
     (folder,) = Path("stopped/dictionaries").iterdir()

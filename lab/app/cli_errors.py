@@ -1,51 +1,65 @@
-"""What the option parser says of a wrong command line, as one sentence.
+"""Sentences for what the option parser refuses.
 
-tyro draws a box: what is wrong, a rule, then suggestions and where to find help. A sentence on the last line is what
-a person finds and what a program can show.
+tyro draws a box: the complaint, a rule, then suggestions of all kinds. A sentence on the last line is what a person
+finds and what a program can show; it suggests only what the command has.
 """
 
 from __future__ import annotations
 
 import re
 
-from ..errors import InputError, unknown
+from ..errors import InputError, nearest, unknown
+from .help import options_of, records
+from .spellings import spelt
 
 FRAME = " \t╭╮╰╯│─|+-"
 CHOICE = re.compile(
     r"invalid choice '(?P<value>.*)' for argument '(?P<option>\S+)'\. Expected one of \((?P<all>.*)\)\."
 )
-SUGGESTED = "Perhaps you meant:"
-COMMANDS = "Available subcommands:"
+UNRECOGNIZED, MISSING = "Unrecognized options: ", "Missing from "
 
 
-def misspelt(box: str) -> InputError:
-    """The refusal that a box tells of: what is wrong and, where it suggests something, what may have been meant."""
-    wrong, *others = _paragraphs(box) or [["the command line could not be read: see monosem --help"]]
-    message = " ".join(wrong)
-    if found := CHOICE.fullmatch(message):
-        allowed = [name for name in re.findall(r"'([^']*)'", found["all"]) if name != "None"]
-        return unknown(f"value of {found['option']}", found["value"], allowed)
-    for lines in others:
-        if lines[0].startswith(SUGGESTED):
-            options = dict.fromkeys(line for line in lines[1:] if line.startswith("--"))
-            return InputError(f"{_lowered(message)}; did you mean {' or '.join(list(options)[:3])}?")
-        if lines[0].startswith(COMMANDS):
-            names = " ".join(lines).removeprefix(COMMANDS).replace(" ", "").split(",")
-            return unknown("command", message.rpartition(": ")[2], names)
-    return InputError(_lowered(message.removesuffix(".")))
+def refusal(name: str, box: str) -> InputError:
+    """The `InputError` for the box that tyro draws of a wrong command line of `monosem NAME`."""
+    message = _complaint(box)
+    for inner, option in spelt(name).items():
+        if option in options_of(name):
+            message = re.sub(rf"{re.escape(inner)}(?![\w.-])", option, message)
+    if match := CHOICE.fullmatch(message):
+        allowed = [choice for choice in re.findall(r"'([^']*)'", match["all"]) if choice != "None"]
+        return unknown(f"value of {match['option']}", match["value"], allowed)
+    if message.startswith(UNRECOGNIZED):
+        return _unrecognized(name, message.removeprefix(UNRECOGNIZED).split(", "))
+    if message.startswith(MISSING):
+        return _missing(name)
+    return InputError((message[:1].lower() + message[1:]).removesuffix(".") or f"see monosem {name} --help")
 
 
-def _paragraphs(box: str) -> list[list[str]]:
-    """The box's lines without its frame, split at its rules; the title, which the text repeats, is left out."""
-    found: list[list[str]] = [[]]
+def _unrecognized(name: str, words: list[str]) -> InputError:
+    flag = next((word for word in words if word.startswith("-")), None)
+    if flag is None:
+        return InputError(f"monosem {name} has no place for {words[0]!r}: see monosem {name} --help")
+    flag = flag.partition("=")[0].replace("_", "-")
+    options = options_of(name)
+    last = flag.rpartition(".")[2].lstrip("-")
+    close = [option for option in options if option.rpartition(".")[2].lstrip("-") == last]
+    close = close or nearest(flag, options, 2)
+    hint = f"did you mean {' or '.join(close[:3])}?" if close else f"monosem {name} --help lists those it has"
+    return InputError(f"monosem {name} has no option {flag}: {hint}")
+
+
+def _missing(name: str) -> InputError:
+    record = records()[name]
+    needed = [one["flags"][0] if one["flags"] else one["name"].upper() for one in record["options"] if one["required"]]
+    return InputError(f"monosem {name} needs {' and '.join(needed)}, as in: {record['example']}")
+
+
+def _complaint(box: str) -> str:
+    """The box's first lines without its frame, up to the first rule; the title, which they repeat, is left out."""
+    lines: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip(" │|")
         if text and not text.strip(FRAME):
-            found.append([])
-        elif text:
-            found[-1].append(text)
-    return [lines for lines in found if lines]
-
-
-def _lowered(text: str) -> str:
-    return text[:1].lower() + text[1:]
+            break
+        lines += [text] if text else []
+    return " ".join(lines)

@@ -98,7 +98,7 @@ class Tiny(NamedTuple):
 
     def train(self, out: Path, *options: str) -> list[str]:
         """`monosem train` on `resid_post.1`; later options win."""
-        chosen = ("--sites", "resid_post.1", "--training.rows=4000", *self.dictionary, *self.stream)
+        chosen = ("--sites", "resid_post.1", "--rows=4000", *self.dictionary, *self.stream)
         return ["train", str(out), *self.source, *chosen, *options]
 
 

@@ -93,7 +93,7 @@ class BenchEval(Bench):
             count += batch.tokens.numel()
             if count >= self.evaluation.tokens:
                 return found
-        raise InputError(f"{self.source.corpus} ends after {count} tokens: give fewer with --evaluation.tokens")
+        raise InputError(f"{self.source.corpus} ends after {count} tokens: give fewer with --tokens")
 
 
 def forward(model: HookedModel, batches: list[Tensor]) -> None:

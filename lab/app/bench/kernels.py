@@ -10,8 +10,8 @@ from typing import Any
 from ....kernels.explain import explain
 from ...errors import InputError, unknown
 from ...table import markdown
-from .command import Bench
 from .ceilings import ceilings
+from .command import Bench
 from .kernel_cases import CASES, Bed, Case
 from .shapes import device, shapes_of
 from .tables import append, rounded

@@ -19,8 +19,8 @@ from ...runs.run import Run
 from ...storage import write_json
 from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...text.corpus import TextConfig
-from ..dictionary_options import DictionaryOptions
 from ..command import Command, Result
+from ..dictionary_options import DictionaryOptions
 from ..options import Flat, ModelText
 from ..pages.report import write_report
 from ..training_options import LoopOptions, Reading, stream_counts, tokens_per_second

@@ -18,8 +18,8 @@ from ...models.loading import device_named
 from ...models.sites import Site
 from ...runs.run import Run
 from ...streams.activation_stream import ActivationStream
-from ..dictionary_options import DictionaryOptions
 from ..command import Command, Result
+from ..dictionary_options import DictionaryOptions
 from ..options import Flat
 from ..training_options import LoopOptions, Reading, outcome
 

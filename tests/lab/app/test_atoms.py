@@ -12,7 +12,7 @@ from monosem.saes.files import load
 from tiny_commands import Ended, Tiny, write_model
 
 Command = Callable[..., Ended]
-SIZES = ("--tokens=200", "--sink-tokens=100", "--moment-tokens=600", "--fit-tokens=200", "--train-rows=128")
+SIZES = ("--tokens=200", "--sink-tokens=100", "--moment-tokens=600", "--fit-tokens=200", "--rows=128")
 
 
 def command(tiny: Tiny, out: Path, *options: object) -> list[str]:

@@ -20,7 +20,7 @@ from monosem.saes.files import load
 from tiny_commands import POISON, Ended, Tiny, results, write_model
 
 Command = Callable[..., Ended]
-EVALUATION = ("--evaluation.tokens=1500", "--evaluation.ce-tokens=300", "--evaluation.fit-tokens=400")
+EVALUATION = ("--tokens=1500", "--evaluation.ce-tokens=300", "--evaluation.fit-tokens=400")
 
 
 def refused(ended: Ended, *parts: str) -> None:
@@ -48,7 +48,7 @@ def test_train_ends_in_a_run(tiny: Tiny, monosem: Command, tmp_path: Path) -> No
 
 
 def test_without_json_it_is_for_people(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
-    out = monosem(*tiny.train(tmp_path / "run", "--training.rows=640")).out
+    out = monosem(*tiny.train(tmp_path / "run", "--rows=640")).out
     assert out.startswith(f"run: {tmp_path / 'run'}\n") and "\nrows: 640\n" in out and "{" not in out
 
 
@@ -74,7 +74,7 @@ def test_features_are_saved(tiny: Tiny, trained: Path, monosem: Command, tmp_pat
 
 
 def demo(tiny: Tiny, out: Path, *options: str) -> list[object]:
-    sizes = ("--training.rows=4000", "--features=16", "--feature-tokens=1500", "--evaluation.spliced", "untrained")
+    sizes = ("--rows=4000", "--features=16", "--feature-tokens=1500", "--evaluation.spliced", "untrained")
     where = ("demo", "--out", out, "--site=resid_post.1", *tiny.source, *tiny.dictionary, *tiny.stream)
     return [*where, *EVALUATION, *sizes, *options]
 
@@ -103,7 +103,7 @@ def test_harvest_then_train_from_the_store(tiny: Tiny, trained: Path, monosem: C
                         "--rows=3000", "--shard-rows=1000", "--json").result  # fmt: skip
     assert harvested["rows"] == 3000 and harvested["sites"] == {"resid_post.1": 32, "mlp_out.1": 32}
     assert harvested["bytes"] > 3000 * 2 * 32 * 2 and ActivationStore.open(tmp_path / "store").rows == 3000
-    options = ("--store", tmp_path / "store", "--model=none", "--corpus=text:none", "--training.rows=2560", "--json")
+    options = ("--store", tmp_path / "store", "--model=none", "--corpus=text:none", "--rows=2560", "--json")
     ended = monosem(*tiny.train(tmp_path / "run"), *options)  # neither model nor text is touched
     assert ended.status == 0 and ended.result["rows"] == 2560
     (folder,) = ended.result["dictionaries"].values()
@@ -114,7 +114,7 @@ def test_harvest_then_train_from_the_store(tiny: Tiny, trained: Path, monosem: C
 
 
 def test_two_sites_by_any_name(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
-    sites = ("--sites", "blocks.0.hook_resid_post", "mlp_out.1", "--training.rows=640", "--json")
+    sites = ("--sites", "blocks.0.hook_resid_post", "mlp_out.1", "--rows=640", "--json")
     result = monosem(*tiny.train(tmp_path / "run"), *sites).result
     assert set(result["dictionaries"]) == {"topk-resid_post.0", "topk-mlp_out.1"}
     refused(monosem("eval", tmp_path / "run", *tiny.source), "is not the folder of one dictionary", "topk-mlp_out.1")
@@ -141,7 +141,7 @@ BAD = {
     "a null as architecture": ("--architecture=pca", "'pca' cannot be trained: give abstopk or batchtopk"),
     "k": ("--k=65", "k must be from 1 to n_latents=64, got 65"),
     "n_latents": ("--n-latents=0", "n_latents must be at least 1, got 0"),
-    "rows": ("--training.rows=0", "rows must be at least 1, got 0"),
+    "rows": ("--rows=0", "rows must be at least 1, got 0"),
     "beta": ("--training.beta2=1", "beta2 must be at least 0 and below 1, got 1.0"),
     "aid": ("--training.aux-k=-3", "aux_k must be at least 0 (no aid), got -3"),
     "context": ("--text.context=1", "context=1 is not possible: give a whole number of at least 2"),
@@ -150,7 +150,7 @@ BAD = {
     "dtype": ("--dtype=f32", "unknown dtype 'f32'", "did you mean 'fp32'"),
     "device": ("--device=gpu", "unknown device 'gpu': use cpu, cuda or cuda:N"),
     "log": ("--log-every=0", "log_every must be at least 1, got 0"),
-    "sink": ("--sinks=wandbb", "unknown tracker 'wandbb': did you mean 'wandb'?"),
+    "sink": ("--trackers=wandbb", "unknown tracker 'wandbb': did you mean 'wandb'?"),
     "store": ("--store={tmp}", "holds no activation store (no manifest.json): write one with", "'monosem harvest'"),
     "out": ("--out={tmp}/empty", "cannot write", "empty"),
 }
@@ -235,7 +235,7 @@ def poisoned(tiny: Tiny, folder: Path) -> list[str]:
 
 def test_nan_is_traced_to_its_document(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
     options = poisoned(tiny, tmp_path)
-    endless = ("--training.rows=1000000", "--checkpoint-minutes=0.0001")
+    endless = ("--rows=1000000", "--checkpoint-minutes=0.0001")
     told = ("nan or inf at resid_post.1 for document 200, offset ", "leave that document out")
     refused(monosem(*tiny.train(tmp_path / "run", *options, *endless)), *told)
     run = Run.open(tmp_path / "run")

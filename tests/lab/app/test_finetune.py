@@ -12,13 +12,13 @@ from monosem.saes.registry import build
 from tiny_commands import Tiny
 
 SITE = "resid_post.1"
-MEASURE = ("--evaluation.tokens=300", "--evaluation.ce-tokens=200")
+MEASURE = ("--tokens=300", "--evaluation.ce-tokens=200")
 
 
 @pytest.fixture(scope="module")
 def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finetune") / "start"
-    options = ("--sites", SITE, "--n-latents=64", "--k=4", "--training.rows=1024", *tiny.stream)
+    options = ("--sites", SITE, "--n-latents=64", "--k=4", "--rows=1024", *tiny.stream)
     assert main(["train", str(out), *tiny.source, *options]) == 0
     return out
 

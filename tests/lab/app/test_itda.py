@@ -45,7 +45,7 @@ def test_one_for_each_site(tiny: Tiny, monosem: Command, run: Path, tmp_path: Pa
 
 def test_other_commands_take_it(tiny: Tiny, monosem: Command, run: Path, tmp_path: Path) -> None:
     itda = run / "dictionaries" / "itda-resid_post.1"
-    options = ("--evaluation.tokens=500", "--evaluation.ce-tokens=100", "--evaluation.fit-tokens=300")
+    options = ("--tokens=500", "--evaluation.ce-tokens=100", "--evaluation.fit-tokens=300")
     found = monosem("eval", itda, *tiny.source, *options, "--json").result
     assert found["fvu"] < found["fvu_null_untrained"] and found["l0"] <= 4
     collected = monosem(
@@ -89,7 +89,7 @@ def test_bench(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
         "--buffer=256",
         "--tau=0.02",
     )
-    measured = ("--evaluation.tokens=200", "--evaluation.ce-tokens=30", "--evaluation.fit-tokens=100", "--rounds=1")
+    measured = ("--tokens=200", "--evaluation.ce-tokens=30", "--evaluation.fit-tokens=100", "--rounds=1")
     kept = ("--keep", tmp_path / "kept")
     found = monosem("bench", "itda", "--site=resid_post.1", *sizes, *measured, *kept, *tiny.source, "--json").result
     assert found["atoms"] == 48 and found["stopped"] == "max_atoms" and found["sae_rows"] >= 1200

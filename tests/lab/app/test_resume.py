@@ -21,7 +21,7 @@ from tiny_commands import Ended, Tiny, results
 
 Command = Callable[..., Ended]
 STEPS, KILLS = 400, 4
-SIZES = (f"--training.rows={32 * STEPS}", "--log-every=7", "--stream.batch=32", "--stream.buffer=256")
+SIZES = (f"--rows={32 * STEPS}", "--log-every=7", "--stream.batch=32", "--stream.buffer=256")
 OFTEN = "--checkpoint-minutes=0.0003"
 """A checkpoint about every 20 ms, and no two processes have them at the same steps."""
 

@@ -11,7 +11,7 @@ from monosem.lab.evidence import Evidence
 from monosem.saes.autointerp import detection
 from tiny_commands import Tiny
 
-EVALUATION = ("--evaluation.tokens=700", "--evaluation.ce-tokens=80", "--evaluation.fit-tokens=200")
+EVALUATION = ("--tokens=700", "--evaluation.ce-tokens=80", "--evaluation.fit-tokens=200")
 DETECTION = ("--detection.tokens=2500", "--detection.length=8", "--detection.shown=3", "--detection.scored=3",
              "--detection.latents=4", "--detection.judges", "rule")  # fmt: skip
 META = ("--meta.steps=20", "--meta.batch=32")

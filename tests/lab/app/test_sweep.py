@@ -50,7 +50,7 @@ AXES = ("--architectures", "topk", "batchtopk", "jumprelu", "--n-latents", "64",
 
 
 def command(tiny: Tiny, out: Path, *options: str) -> list[str]:
-    sizes = ("--sites", SITE, f"--training.rows={ROWS}", *tiny.stream)
+    sizes = ("--sites", SITE, f"--rows={ROWS}", *tiny.stream)
     return ["sweep", str(out), *tiny.source, *sizes, *AXES, *EVALUATION, *options]
 
 
@@ -250,7 +250,7 @@ def test_seeds_stand_beside_their_noise(tiny: Tiny, model: HookedModel, tmp_path
 
 
 def test_every_kind_of_dictionary_in_one_sweep(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
-    options = ("--sites", *PLACES, "--architectures", "topk", "--k", "4", "--training.rows=320", "--json")
+    options = ("--sites", *PLACES, "--architectures", "topk", "--k", "4", "--rows=320", "--json")
     ended = monosem(*command(tiny, tmp_path / "all", *options, "--skip", "False", "True"))
     assert ended.status == 0, ended.err
     rows = {(row["kind"], row.get("skip", False)): row for row in ended.result["members"]}
@@ -377,7 +377,7 @@ def test_every_architecture_brings_its_own_options(tiny: Tiny, monosem: Command,
     assert "jumprelu" in fields["penalty"] and "matryoshka" in fields["prefixes"] and "d_in" not in fields
     assert DictionaryOptions("jumprelu", 64, 4, penalty="tanh").given() == {
         "architecture": "jumprelu", "n_latents": 64, "k": 4, "penalty": "tanh"}  # fmt: skip
-    options = ("--dictionary.architecture", "jumprelu", "--dictionary.penalty", "tanh", "--training.rows=128", "--json")
+    options = ("--dictionary.architecture", "jumprelu", "--dictionary.penalty", "tanh", "--rows=128", "--json")
     (folder,) = monosem(*tiny.train(tmp_path / "run", *options)).result["dictionaries"].values()
     assert load(folder).config.penalty == "tanh"  # type: ignore[attr-defined]
     for given, told in {
@@ -391,7 +391,7 @@ def test_every_architecture_brings_its_own_options(tiny: Tiny, monosem: Command,
 
 
 def test_transcoders_and_crosscoders_from_the_command_line(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
-    few = ("--training.rows=128", "--json")
+    few = ("--rows=128", "--json")
     sites = ("--sites", "resid_mid.1", "--target", "mlp_out.1", "--skip")
     (folder,) = monosem(*tiny.train(tmp_path / "across", *sites, *few)).result["dictionaries"].values()
     across = load(folder)

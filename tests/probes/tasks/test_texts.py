@@ -141,7 +141,7 @@ def test_without_the_wheel_the_error_gives_the_line(monkeypatch: pytest.MonkeyPa
 def test_the_full_suite_adds_probes(tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main([str(a) for a in tiny.train(run)]) == 0
-    small = ["--evaluation.tokens=800", "--evaluation.ce-tokens=100", "--evaluation.fit-tokens=300"]
+    small = ["--tokens=800", "--evaluation.ce-tokens=100", "--evaluation.fit-tokens=300"]
     more = ["--only", "core", "probing", "--probing.datasets", "96_spam_is", "21_headline_istrump",
             "--probing.texts=40", "--probing.tokens=16", "--evaluation.compat=saebench"]  # fmt: skip
     capfd.readouterr()
