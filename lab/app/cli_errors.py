@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 
 from ..errors import InputError, nearest, unknown
-from .help import options_of, records
-from .spellings import spelt
+from .help import options_of, records, spelt_otherwise
 
 FRAME = " \t╭╮╰╯│─|+-"
 CHOICE = re.compile(
@@ -22,9 +21,8 @@ UNRECOGNIZED, MISSING = "Unrecognized options: ", "Missing from "
 def refusal(name: str, box: str) -> InputError:
     """The `InputError` for the box that tyro draws of a wrong command line of `monosem NAME`."""
     message = _complaint(box)
-    for inner, option in spelt(name).items():
-        if option in options_of(name):
-            message = re.sub(rf"{re.escape(inner)}(?![\w.-])", option, message)
+    for inner, option in spelt_otherwise(name).items():
+        message = re.sub(rf"{re.escape(inner)}(?![\w.-])", option, message)
     if match := CHOICE.fullmatch(message):
         allowed = [choice for choice in re.findall(r"'([^']*)'", match["all"]) if choice != "None"]
         return unknown(f"value of {match['option']}", match["value"], allowed)

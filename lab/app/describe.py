@@ -39,19 +39,19 @@ def as_json(records: dict[str, dict[str, Any]]) -> str:
 
 def _record(name: str) -> dict[str, Any]:
     kind = command_class(name)
-    about = _joined(inspect.cleandoc(kind.__doc__ or ""))
+    about = _joined(inspect.cleandoc(str(kind.__doc__)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        parser = tyro.extras.get_parser(kind, prog=f"monosem {name}")
+        parser: Any = tyro.extras.get_parser(kind, prog=f"monosem {name}")
     options = [_option(name, action) for action in parser._actions if "--help" not in action.option_strings]
     summary = re.split(r"(?<=\.)\s", about, maxsplit=1)[0]
     return {"summary": summary, "about": about, "example": kind.example, "options": options}
 
 
 def _option(name: str, action: Any) -> dict[str, Any]:
-    renamed = spelt(name)
+    given, renamed = list(action.option_strings), spelt(name)
     text = re.sub(r"\s+", " ", str(action.help or "").replace("%%", "%")).strip()
-    flags = list(dict.fromkeys(renamed.get(flag, flag) for flag in action.option_strings))
+    flags: list[str] = list(dict.fromkeys(renamed.get(str(flag), str(flag)) for flag in given))
     section = flags[0].lstrip("-").rpartition(".")[0] if flags else "arguments"
     return {
         "name": action.dest,
@@ -59,7 +59,8 @@ def _option(name: str, action: Any) -> dict[str, Any]:
         "metavar": _metavar(action.metavar or ""),
         "required": "(required)" in text,
         "section": section if not flags else f"{section} options".strip(),
-        "help": text.replace("(required)", "").strip(),
+        **({"inner": given} if flags != given else {}),
+        "help": re.sub(r"\((required|default: (None)?)\)", "", text).strip(),
     }
 
 

@@ -30,6 +30,12 @@ def options_of(name: str) -> tuple[str, ...]:
     return () if record is None else tuple(flag for option in record["options"] for flag in option["flags"])
 
 
+def spelt_otherwise(name: str) -> dict[str, str]:
+    """From each option that a command's dataclasses make to the one that is typed in its place."""
+    record = records().get(name, {"options": []})
+    return {inner: option["flags"][0] for option in record["options"] for inner in option.get("inner", ())}
+
+
 def overview(group: str | None = None) -> str:
     """The commands by group, each with its summary; of `bench` the benchmarks alone."""
     groups = {BENCH: [name for name in records() if name.startswith(f"{BENCH} ")]}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InputError
-from .help import options_of
+from .help import options_of, spelt_otherwise
 
 SHARED = {"--training.rows": "--rows", "--evaluation.tokens": "--tokens", "--text.limit": "--texts"}
 """From the option that nested dataclasses make to the one that is typed."""
@@ -35,8 +35,7 @@ def inner_spellings(name: str, arguments: Sequence[str]) -> list[str]:
     Raises:
         InputError: an option by a spelling of before.
     """
-    options = options_of(name)
-    outer = {inner: option for inner, option in spelt(name).items() if option in options}
+    options, outer = options_of(name), spelt_otherwise(name)
     inner_of = {option: inner for inner, option in outer.items()}
     spelled = []
     for argument in arguments:

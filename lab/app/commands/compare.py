@@ -94,7 +94,7 @@ class CompareCommand(Command):
 
     def as_text(self, result: Mapping[str, Any]) -> str:
         """The result for people."""
-        shown = [panel for panel in panels(result) if panel.table]
+        shown = [panel for panel in panels(dict(result)) if panel.table]
         tables = [f"{panel.title}. {panel.lead}\n{aligned(panel.table)}" for panel in shown]
         return "\n\n".join([*tables, *([f"page: {result['page']}"] if "page" in result else [])])
 

@@ -175,13 +175,19 @@ def test_bad_options_leave_nothing_behind(option: str, tiny: Tiny, monosem: Comm
 
 def test_misspelt_options_are_told_the_right_spelling(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
     for arguments, told in {
-        ("train", tmp_path / "run", "--n-latent=5"): "--n-latents INT",
-        ("trian",): "train",
-        ("train",): "Folder of the run. (required)",
+        ("train", tmp_path / "run", "--n-latent=5"): "no option --n-latent: did you mean --n-latents?",
+        ("train", tmp_path / "run", "--penalty=tanh"): "did you mean --dictionary.penalty?",
+        ("train", tmp_path / "run", "--training.rows=5"): "--training.rows of monosem train is called --rows now",
+        ("train", tmp_path / "run", "--sinks=wandb"): "is called --trackers now",
+        ("fast", tmp_path / "run", "--sinks=drop"): "is called --attention-sinks now",
+        ("features", tmp_path / "run", "--max-atoms=5"): "monosem features has no option --max-atoms",
+        ("train", tmp_path / "run", "more"): "has no place for 'more'",
+        ("trian",): "unknown command 'trian': did you mean 'train'",
+        ("bench", "stepp"): "unknown benchmark 'stepp': did you mean 'step'",
+        ("train",): "monosem train needs OUT, as in: monosem train runs/first",
         ("train", tmp_path / "run", "--k=many"): "'many'",
     }.items():
-        ended = monosem(*arguments)
-        assert (ended.status, ended.out) == (2, "") and told in ended.err and "Traceback" not in ended.err
+        refused(monosem(*arguments), told)
     assert not (tmp_path / "run").exists()
 
 
