@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from ..errors import InputError, nearest, unknown
-from .help import options_of, records, spelt_otherwise
+from .help import records, spelt_otherwise
 
 FRAME = " \t╭╮╰╯│─|+-"
 CHOICE = re.compile(
@@ -38,7 +38,7 @@ def _unrecognized(name: str, words: list[str]) -> InputError:
     if flag is None:
         return InputError(f"monosem {name} has no place for {words[0]!r}: see monosem {name} --help")
     flag = flag.partition("=")[0].replace("_", "-")
-    options = options_of(name)
+    options = [option["flags"][0] for option in records()[name]["options"] if option["flags"]]
     last = flag.rpartition(".")[2].lstrip("-")
     close = [option for option in options if option.rpartition(".")[2].lstrip("-") == last]
     close = close or nearest(flag, options, 2)
