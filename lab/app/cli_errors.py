@@ -41,7 +41,7 @@ def _unrecognized(name: str, words: list[str]) -> InputError:
     options = [option["flags"][0] for option in records()[name]["options"] if option["flags"]]
     last = flag.rpartition(".")[2].lstrip("-")
     close = [option for option in options if option.rpartition(".")[2].lstrip("-") == last]
-    close = close or nearest(flag, options, 2)
+    close = close or nearest(flag, options, 1)
     hint = f"did you mean {' or '.join(close[:3])}?" if close else f"monosem {name} --help lists those it has"
     return InputError(f"monosem {name} has no option {flag}: {hint}")
 
