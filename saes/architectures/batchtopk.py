@@ -55,6 +55,6 @@ class BatchTopK(SparseAutoencoder):
             self.threshold.lerp_(code.values.min(), max(SLOWEST, MEMORY / (step + MEMORY)))
 
     def fold_scale(self, scale: float) -> None:
-        """Also the threshold is in activation units; an unset one stays unset."""
+        """Divide biases and threshold by the scale; an unset threshold stays unset."""
         super().fold_scale(scale)
         self.threshold.copy_(torch.where(self.threshold < 0, self.threshold, self.threshold / scale))

@@ -21,12 +21,12 @@ class LatentBlock(NamedTuple):
 
     latents: slice
     codes: tuple[Tensor, Tensor, Tensor]
-    """(indptr, indices, values), indices from the block's start. Entries at zero get no gradient."""
+    """(indptr, indices, values), with indices from the block's start. Entries at zero get no gradient."""
     out: Residual
 
 
 class State(NamedTuple):
-    """All that an update changes."""
+    """Weights, moments and low-precision copies, which an update changes."""
 
     weights: Weights
     moments: Moments
@@ -45,7 +45,13 @@ class State(NamedTuple):
 def step_parts(
     parts: Sequence[LatentBlock], x: Tensor, scale: Tensor, state: State, adam: Adam, extra: RowGradients | None
 ) -> Updated:
-    """`kernels.update.latent_step` for every block; x (what the encoder read) and scale as there."""
+    """Call `kernels.update.latent_step` for every block of latents.
+
+    Args:
+        x: input of the encoder [batch, d_in].
+        scale: factor on every gradient except those of `extra`.
+        extra: further gradient rows.
+    """
     if len(parts) == 1:
         (part,) = parts
         return latent_step(part.codes, part.out, x, scale, state.weights, state.moments, adam, state.shadow, extra)

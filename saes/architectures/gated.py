@@ -55,12 +55,12 @@ class Gated(SparseAutoencoder):
         return SparseCode(gates.indptr, gates.indices, values, gates.n_latents)
 
     def fold_scale(self, scale: float) -> None:
-        """Also the magnitudes' bias is in activation units."""
+        """Divide all biases by the scale, the magnitudes' included."""
         super().fold_scale(scale)
         self.b_mag /= scale
 
     def shift(self, constant: Float[Tensor, " n"]) -> None:
-        """Magnitudes rescale the same product."""
+        """Add the constant to gates and, rescaled, to magnitudes."""
         super().shift(constant)
         self.b_mag += self.r_mag.exp() * constant
 
@@ -84,7 +84,7 @@ class GatedObjective(PenalisedObjective):
         return {"r_mag": self.dictionary.r_mag.data, "offset": torch.zeros_like(self.dictionary.b_mag)}
 
     def start(self, rows: TrainingRows) -> None:
-        """Gates that open where the batch's L0 is k, magnitudes that do not lose what the gates' bias takes."""
+        """Set gates that open where the batch's L0 is k, and magnitudes without the gates' bias."""
         bound = self.start_at(rows, cut=False)
         self.dictionary.b_enc.fill_(-bound)
         self.extra_parameters["offset"].fill_(bound)
@@ -92,30 +92,30 @@ class GatedObjective(PenalisedObjective):
         self.control.begin(float(bound))
 
     def adopt(self) -> None:
-        """The offset from the biases that are there; the penalty as weak as at a start with these gates."""
+        """Set the offset from the trained biases, and the penalty's weight as a first batch with these gates would."""
         sae = self.dictionary
         self.extra_parameters["offset"].copy_(sae.b_mag - sae.r_mag.exp() * sae.b_enc)
         self.control.begin(float(-sae.b_enc.mean()))
 
     def bound(self) -> Tensor:
-        """It is in the gates' biases."""
+        """Common threshold, from the gates' biases."""
         return common_bound(self.dictionary.b_enc)
 
     def wake(self, rows: TrainingRows, latents: Int[Tensor, " some"]) -> None:
-        """Only the gates: magnitudes stay what they are."""
+        """Raise the gates' biases alone; magnitudes keep their values."""
         super().wake(rows, latents)
         sae = self.dictionary
         self.extra_parameters["offset"][latents] = (sae.b_mag - sae.r_mag.exp() * sae.b_enc)[latents]
         self.moments["offset"][:, latents] = 0
 
     def restart(self, latents: Int[Tensor, " some"], bound: Tensor) -> None:
-        """Magnitudes at the size of the products."""
+        """Set magnitudes to the size of the products."""
         super().restart(latents, bound)
         self.extra_parameters["r_mag"][latents] = 0
         self.extra_parameters["offset"][latents] = bound
 
     def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
-        """A gate's gradient comes by way of its magnitude, its own reconstruction and the penalty."""
+        """Sum each gate's gradient from its magnitude, its own reconstruction and the penalty."""
         gates = self.dictionary.gates(rows.input, shadow)
         code = self.dictionary.magnitudes(gates)
         out = self.decoded(code, rows, decoder)
@@ -131,12 +131,12 @@ class GatedObjective(PenalisedObjective):
         return Gradients(code, out.residual, out.squares, (part,), out.residual, extra)
 
     def raise_bounds(self, amount: Tensor | float) -> None:
-        """The gates' biases fall; magnitudes stay what they are."""
+        """Lower the gates' biases; magnitudes keep their values."""
         self.dictionary.b_enc.sub_(amount)
         self.extra_parameters["offset"].add_(amount * self.dictionary.r_mag.exp())
 
     def settle(self) -> None:
-        """The bias that offset, gate bias and scale make."""
+        """b_mag = offset + exp(r_mag) * b_enc."""
         self.dictionary.b_mag.copy_(
             torch.addcmul(self.extra_parameters["offset"], self.dictionary.r_mag.exp(), self.dictionary.b_enc)
         )

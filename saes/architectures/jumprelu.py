@@ -73,7 +73,7 @@ class JumpReLU(SparseAutoencoder):
         return keep_above(self, centred, self.theta, shadow)
 
     def fold_scale(self, scale: float) -> None:
-        """Also the thresholds are in activation units."""
+        """Divide biases and thresholds by the scale."""
         super().fold_scale(scale)
         self.theta /= scale
 
@@ -92,7 +92,7 @@ class JumpReLUObjective(PenalisedObjective):
     """The thresholds' start: what bandwidth and tanh are measured in."""
 
     def new_extra_parameters(self) -> dict[str, Tensor]:
-        """The thresholds."""
+        """Thresholds, by name."""
         return {"theta": self.dictionary.theta.data}
 
     def start(self, rows: TrainingRows) -> None:
@@ -102,7 +102,7 @@ class JumpReLUObjective(PenalisedObjective):
         self.control.begin(self.unit**2 / 2)
 
     def adopt(self) -> None:
-        """The mean threshold is the unit."""
+        """Take the mean threshold as the unit."""
         self.unit = float(self.dictionary.theta.mean())
         self.control.begin(self.unit**2 / 2)
 
@@ -120,7 +120,7 @@ class JumpReLUObjective(PenalisedObjective):
         return Gradients(code, out.residual, out.squares, (part,), out.residual, extra)
 
     def _penalty(self, code: SparseCode) -> tuple[Tensor | float, float]:
-        """Its slope at every code, and its weight on each active latent."""
+        """Slope of the penalty at every code, and its weight on each active latent."""
         active = code.values > 0
         margins = code.values - self.dictionary.theta[code.indices.long()] * active
         weight, k = self.weight(code, margins), self.dictionary.config.k
@@ -133,24 +133,24 @@ class JumpReLUObjective(PenalisedObjective):
                 return 0.0, weight
 
     def bound(self) -> Tensor:
-        """The median threshold."""
+        """Median threshold."""
         return self.dictionary.theta.median()
 
     def restart(self, latents: Int[Tensor, " some"], bound: Tensor) -> None:
-        """Thresholds at the bound."""
+        """Set thresholds to the bound."""
         super().restart(latents, bound)
         self.extra_parameters["theta"][latents] = bound
 
     def raise_bounds(self, amount: Tensor | float) -> None:
-        """All thresholds."""
+        """Raise all thresholds."""
         self.dictionary.theta.add_(amount)
 
     def settle(self) -> None:
-        """A threshold below zero would keep negative codes."""
+        """Clamp thresholds at zero: a lower one would keep negative codes."""
         self.dictionary.theta.clamp_min_(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the unit."""
+        """State of the objective, its controller and the unit."""
         return {**super().state_dict(), "unit": self.unit}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

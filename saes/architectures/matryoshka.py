@@ -37,7 +37,7 @@ class MatryoshkaConfig(SAEConfig):
     prefixes: tuple[int, ...] = ()
     """Ascending numbers of latents, the last being n_latents. By default blocks of `SHARES` and the rest."""
     base: Literal["batchtopk", "topk"] = "batchtopk"
-    """Which pre-activations become codes."""
+    """Rule that selects codes: of the batch, or of each row."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,20 +63,20 @@ class Matryoshka(BatchTopK):
 
     @property
     def by_row(self) -> bool:
-        """The base's."""
+        """True if the base is `topk`."""
         return self.config.base == "topk"
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
-        """The base's rule at inference."""
+        """Codes by the inference rule of the base."""
         return keep_largest(self, self.centred(x), None) if self.by_row else super().encode(x)
 
     def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
-        """The base's rule in training."""
+        """Codes by the training rule of the base."""
         return keep_largest(self, centred, shadow) if self.by_row else super().training_code(centred, shadow)
 
     def observe(self, code: SparseCode, step: int) -> None:
-        """Only BatchTopK has a threshold."""
+        """Move the threshold, which only a BatchTopK base has."""
         if not self.by_row:
             super().observe(code, step)
 
@@ -92,7 +92,7 @@ class NestedObjective(Objective):
     takes_upstream = False
 
     def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
-        """Each block of latents against the mean residual of the prefixes that hold it."""
+        """Differentiate each block of latents against the mean residual of the prefixes that hold it."""
         code = self.dictionary.training_code(rows.input, shadow)
         ends = self.dictionary.config.prefixes
         blocks = [slice(low, high) for low, high in zip((0, *ends[:-1]), ends, strict=True)]

@@ -1,4 +1,4 @@
-"""What a training step minimises, apart from how: an objective turns a batch into gradients, the trainer applies them.
+"""Objectives of training: an objective turns a batch into gradients, and a trainer applies them.
 
 `Objective` is plain reconstruction of the selected codes; an architecture with penalties or parameters of its own
 subclasses it in its own file. All gradients are those of half the summed squared error plus penalties in the same
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 
 
 WAKING = 1 / 2048
-"""Share of a batch's rows, at least one, on which a latent that is woken fires."""
+"""Share of a batch's rows, at least one, on which a woken latent fires."""
 
 
 class TrainingRows(NamedTuple):
-    """One batch as training sees it, in multiplied units; what an autoencoder reads and reconstructs is one tensor."""
+    """One batch in the units of training; input and target of an autoencoder are one tensor."""
 
     input: Float32[Tensor, "batch d_in"]
-    """What the encoder reads, centred."""
+    """Input of the encoder, centred."""
     target: Float32[Tensor, "batch d_out"]
-    """What codes must add up to: less b_dec, and less the skip's part."""
+    """Target of the codes: the activations less b_dec and less the part of the skip."""
     input_copy: Float[Tensor, "batch d_in"]
-    """The input as the update gathers it: in bf16 where that halves the bytes, else the same tensor."""
+    """Input that the update gathers: a bf16 copy where it halves the bytes, else the same tensor."""
     target_copy: Float[Tensor, "batch d_out"]
-    """The target as the decode reads it."""
+    """Target that the decode reads, likewise."""
     upstream: Float32[Tensor, "batch d_out"] | None = None
-    """The gradient at x_hat of another loss than half the squared error."""
+    """Gradient at x_hat of another loss than half the squared error."""
 
     @classmethod
     def of(
         cls, x: Float32[Tensor, "batch d_in"], target: Float32[Tensor, "batch d_out"], low_precision: bool = False
     ) -> TrainingRows:
-        """These rows, with bf16 copies where `low_precision` asks for them."""
+        """Make rows, with bf16 copies where `low_precision` asks for them."""
         copy = x.bfloat16() if low_precision else x
         if target is x:
             return cls(x, x, copy, copy)
@@ -58,24 +58,25 @@ class TrainingRows(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What one batch teaches."""
+    """Gradients of one batch, and the codes and errors they come from."""
 
     code: SparseCode
-    """What is decoded; an entry at zero is not active."""
+    """Decoded codes; an entry at zero is not active."""
     residual: Float32[Tensor, "batch d_out"]
-    """x_hat less the target (or the upstream gradient), what the dead latents learn to explain."""
+    """x_hat less the target, or the upstream gradient; idle latents learn to explain it."""
     squares: Float32[Tensor, " batch"]
+    """Squared error of each row."""
     parts: tuple[LatentBlock, ...]
-    """Blocks of latents in order, all of them together."""
+    """Blocks of consecutive latents that together hold all latents in order."""
     to_bias: Float32[Tensor, "batch d_out"]
-    """Gradient to each row's x_hat: summed, it is b_dec's as the decoder's bias; times the input, the skip's."""
+    """Gradient at each row's x_hat: its sum is the gradient of b_dec, its product with the input that of the skip."""
     extra_parameters: dict[str, Tensor]
     """Gradients of the objective's extra parameters, by name."""
     further: RowGradients | None = None
-    """Gradient rows of the weights beyond those of the parts."""
+    """Gradient rows of the weights beyond those of the blocks."""
 
     def plus(self, penalty: Float32[Tensor, " nnz"]) -> Gradients:
-        """With a penalty's slope added to every code's gradient, where there is one block."""
+        """Add the slope of a penalty to every code's gradient; for an objective of one block."""
         (part,) = self.parts
         part = part._replace(out=part.out._replace(grads=part.out.grads + penalty))
         return self._replace(parts=(part,))
@@ -85,42 +86,42 @@ class Objective:
     """Half the squared error of the reconstruction; the base of all objectives.
 
     Args:
-        dictionary: whose weights are trained.
+        dictionary: dictionary in training.
     """
 
     takes_upstream = True
-    """Whether it can learn from a given gradient at x_hat."""
+    """True if the objective can learn from a given gradient at x_hat in place of the residual."""
     threshold_in_bias = False
-    """Whether the bound is in the biases."""
+    """True if the activation threshold is stored in `b_enc`."""
     extra_beta2: float | None = None
-    """Adam's second decay for them; the weights' by default."""
+    """Adam's second decay for the extra parameters; None takes that of the weights."""
     fits_start = True
-    """Whether an encoder may be scaled to fit the first batch: not one that has nothing to do with its decoder yet."""
+    """True if the encoder is scaled to fit the first batch; False where it starts unrelated to its decoder."""
 
     def __init__(self, dictionary: SparseAutoencoder) -> None:
         self.dictionary = dictionary
         self.extra_parameters = self.new_extra_parameters()
         self.moments = {name: tensor.new_zeros(2, *tensor.shape) for name, tensor in self.extra_parameters.items()}
         self.progress = 0.0
-        """Share of the run that is done before the next batch."""
+        """Share of the run done before the next batch."""
 
     def new_extra_parameters(self) -> dict[str, Tensor]:
-        """Tensors beside the weights and b_dec that Adam changes in place, by name."""
+        """Make the tensors beside the weights and b_dec that Adam changes in place, by name."""
         return {}
 
     def start(self, rows: TrainingRows) -> None:
-        """Set from the first batch what selection needs; the weights are already at their start."""
+        """Set thresholds and scale from the first batch; the weights are already at their start."""
 
     def adopt(self) -> None:
-        """Set from a trained dictionary, in the units of training, what `start` would set."""
+        """Set thresholds and scale from a trained dictionary, in the units of training."""
 
     def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
         """Encode, decode and differentiate one batch.
 
         Args:
-            rows: what the encoder reads and what is to be reconstructed.
+            rows: input and target of the batch.
             decoder: W_dec, or its bf16 copy.
-            shadow: copies of the weights that the encoder reads.
+            shadow: low-precision copies of the weights that the encoder reads.
         """
         code = self.dictionary.training_code(rows.input, shadow)
         out = self.decoded(code, rows, decoder)
@@ -128,7 +129,7 @@ class Objective:
         return Gradients(code, out.residual, out.squares, (LatentBlock(slice(None), codes, out),), out.residual, {})
 
     def decoded(self, code: SparseCode, rows: TrainingRows, decoder: Tensor) -> Residual:
-        """Residual of the reconstruction without b_dec (or the upstream gradient), and each code's gradient."""
+        """Decode without b_dec: the residual (or the upstream gradient), and each code's gradient."""
         nothing = torch.zeros_like(self.dictionary.b_dec)
         out = decode_residual(code.indptr, code.indices, code.values, decoder, nothing, rows.target_copy, code.width)
         if rows.upstream is None:
@@ -144,19 +145,20 @@ class Objective:
         self.settle()
 
     def bound(self) -> Tensor | float:
-        """What products of input and encoder must exceed, by the median latent; 0 where codes are the largest few."""
+        """Threshold on x @ W_enc of the median latent; 0 where codes are the largest few."""
         return 0.0
 
     def restart(self, latents: Int[Tensor, " some"], bound: Tensor) -> None:
-        """Set own parameters of latents whose weights start anew under that bound, and forget their moments."""
+        """Set the extra parameters of latents that start anew under a bound, and forget their moments."""
         for moments in self.moments.values():
             moments[:, latents] = 0
 
     def wake(self, rows: TrainingRows, latents: Int[Tensor, " some"]) -> None:
-        """Where the bound is in the biases: raise those of idle latents until each fires on `WAKING` of these rows.
+        """Raise the biases of idle latents until each fires on `WAKING` of these rows.
 
-        The aid cannot help them: it sees codes, and a bias that silences a latent on all rows leaves none. On SmolLM2
-        the gap was 1.9 where Adam moves a bias by 0.002 a step. One that fires on as many rows is left as it is.
+        Objectives with `threshold_in_bias` need this. The aid cannot help such latents: it sees codes, and a bias that
+        silences a latent on all rows leaves none. On SmolLM2 the gap was 1.9 where Adam moves a bias by 0.002 a step.
+        A latent that fires on as many rows keeps its bias.
         """
         W_enc, b_enc = self.dictionary.W_enc, self.dictionary.b_enc
         count = max(1, round(WAKING * len(rows.input)))  # the next largest product is at zero then, and does not fire
@@ -166,10 +168,10 @@ class Objective:
             b_enc[some] = torch.maximum(b_enc[some], -reached)
 
     def settle(self) -> None:
-        """After each step: bring parameters that depend on each other in line."""
+        """Bring parameters that depend on each other in line, after each step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continued run needs beyond the dictionary."""
+        """State that a continued run needs beyond the dictionary."""
         return {"extra_parameters": {**self.extra_parameters}, "moments": {**self.moments}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -183,28 +185,28 @@ class Objective:
 class PenalisedObjective(Objective):
     """Reconstruction plus a weighted sparsity penalty, steered so that the L0 becomes the config's k.
 
-    Two things are steered. The penalty's weight holds the L0 in the long run, and it is slow. So all latents' bounds
-    also move together after every batch, towards where that batch would have had k codes a row; which latents are
-    rare and which are common is left to the penalty. Runs of 50 steps on SmolLM2 ended 1 to 30 % off k by the weight
+    Two things are steered. The penalty's weight holds the L0 in the long run, slowly. The bounds of all latents
+    therefore move together after every batch, towards where that batch would have had k codes a row; the penalty alone
+    decides which latents are rare. Runs of 50 steps on SmolLM2 ended 1 to 30 % off k by the weight
     alone, and end within 3 % by both. A given coefficient switches both off.
     """
 
     rise: Tensor | float = 0.0
-    """How far the bounds move after this batch."""
+    """Distance by which the bounds rise after this batch."""
 
     def __init__(self, dictionary: SparseAutoencoder, config: PenaltyConfig) -> None:
         super().__init__(dictionary)
         self.control = L0Control(config.k, config.coefficient, config.warmup)
 
     def start_at(self, rows: TrainingRows, *, cut: bool) -> Float32[Tensor, ""]:
-        """The bound on pre-activations at which the batch's L0 is k, after the encoder is scaled to fit those codes.
+        """Find the bound on pre-activations at which the batch's L0 is k, and scale the encoder to fit those codes.
 
         Where `fits_start`, the encoder (its bias still zero) is multiplied by the least-squares factor between the
         targets and their reconstruction. A first step then starts from about as many codes as the last one ends with,
         where a plain relu would start from half of all latents.
 
         Args:
-            cut: whether codes lose the bound (a negative bias) or keep their full value (a threshold).
+            cut: True if codes lose the bound (a negative bias), False if they keep their full value (a threshold).
         """
         sae = self.dictionary
         kept = encode_batch_topk(rows.input, sae.W_enc, sae.b_enc, sae.config.k)
@@ -218,15 +220,15 @@ class PenalisedObjective(Objective):
         return bound * factor
 
     def weight(self, code: SparseCode, margins: Float32[Tensor, " nnz"] | None = None) -> float:
-        """The penalty's weight for a batch.
+        """Measure the L0 of a batch, return the penalty's weight for it, and set `rise`.
 
-        Also sets `rise`: up to the smallest code that k a row leave room for; or, where codes are missing, down as
-        far as that many codes reach up, as if they lay as densely below the bounds; of that the share that the
-        control trusts. The host reads how many are active: it has just waited for the size of the codes.
+        With a active codes and a target of t, rise = trust * (|a - t|-th smallest margin), positive for a > t. For
+        a < t the margins above the bounds stand for the unseen ones below. The host reads a: it has just waited for
+        the size of the codes.
 
         Args:
-            margins: by how much each code is above its latent's bound, at most 0 for those that are not active; by
-                default the codes themselves.
+            margins: distance of each code above its latent's bound, at most 0 for a code that is not active; by default
+                the codes themselves.
         """
         margins = code.values if margins is None else margins
         active, rows = int((margins > 0).sum()), max(1, len(code))
@@ -240,16 +242,16 @@ class PenalisedObjective(Objective):
         return weight
 
     def update(self, gradients: dict[str, Tensor], adam: Adam) -> None:
-        """Also move the bounds."""
+        """Move the bounds by `rise`, then step the extra parameters."""
         self.raise_bounds(self.rise)
         super().update(gradients, adam)
 
     def raise_bounds(self, amount: Tensor | float) -> None:
-        """Move what a pre-activation must exceed to become a code, for all latents alike."""
+        """Raise the threshold on pre-activations by the same amount for all latents."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the controller's."""
+        """State of the objective and of its controller."""
         return {**super().state_dict(), "control": self.control.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -259,12 +261,12 @@ class PenalisedObjective(Objective):
 
 
 def common_bound(b_enc: Float32[Tensor, " n"]) -> Float32[Tensor, ""]:
-    """The bound that biases hold: less their median, which some silent latents do not move, where it is negative."""
+    """bound = -min(median(b_enc), 0): a few silent latents do not move the median."""
     return -b_enc.median().clamp_max(0)
 
 
 def adam_step(p: Tensor, gradient: Tensor, moments: Float32[Tensor, "two ..."], adam: Adam) -> None:
-    """One step of Adam on a small dense parameter, in place."""
+    """Take one step of Adam on a small dense parameter, in place."""
     first, second = moments
     first.lerp_(gradient, 1 - adam.beta1)
     second.lerp_(gradient.square(), 1 - adam.beta2)
@@ -278,7 +280,7 @@ def adam_step(p: Tensor, gradient: Tensor, moments: Float32[Tensor, "two ..."], 
 def latent_sums(
     indices: Int[Tensor, " nnz"], terms: Float32[Tensor, " nnz"], n_latents: int
 ) -> Float32[Tensor, " n_latents"]:
-    """The sum of each latent's terms in a fixed order: equal bits on every run."""
+    """Sum the terms of each latent in a fixed order, which gives equal bits on every run."""
     sums = terms.new_zeros(n_latents)
     if sums.device.type == "cpu":
         return sums.index_add_(0, indices.long(), terms)  # one after another

@@ -19,12 +19,12 @@ from .sae import PenaltyConfig, SparseAutoencoder, keep_above
 from .schedules import ramp
 
 SMALLEST = 1e-2
-"""Codes below it count as it in the slope of |f|^p, which has no bound at 0 for p < 1."""
+"""Smallest f in the slope of |f|^p, which has no bound at 0 for p < 1."""
 
 
 @dataclass(frozen=True)
 class ReLUConfig(PenaltyConfig):
-    """The penalty is sum |f|^p."""
+    """A ReLU dictionary under the penalty sum |f|^p."""
 
     p_end: float = 1.0
     """p at the end; 1 is plain L1. Below 1 large codes shrink less."""
@@ -68,30 +68,30 @@ class PenalisedReLU(PenalisedObjective):
 
     @property
     def p(self) -> float:
-        """The exponent now."""
+        """Exponent of the penalty at this point of the run."""
         config = self.dictionary.config
         return 1 + (config.p_end - 1) * ramp(self.progress, config.anneal_from, config.anneal_to)
 
     def start(self, rows: TrainingRows) -> None:
-        """A negative bias for all latents, with which the batch's L0 is k."""
+        """Set one negative bias for all latents, with which the batch's L0 is k."""
         bound = self.start_at(rows, cut=True)
         self.dictionary.b_enc.fill_(-bound)
         self.control.begin(float(bound) / 4)
 
     def adopt(self) -> None:
-        """The weight that a start with these biases would have."""
+        """Start the penalty's weight as a first batch with these biases would."""
         self.control.begin(float(-self.dictionary.b_enc.mean()) / 4)
 
     def bound(self) -> Tensor:
-        """It is in the biases."""
+        """Common threshold, from the biases."""
         return common_bound(self.dictionary.b_enc)
 
     def raise_bounds(self, amount: Tensor | float) -> None:
-        """All biases fall."""
+        """Lower all biases by the amount."""
         self.dictionary.b_enc.sub_(amount)
 
     def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
-        """The penalty's slope is added to every code's gradient."""
+        """Add the penalty's slope to every code's gradient."""
         found = super().gradients(rows, decoder, shadow)
         slope = found.code.values.clamp_min(SMALLEST).pow(self.p - 1).mul_(self.p)
         return found.plus(slope * self.weight(found.code))

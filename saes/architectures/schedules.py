@@ -81,7 +81,7 @@ class L0Control:
         return math.exp(self.log_weight + PROPORTIONAL * error)
 
     def state_dict(self) -> dict[str, float]:
-        """What a continued run needs."""
+        """State that a continued run needs."""
         return {"log_weight": self.log_weight, "error": self.error, "trust": self.trust}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

@@ -32,24 +32,23 @@ class TrainConfig:
     warmup: float = 0.02
     """Share of the rows over which the learning rate rises linearly."""
     decay: float = 0.3
-    """Share of the rows, at the end, over which it falls to zero."""
+    """Share of the rows, at the end, over which the learning rate falls to zero."""
     decay_shape: Literal["linear", "cosine"] = "linear"
-    """How it falls: at an even pace, or slowly at both ends (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
+    """Shape of the fall: linear, or cosine, slow at both ends (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
     beta1: float = 0.9
     """Adam's first decay. With 0 a latent that did not fire is left alone, which is exact, and state is halved."""
     beta2: float = 0.999
     """Adam's second decay."""
     aux_k: int | None = None
     """Dead latents that explain each row's residual; by default half of d_in where every row has k codes (Gao et al.
-    2024) and k where all rows share a bound or a budget: fewer are larger, and get there. 0 turns the aid off. Where a
-    bound is in the biases (relu, gated), those of idle latents are raised in place of it, which takes no number."""
+    2024) and k where all rows share a bound or a budget: fewer are larger, and get there. 0 turns the aid off. Idle
+    latents of relu and gated, whose threshold is in the bias, get higher biases in place of it, whatever the number."""
     aux_coefficient: float | None = None
     """Weight of the aid against the normalised reconstruction loss; by default 1/32, or 1/2 where there is a bound.
     BatchTopK of 16,384 latents after 410k rows of SmolLM2: 288 latents at 1/32 leave 10 % dead at FVU 0.150, k at 1/2
     leave 3 % at 0.147; of TopK none is dead either way, but 0.6 and 2.8 % are idle for 100k rows, at FVU 0.138."""
     aid_after: int = 25_000
-    """Rows without firing after which a latent gets the aid. Of relu and gated, one that fires more rarely than this is
-    kept more frequent by it."""
+    """Rows without firing after which a latent gets the aid. It keeps latents of relu and gated from becoming rarer."""
     dead_after: int = 250_000
     """Rows without firing after which a latent counts as dead in the metrics."""
     blend: float = 0.0
@@ -60,7 +59,7 @@ class TrainConfig:
     """Starting weights: encoder = decoder transposed and fitted to the first batch, or one of its own; see
     `initialise`."""
     start_bias: Literal["median", "mean", "zero"] = "median"
-    """What b_dec starts at: the geometric median or the mean of the first batch, or zero."""
+    """Start of b_dec: the geometric median or the mean of the first batch, or zero."""
     precision: Precision = "auto"
     """Products that propose codes: fp32, bf16 or int8 (screened, exact); auto goes by the hardware."""
     optimizer: Literal["adam", "active_row", "muon", "signum", "adam8bit"] = "adam"
@@ -68,13 +67,13 @@ class TrainConfig:
     whatever beta1, and its moments decay by the steps missed when it fires again. `muon`, `signum`
     (schedule-free) and `adam8bit` see the whole gradient, in memory as large as the weights; see `optimizers`."""
     ema: float | None = None
-    """Decay of a running mean of the weights, such as 0.999; what is saved is then that mean. Costs a copy."""
+    """Decay of a running mean of the weights, such as 0.999, which is then saved in their place. Costs a copy."""
     k_start: int | None = None
     """Codes a row at the start, falling linearly to the dictionary's k; for architectures that select by a k."""
     k_anneal: float = 0.2
-    """Share of the rows over which they fall."""
+    """Share of the rows over which k falls from `k_start`."""
     resample_every: int | None = None
-    """Steps between which dead latents (`dead_after`) start anew on rows with large errors; see `resampling`."""
+    """Steps between which dead latents (`dead_after`) start anew on rows with large errors; see `dead_latents`."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; off by default, since Adam with a warm-up does not need it. Costs a pass."""
     cuda_graph: bool = False
@@ -126,7 +125,11 @@ class TrainConfig:
         return peak * trapezoid(rows, self.rows, self.warmup, self.decay, cosine=self.decay_shape == "cosine")
 
     def aid(self, dictionary: SparseAutoencoder, k: int) -> tuple[int, float]:
-        """Dead latents that explain a row's residual, and the weight of that. `k` is the dictionary's at the end."""
+        """Return how many idle latents explain a row's residual, and the weight of the aid.
+
+        Args:
+            k: codes a row at the end of training.
+        """
         k, coefficient = (dictionary.d_in // 2, 1 / 32) if dictionary.by_row else (k, 1 / 2)
         return (
             k if self.aux_k is None else self.aux_k,

@@ -1,4 +1,4 @@
-"""`EndToEnd`: train a dictionary by what the model says with it spliced in (Braun et al. 2024, arXiv 2405.12241).
+"""`EndToEnd`: train a dictionary by the loss of the model with it spliced in (Braun et al. 2024, arXiv 2405.12241).
 
     stream = TokenStream(model, corpus, ["resid_post.6"])
     trainer = Trainer(load(folder), site, TrainConfig(rows=200_000, lr=1e-4), trained=True)
@@ -41,15 +41,15 @@ Edit = Callable[[Tensor], Tensor]
 
 LOSSES = ("kl", "ce")
 SUMS = ("loss", "downstream", "batches")
-"""What is summed between two calls of `metrics`."""
+"""Sums over the batches since the last call of `metrics`."""
 
 
 @dataclass(frozen=True)
 class EndToEndConfig:
-    """What is minimised."""
+    """Loss of end-to-end training."""
 
     loss: Literal["kl", "ce"] = "kl"
-    """KL(clean || spliced), or the cross-entropy of the next token; means a predicted token."""
+    """kl: KL(clean || spliced). ce: cross-entropy of the next token. Both are means over predicted tokens."""
     local: float = 0.0
     """Share of the step that goes to plain reconstruction; 1 is local training on the same rows."""
     downstream: float = 0.0
@@ -65,7 +65,7 @@ class EndToEndConfig:
 
 
 def later_sites(model: HookedModel, site: Site | str) -> tuple[Site, ...]:
-    """The outputs of all blocks that run after `site`: what `downstream` compares.
+    """Outputs of all blocks that run after `site`, which `downstream` compares.
 
     Raises:
         InputError: no block runs after it, or the site is a module's path, which does not say when it runs.
@@ -84,9 +84,9 @@ class EndToEnd:
     """A consumer of a `TokenStream` that steps a `Trainer` by the gradient of the model's loss.
 
     Args:
-        model: the one the stream runs.
+        model: model that the stream runs.
         trainer: of a dictionary of one site, or a transcoder, which is spliced in at the site it predicts.
-        config: what is minimised.
+        config: loss that is minimised.
 
     Raises:
         InputError: a crosscoder; a transcoder that reads a later site than it predicts; an architecture whose loss
@@ -114,7 +114,7 @@ class EndToEnd:
 
     @property
     def done(self) -> bool:
-        """Whether the configured rows have been trained on."""
+        """True once the configured rows have been trained on."""
         return self.trainer.done
 
     def step(self, batch: Batch) -> None:
@@ -134,11 +134,11 @@ class EndToEnd:
     def gradient(
         self, batch: Batch, x_hat: Float32[Tensor, "rows d"]
     ) -> tuple[Float32[Tensor, "rows d"], Float32[Tensor, ""], Float32[Tensor, ""]]:
-        """The gradient of the model's loss at reconstructions, and both terms of that loss (before the weight).
+        """Differentiate the model's loss at reconstructions; also return its two terms, before the weight.
 
         Args:
             batch: of a `TokenStream`.
-            x_hat: what replaces the rows at the site.
+            x_hat: reconstructions that replace the rows at the site.
         """
         clean = batch.source
         assert clean is not None, "the batch is of a TokenStream"
@@ -174,7 +174,7 @@ class EndToEnd:
         return found.float(), loss, downstream
 
     def metrics(self) -> dict[str, int | float]:
-        """The trainer's, and the mean loss since the last call, nats a token."""
+        """Metrics of the trainer, and the mean loss since the last call in nats a token."""
         loss, downstream, batches = self.sums.tolist()
         self.sums.zero_()
         further = {"downstream": downstream / max(batches, 1)} if self.later else {}
@@ -190,7 +190,7 @@ class EndToEnd:
         self.sums.copy_(state["sums"])
 
     def save(self, folder: Path) -> None:
-        """Write the folded dictionary, its provenance with what was minimised."""
+        """Write the folded dictionary, with the loss in its provenance."""
         found = self.trainer.folded()
         found.provenance.training["end_to_end"] = asdict(self.config)
         found.save(folder)
@@ -198,7 +198,7 @@ class EndToEnd:
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient: a graph then begins where edits bring something in."""
+    """Turn off the gradients of all parameters, so that a graph begins where an edit brings something in."""
     asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         for parameter in asking:
@@ -212,7 +212,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def mixed(
     gradient: Float32[Tensor, "rows d"], residual: Float32[Tensor, "rows d"], local: float
 ) -> Float32[Tensor, "rows d"]:
-    """The model's gradient at the norm of the residual, with a share of that residual."""
+    """(1 - local) * gradient * |residual| / |gradient| + local * residual."""
     factor = residual.norm() / gradient.norm().clamp_min(torch.finfo(torch.float32).tiny)
     return gradient.mul(factor * (1 - local)).add_(residual, alpha=local)
 
@@ -220,9 +220,9 @@ def mixed(
 def loss_gradient(
     logits: Float[Tensor, "R T vocab"], clean: ForwardPass, loss: str
 ) -> tuple[Float32[Tensor, ""], Float[Tensor, "R T vocab"]]:
-    """The mean loss a prediction, and its gradient to the logits in their dtype, a text at a time.
+    """Compute the mean loss a predicted token and its gradient at the logits, a text at a time, in their dtype.
 
-    Predictions are those of `splicing.predicting`. With q the softmax of the logits, the gradient is q - p for the
+    `edit.predicting` says which tokens are predicted. With q the softmax of the logits, the gradient is q - p for the
     KL divergence from clean probabilities p, and q less the next token's one-hot vector for the cross-entropy.
     """
     predicts = predicting(clean.batch).to(logits.device)

@@ -37,11 +37,11 @@ def initialise(
         x: normalised activations, at least a few thousand rows; centred, where there is a target.
         blend: share of a (centred, unit) data row in every encoder row, and with another start than "tied" in every
             decoder row; the rest is a random direction. 0 is the published recipe, 1 starts on the data itself.
-        target: what a transcoder predicts. A decoder row of a tied start is then the mean target of the rows on which
-            its latent is active, weighted by the code: where the first gradient would take it from zero.
+        target: activations that a transcoder predicts. A decoder row of a tied start is then the mean target of the
+            rows on which its latent is active, weighted by the code: where the first gradient would take it from zero.
         start: see the module; the encoder's scale in a tied one makes the reconstruction of the first batch the best
             multiple of itself.
-        centre: what b_dec starts at: the geometric median, the mean, or zero.
+        centre: start of b_dec: the geometric median, the mean, or zero.
     """
     goal = x if target is None else target
     dictionary.b_dec.copy_(_centre(goal, centre))
@@ -63,7 +63,7 @@ def initialise(
 
 
 def _centre(goal: Float32[Tensor, "rows d"], centre: str) -> Float32[Tensor, " d"]:
-    """What b_dec starts at."""
+    """Start of b_dec."""
     if centre == "median":
         return geometric_median(goal)
     return goal.mean(0) if centre == "mean" else torch.zeros_like(goal[0])

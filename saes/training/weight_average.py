@@ -29,13 +29,13 @@ class WeightAverage:
         self.steps += 1
 
     def averaged(self) -> dict[str, Tensor]:
-        """The mean, once there is one."""
+        """Tensors of the mean, once there was a step."""
         if not self.tensors:
             return {}
         return {**self.tensors, "W_dec": torch.nn.functional.normalize(self.tensors["W_dec"], dim=1)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continued run needs."""
+        """State that a continued run needs."""
         return {"steps": self.steps, "tensors": self.tensors}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:

@@ -71,21 +71,21 @@ class LayerTrainer(GradientTrainer):
         self.refresh_copies()
 
     def read(self, x: Float32[Tensor, "batch d"]) -> Float32[Tensor, "batch d"]:
-        """Rows as the encoder sees them in training."""
+        """Scale and centre rows for the encoder."""
         assert self.units is not None, "units are set from the first batch"
         return torch.mul(x, self.units.input).sub_(self.units.centre)
 
     def select(self, read: Float32[Tensor, "batch d"]) -> SparseCode:
-        """The codes of this layer alone."""
+        """Select the codes of this layer alone."""
         return self.dictionary.training_code(read, self.shadow)
 
     def written(self, code: SparseCode) -> Float32[Tensor, "batch d_reached"]:
-        """What codes add to the outputs."""
+        """Decode codes into the part that they add to the outputs."""
         zero = torch.zeros_like(self.dictionary.b_dec)
         return decode_kernel.decode(code.indptr, code.indices, code.values, self.decoder, zero)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Also the skip."""
+        """Trained tensors by name, the skip included."""
         return super().tensors() | ({} if self.skip is None else {"W_skip": self.skip})
 
     def learn(
@@ -96,10 +96,13 @@ class LayerTrainer(GradientTrainer):
         variance: Float32[Tensor, ""],
         scale: Float32[Tensor, ""],
     ) -> None:
-        """One step on the residual that all layers leave.
+        """Take one step on the residual that all layers leave.
 
         Args:
-            variance: of this layer's own output, which the metrics are about.
+            read: input of the encoder, from `read`.
+            code: codes of this layer.
+            residual: of all outputs that this layer reaches.
+            variance: squared distance of this layer's own output from its mean, for the metrics.
             scale: of d(half the squared error), the same in all layers.
         """
         own = residual[:, : residual.shape[1] // (len(self.sites) - 1)]
@@ -114,7 +117,7 @@ class LayerTrainer(GradientTrainer):
         self.advance(len(read))
 
     def folded_skip(self) -> tuple[Float32[Tensor, "d_out d"], Float32[Tensor, " d_out"]]:
-        """The skip in activation units, and what the outputs' bias gets from it; only where there is one."""
+        """Fold the skip: its matrix in activation units, and the share of the outputs' bias that comes from it."""
         assert self.skip is not None, "asked of a transcoder without a skip"
         weight = self.skip if self.average is None else self.average.averaged().get("W_skip", self.skip)
         if self.units is None:
@@ -123,7 +126,7 @@ class LayerTrainer(GradientTrainer):
         return weight * self.units.input / output[:, None], -(weight @ self.units.centre) / output
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the skip's moments, and its weights."""
+        """Everything a continued run needs, the skip's weights and moments included."""
         skip = {} if self.skip is None else {"skip": {"weight": self.skip, "moments": self.skip_moments}}
         return super().state_dict() | skip
 

@@ -1,4 +1,4 @@
-"""`GrowthConfig`: how an ITDA is built."""
+"""`GrowthConfig`: options of building an ITDA."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ MOST_CHAINED = 1 << 15
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    """How an ITDA is built."""
+    """Options of building an ITDA from the rows of a stream."""
 
     max_atoms: int = 9216
-    """It is done when it has so many atoms."""
+    """Number of atoms at which growth ends."""
     rows: int = 100_000
-    """It is done after so many rows of the stream."""
+    """Rows of the stream after which growth ends."""
     k: int = 40
     """Steps of the pursuit, in construction and later."""
     encoder: Encoder = "mp"
-    """What rows are encoded with later: mp, omp or nonnegative. Atoms are chosen by mp, or by nonnegative steps."""
+    """Pursuit that encodes rows later: mp, omp or nonnegative. Growth itself takes mp steps, or nonnegative ones."""
     tolerance: float = 0.0
-    """Rows are encoded later until their squared residual is at most this share of |x|^2; 0 spends all k steps."""
+    """Share of |x|^2 at which the squared residual of a row ends its encoding later; 0 spends all k steps."""
     criterion: Criterion = "cos"
     """A row is lost when 1 - cos(x, x_hat) (cos) or |x - x_hat|^2 / |x|^2 (fvu) is above tau. paper_code is the
     released code's, (2 - 2 cos) / d above paper_tau."""
@@ -43,9 +43,9 @@ class GrowthConfig:
     """Rows that enter untested at the start, those that occur most often in their batch first. By default as many as
     the site is wide, as published; 0 starts empty."""
     saturation: float = 0.0
-    """It is done when less than this share of the last `patience` rows became atoms; 0 goes on."""
+    """Growth ends when less than this share of the last `patience` rows became atoms; 0 goes on."""
     patience: int = 16_384
-    """Rows that `saturation` looks back."""
+    """Number of last rows that `saturation` looks at."""
 
     def __post_init__(self) -> None:
         for name in ("max_atoms", "rows", "k", "patience"):
@@ -72,7 +72,7 @@ class GrowthConfig:
         ITDAConfig(1, 1, self.k, encoder=self.encoder, tolerance=self.tolerance)
 
     def threshold(self, d: int) -> Threshold:
-        """The criterion at width d.
+        """Make the criterion of lost rows at width d.
 
         Raises:
             InputError: no row of this width can be lost by it.

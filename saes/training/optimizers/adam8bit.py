@@ -22,7 +22,7 @@ from .dense import DenseOptimizer, to_unit_rows
 
 
 def library() -> Any:
-    """The module bitsandbytes.
+    """Import bitsandbytes.
 
     Raises:
         InputError: it is not installed, or does not load.
@@ -37,10 +37,10 @@ def library() -> Any:
 
 
 class Adam8bit(DenseOptimizer):
-    """8-bit Adam on encoder and decoder; Adam in fp32 on the biases, a skip and an objective's own parameters."""
+    """8-bit Adam on encoder and decoder; Adam in fp32 on the biases, a skip and an objective's extra parameters."""
 
     def allocate(self) -> None:
-        """The library's state of the matrices, which it makes at the first step, and moments for b_enc."""
+        """Make the library's optimizer of the matrices and the moments of b_enc."""
         self.matrices = [self.weights.W_enc, self.weights.W_dec]
         betas = (self.config.beta1, self.config.beta2)
         self.adam = library().optim.Adam8bit(self.matrices, lr=1.0, betas=betas, min_8bit_size=0)
@@ -60,11 +60,11 @@ class Adam8bit(DenseOptimizer):
         to_unit_rows(self.weights.W_dec)
 
     def forget_biases(self, latents: Int[Tensor, " some"]) -> None:
-        """The moments of b_enc."""
+        """Set the moments of these latents' b_enc to zero."""
         self.encoder_bias_moments[:, latents] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The library's state and the moments."""
+        """State of the library's optimizer and of the moments."""
         return {
             "adam8bit": optimizer_state(self.adam),
             "bias_moments": self.bias_moments,

@@ -16,7 +16,7 @@ from .fused import Optimizer
 
 
 class DenseOptimizer(Optimizer):
-    """The base of optimizers that see whole gradients: encoder, decoder (along the sphere) and b_enc."""
+    """Base of optimizers that see whole gradients of encoder, decoder (along the sphere) and b_enc."""
 
     def sparse_step(
         self,
@@ -27,7 +27,7 @@ class DenseOptimizer(Optimizer):
         extra: RowGradients | None,
         shadow: Shadow | None,
     ) -> Updated:
-        """By way of gradient rows."""
+        """Step by way of gradient rows."""
         given, fired = gradient_rows(gradients.parts, rows.input_copy, scale, len(self.weights.b_enc), extra)
         return self.rows_step(given, adam, shadow)._replace(fired=fired)
 

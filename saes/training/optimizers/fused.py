@@ -19,7 +19,7 @@ class Optimizer:
     """Adam, fused into the update; the base of the others.
 
     Args:
-        objective: its dictionary's weights are changed in place, and its own parameters.
+        objective: the weights of its dictionary and its extra parameters are changed in place.
     """
 
     def __init__(self, objective: Objective, config: TrainConfig) -> None:
@@ -30,7 +30,7 @@ class Optimizer:
         self.allocate()
 
     def allocate(self) -> None:
-        """Make the state of everything but b_dec."""
+        """Make the state of all parameters except b_dec."""
         self.moments = new_moments(
             self.weights, self.config.beta1, self.config.optimizer == "active_row" or not self.config.beta1
         )
@@ -49,8 +49,8 @@ class Optimizer:
         """Update all parameters, and the low-precision copies, from one batch.
 
         Args:
-            scale: multiplies every gradient but those of `extra`.
-            adam: the step's learning rate, decays and number.
+            scale: factor on every gradient except those of `extra`.
+            adam: learning rate, decays and number of the step.
             extra: gradient rows of the dead-latent aid.
 
         Returns:
@@ -86,7 +86,7 @@ class Optimizer:
         return step_parts(gradients.parts, rows.input_copy, scale, state, adam, extra)
 
     def rows_step(self, rows: RowGradients, adam: Adam, shadow: Shadow | None) -> Updated:
-        """The same from gradient rows; `fired` counts nothing."""
+        """Step encoder, decoder and b_enc by gradient rows; `fired` of the result counts nothing."""
         return apply_gradients(rows, self.weights, self.moments, adam, shadow)
 
     def skip_step(self, weight: Tensor, gradient: Tensor, adam: Adam) -> None:
@@ -95,23 +95,23 @@ class Optimizer:
         adam_step(weight, gradient, self.skip_moments, adam)
 
     def forget(self, latents: Int[Tensor, " some"]) -> None:
-        """Start the state of these latents anew; their weights have just been set."""
+        """Start the state of latents anew whose weights have just been set."""
         for moments in (self.moments.first, self.moments.second):
             for tensor in moments or ():
                 tensor[latents] = 0
 
     def forget_biases(self, latents: Int[Tensor, " some"]) -> None:
-        """The same where only b_enc has been set."""
+        """Start the state of latents anew whose b_enc alone has just been set."""
         for moments in (self.moments.first, self.moments.second):
             if moments is not None:
                 moments.b_enc[latents] = 0
 
     def averaged(self) -> dict[str, Tensor]:
-        """What is saved in place of the dictionary's tensors of these names."""
+        """Tensors that are saved in place of the dictionary's tensors of the same names."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continued run needs beyond the weights."""
+        """State that a continued run needs beyond the weights."""
         moments = self.moments
         return {
             "first": moments.first._asdict() if moments.first else {},

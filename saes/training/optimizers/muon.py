@@ -21,7 +21,7 @@ class Muon(DenseOptimizer):
     """Muon on encoder, decoder and skip, with steps as large as Adam's (`match_rms_adamw`); Adam on the biases."""
 
     def allocate(self) -> None:
-        """The library's momentum for matrices, Adam's moments for b_enc."""
+        """Make the library's momentum of matrices and Adam's moments of b_enc."""
         matrices = [self.weights.W_enc, self.weights.W_dec]
         self.matrices = matrices if self.dictionary.W_skip is None else [*matrices, self.dictionary.W_skip.data]
         self.muon = torch.optim.Muon(
@@ -36,7 +36,7 @@ class Muon(DenseOptimizer):
         to_unit_rows(self.weights.W_dec)
 
     def skip_step(self, weight: Tensor, gradient: Tensor, adam: Adam) -> None:
-        """A matrix like the others."""
+        """Step a skip matrix as the other matrices."""
         self._muon_step([gradient], self.matrices[2:], adam.lr)
 
     def _muon_step(self, gradients: list[Tensor], matrices: list[Tensor], lr: float) -> None:
@@ -48,18 +48,18 @@ class Muon(DenseOptimizer):
         self.muon.zero_grad()
 
     def forget(self, latents: Int[Tensor, " some"]) -> None:
-        """Momentum and moments of these rows."""
+        """Set momentum and moments of these latents to zero."""
         for matrix in self.matrices[:2]:
             if "momentum_buffer" in self.muon.state[matrix]:
                 self.muon.state[matrix]["momentum_buffer"][latents] = 0
         self.forget_biases(latents)
 
     def forget_biases(self, latents: Int[Tensor, " some"]) -> None:
-        """Adam's moments of b_enc."""
+        """Set Adam's moments of these latents' b_enc to zero."""
         self.encoder_bias_moments[:, latents] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Momentum and moments."""
+        """Momentum and moments of all parameters."""
         return {
             "muon": optimizer_state(self.muon),
             "bias_moments": self.bias_moments,

@@ -15,14 +15,14 @@ from .dense import DenseOptimizer, to_unit_rows
 
 
 class ScheduleFreeSignum(DenseOptimizer):
-    """z goes against the sign of the gradient at y = (1 - beta1) z + beta1 x; x, the mean of all z, is what is saved.
+    """Signum steps z against the sign of the gradient at y = (1 - beta1) z + beta1 x, and saves x, the mean of all z.
 
-    The mean weighs every z by its squared learning rate, so that those of the warm-up hardly count. It needs no decay
-    of the learning rate: give decay=0. b_dec, a skip and an objective's own parameters are Adam's.
+    The mean weighs every z by its squared learning rate, so that steps of the warm-up hardly count. It needs no decay
+    of the learning rate: give decay=0. Adam steps b_dec, a skip and an objective's extra parameters.
     """
 
     def allocate(self) -> None:
-        """x and z; `start` gives them their values, as weights are set from the first batch."""
+        """Make x and z, which take their values at the first step: weights are set from the first batch."""
         self.z = Weights(*map(torch.zeros_like, self.weights))
         self.x = Weights(*map(torch.zeros_like, self.weights))
         self.weight_sum = 0.0
@@ -30,7 +30,7 @@ class ScheduleFreeSignum(DenseOptimizer):
         self.skip_moments = None if skip is None else torch.zeros(2, *skip.shape, device=skip.device)
 
     def apply(self, gradients: Weights, adam: Adam) -> None:
-        """One step of z, the mean, and the weights between them."""
+        """Step z, take it into the mean x, and set the weights between them."""
         if not self.weight_sum:
             for z, x, y in zip(self.z, self.x, self.weights, strict=True):
                 z.copy_(y)
@@ -55,7 +55,7 @@ class ScheduleFreeSignum(DenseOptimizer):
         extra: RowGradients | None,
         shadow: Shadow | None,
     ) -> Int[Tensor, " n"]:
-        """As the others; where the objective then moved the biases to hold the L0, z and x move with them."""
+        """Step all parameters; where the objective then moved the biases to hold the L0, move z and x with them."""
         fired = super().step(gradients, rows, scale, adam, extra, shadow)
         moved = self.weights.b_enc - torch.lerp(self.z.b_enc, self.x.b_enc, self.config.beta1)
         self.z.b_enc.add_(moved)
@@ -63,23 +63,23 @@ class ScheduleFreeSignum(DenseOptimizer):
         return fired
 
     def forget(self, latents: Int[Tensor, " some"]) -> None:
-        """x and z are where the weights are."""
+        """Set x and z of these latents to the weights."""
         for z, x, y in zip(self.z, self.x, self.weights, strict=True):
             z[latents] = y[latents]
             x[latents] = y[latents]
 
     def forget_biases(self, latents: Int[Tensor, " some"]) -> None:
-        """As the others."""
+        """Set x and z of these latents' b_enc to the weights."""
         self.z.b_enc[latents] = self.x.b_enc[latents] = self.weights.b_enc[latents]
 
     def averaged(self) -> dict[str, Tensor]:
-        """x, once there is one."""
+        """Tensors of x, once there was a step."""
         if not self.weight_sum:
             return {}
         return {**self.x._asdict(), "W_dec": torch.nn.functional.normalize(self.x.W_dec, dim=1)}
 
     def state_dict(self) -> dict[str, Any]:
-        """x and z beside the weights."""
+        """State of x, z and Adam."""
         return {
             "x": self.x._asdict(),
             "z": self.z._asdict(),
