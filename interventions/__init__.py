@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 from ..lab.lazy import lazily
 
 if TYPE_CHECKING:
+    from .decision import Decision as Decision
+    from .decision import Effect as Effect
+    from .decision import decisions as decisions
+    from .decision import fingerprints as fingerprints
     from .pruning.activation_sparsity.cores import measure_cores as measure_cores
     from .pruning.activation_sparsity.curves import measure_curves as measure_curves
     from .pruning.activation_sparsity.decision import SparsityDecision as SparsityDecision

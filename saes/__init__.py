@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .autointerp.trials import DetectionConfig as DetectionConfig
     from .dictionary import Dictionary as Dictionary
     from .dictionary import Provenance as Provenance
-    from .edit import splice_edit as splice_edit
+    from .edit import Edit as Edit
     from .evaluation.clt.replacement import replace_outputs as replace_outputs
     from .evaluation.clt.scores import CrossLayerReconstruction as CrossLayerReconstruction
     from .evaluation.evaluate import EvaluationConfig as EvaluationConfig

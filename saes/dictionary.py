@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -78,6 +78,19 @@ class Provenance:
     """As `norm_limit`, of the target and the sources, by site."""
 
 
+class Block(NamedTuple):
+    """A part of a dictionary that encodes some sources by itself."""
+
+    dictionary: Dictionary
+    """Encodes the activations of those sources, side by side."""
+    sources: slice
+    """Sources that the block reads, among those of the whole dictionary."""
+    outputs: slice
+    """Sites that the block writes to, among those that the whole dictionary reconstructs or predicts."""
+    latents: slice
+    """Latents of the block, among those of the whole dictionary."""
+
+
 class Dictionary(nn.Module):
     """Base class: `encode(x) -> SparseCode`, `reconstruct(x) -> x_hat`, decoder rows `W_dec [n_latents, d_out]`."""
 
@@ -136,6 +149,15 @@ class Dictionary(nn.Module):
     def decode(self, code: SparseCode) -> Float[Tensor, "rows d_out"]:
         """What codes add up to: codes times decoder rows, plus `b_dec`. A skip's part is not in it."""
         return decode_kernel.decode(code.indptr, code.indices, code.values, self.W_dec, self.b_dec)
+
+    def contribution(self, code: SparseCode) -> Float[Tensor, "rows d_out"]:
+        """z W_dec: what codes add to the output, without `b_dec`. Differentiable in the values and in W_dec."""
+        zero = self.W_dec.new_zeros(self.d_out)
+        return decode_kernel.decode(code.indptr, code.indices, code.values, self.W_dec, zero)
+
+    def parts(self) -> list[Block]:
+        """The blocks that encode by themselves: one, but for a cross-layer transcoder, which has one for each layer."""
+        return [Block(self, slice(None), slice(None), slice(0, self.n_latents))]
 
     @torch.no_grad()
     def reconstruct(

@@ -79,6 +79,31 @@ class SparseCode:
         inside = self.where((self.indices >= latents.start) & (self.indices < latents.stop))
         return SparseCode(inside.indptr, inside.indices - latents.start, inside.values, latents.stop - latents.start)
 
+    def columns(self, latents: Int[Tensor, " some"]) -> Float32[Tensor, "batch some"]:
+        """The codes of some latents, dense, in the order given."""
+        place = torch.full((self.n_latents,), -1, device=self.values.device)
+        place[latents.to(place.device)] = torch.arange(len(latents), device=place.device)
+        at = place[self.indices.long()]
+        dense = self.values.new_zeros(len(self), len(latents))
+        return dense.index_put((self.rows[at >= 0], at[at >= 0]), self.values[at >= 0])
+
+    def with_columns(self, latents: Int[Tensor, " some"], dense: Float[Tensor, "batch some"]) -> SparseCode:
+        """The same codes with those of some latents replaced; every row then stores them all, zeros included.
+
+        Raises:
+            ValueError: `dense` has not one row for each row of codes and one column for each latent.
+        """
+        if dense.shape != (len(self), len(latents)):
+            raise ValueError(f"codes [{len(self)}, {len(latents)}] are needed, got {list(dense.shape)}")
+        latents = latents.to(self.indices.device)
+        other = self.where(~torch.isin(self.indices, latents.to(self.indices.dtype)))
+        own = torch.arange(len(self), device=latents.device)[:, None].expand_as(dense).reshape(-1)
+        rows, columns = torch.cat([other.rows, own]), torch.cat([other.indices.long(), latents.repeat(len(self))])
+        order = (rows * self.n_latents + columns).argsort()
+        values = torch.cat([other.values, dense.float().reshape(-1)])[order]
+        indptr = other.indptr + len(latents) * torch.arange(len(self) + 1, device=other.indptr.device)
+        return SparseCode(indptr, columns[order].to(self.indices.dtype), values, self.n_latents)
+
     def __getitem__(self, rows: slice) -> SparseCode:
         """A contiguous block of rows, sharing memory."""
         start, stop, stride = rows.indices(len(self))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import InputError, unknown
 from . import readout
 from .fingerprint import parameter_hash
-from .hooks import Edits, eager_attention, reading
+from .hooks import Edits, Hook, eager_attention, reading
 from .identities import check_identities
 from .inputs import check_inputs, tiny_inputs
 from .sites import PATH, Site
@@ -202,7 +202,9 @@ class HookedModel:
         return logits
 
     @contextlib.contextmanager
-    def editing(self, edits: Mapping[str | Site, Callable[[Tensor], Tensor]]) -> Iterator[HookedModel]:
+    def editing(
+        self, edits: Mapping[Site, Hook] | Mapping[str, Hook] | Mapping[str | Site, Hook]
+    ) -> Iterator[HookedModel]:
         """Replace tensors at sites in `logits`, `capture` and calls of `module`, for the body of a `with`.
 
         Each function gets the tensor `capture` would give and returns its replacement, of the same shape; it

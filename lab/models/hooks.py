@@ -19,7 +19,8 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import InputError
 from .sites import Site
 
-Edit = Callable[[Tensor], Tensor]
+Hook = Callable[[Tensor], Tensor]
+"""Takes the tensor at a site and returns what stands there instead, of the same shape."""
 Key = TypeVar("Key")
 
 
@@ -114,7 +115,7 @@ class Edits(threading.local):
         self._handles: list[RemovableHandle] = []
 
     @contextlib.contextmanager
-    def adding(self, edits: Mapping[Site, Edit]) -> Iterator[None]:
+    def adding(self, edits: Mapping[Site, Hook]) -> Iterator[None]:
         """Put edits in force for the body of a `with`, after those in force already."""
         outer = self._steps
         try:
@@ -165,7 +166,7 @@ class Edits(threading.local):
 class _Step:
     """One edit at one site, with its result checked."""
 
-    def __init__(self, site: Site, edit: Edit) -> None:
+    def __init__(self, site: Site, edit: Hook) -> None:
         self.site, self.edit, self.ran = site, edit, False
 
     def __call__(self, tensor: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from ...lab.models.sites import Site
 from ...lab.rng import derive_seed, generator
 from ...lab.text.tokenization import TextTokenizer
 from ...saes.dictionary import Dictionary
-from ...saes.edit import splice_edit
+from ...saes.edit import Edit, written
 from ...saes.matching import matching_site
 from ..cities import Facts, city_facts
 from ..latents import check_rewrites, decoder, dense_codes, nulls_of
@@ -177,11 +177,11 @@ def swap_latents(
     for part, temperature in zip(tqdm(parts, desc="ravel masks", disable=not progress), schedule, strict=True):
         swaps = Swaps(*(column[part] for column in train))
         mask = torch.sigmoid(m / temperature)[swaps.target]
-        logits = respond(swaps.prompt, (mask * (z[swaps.source] - z[swaps.prompt])) @ W_dec)
+        logits = respond(swaps.prompt, written(mask * (z[swaps.source] - z[swaps.prompt]), W_dec))
         (m.grad,) = torch.autograd.grad(F.cross_entropy(logits, swaps.wanted), [m])
         adam.step()
     kept = (m.detach() > 0)[test.target]
-    return _answered(test, respond, (kept * (z[test.source] - z[test.prompt])) @ W_dec, config)
+    return _answered(test, respond, written(kept * (z[test.source] - z[test.prompt]), W_dec), config)
 
 
 @torch.no_grad()
@@ -200,8 +200,7 @@ def responding(model: HookedModel, site: Site, questions: Questions, config: RAV
 
     def respond(prompts: Tensor, change: Tensor) -> Tensor:
         batch = pad([questions.prompts[i] for i in prompts.tolist()], padding)
-        edit = splice_edit(lambda rows: rows + change.to(rows), batch.marked)
-        with model.editing({site: edit}):
+        with model.editing(Edit.adding(site, change).at(batch.marked)):
             logits = answer_logits(model, batch, questions.tokens, grad=change.requires_grad)
         return logits.masked_fill(~questions.allowed[questions.attribute[prompts]], -torch.inf)
 

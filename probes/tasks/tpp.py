@@ -30,6 +30,7 @@ from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
 from ...lab.rng import derive_seed, generator
 from ...saes.dictionary import Dictionary
+from ...saes.edit import written
 from ...saes.matching import matching_site
 from ..fitting.linear import LinearFit, LinearProbes, fit_linear
 from ..latents import check_rewrites, decoder, dense_codes, matched, nulls_of, text_means
@@ -300,7 +301,7 @@ class _Erasing:
 
     def lost(self, latents: Int[Tensor, " some"]) -> Float[Tensor, "test probes"]:
         """What the log odds of every test row lose when these latents are zero."""
-        return self.test[:, latents] @ self.written[latents]
+        return written(self.test, self.written, latents)
 
 
 def _strongest(effect: Float[Tensor, " n"]) -> Int[Tensor, " some"]:

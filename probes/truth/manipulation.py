@@ -21,10 +21,10 @@ from torch import Tensor
 from ...lab.errors import InputError
 from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
-from ...lab.models.hooks import Edit
 from ...lab.models.sites import Site
 from ...lab.rng import generator
 from ...lab.text.tokenization import TextTokenizer
+from ...saes.edit import Edit, Hook
 from ..prompts import Prompt, PromptBatch
 from .bags import COMPLETE
 from .prompting import verdict_prompts, verdicts
@@ -90,15 +90,9 @@ def moved_verdicts(
     """
     shift = sign * move.size * move.direction
 
-    def edits(part: PromptBatch) -> dict[Site | str, Edit]:
+    def edits(part: PromptBatch) -> dict[Site, Hook]:
         places, ends = torch.arange(part.tokens.shape[1]), part.marked.int().argmax(1, keepdim=True)
-        moved = (places <= ends) & (places > ends - COMPLETE)
-
-        def edit(x: Tensor) -> Tensor:
-            flat = x.flatten(2)
-            return (flat + moved.to(x)[..., None] * shift.to(x)).view_as(x)
-
-        return {move.site: edit}
+        return Edit.adding(move.site, shift).at((places <= ends) & (places > ends - COMPLETE))
 
     return verdicts(model, prompts, edits=edits, batch=batch)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ...lab.errors import InputError
 from ...lab.models.hooked_model import HookedModel
-from ...lab.models.hooks import Edit
+from ...lab.models.hooks import Hook
 from ...lab.models.sites import Site
 from ...lab.text.tokenization import TextTokenizer
 from ..prompts import Prompt, PromptBatch, by_length, mark, pad
@@ -50,7 +50,7 @@ def verdicts(
     model: HookedModel,
     prompts: Sequence[Prompt],
     *,
-    edits: Callable[[PromptBatch], Mapping[Site | str, Edit]] | None = None,
+    edits: Callable[[PromptBatch], Mapping[Site, Hook]] | None = None,
     batch: int = 16,
     progress: bool = False,
 ) -> Float32[Tensor, "prompts classes"]:

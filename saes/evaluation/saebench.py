@@ -38,7 +38,7 @@ from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
 from ...lab.text.packing import TokenBatch
 from ..dictionary import Dictionary
-from ..edit import splice_edit
+from ..edit import Edit
 from ..sparse_code import SparseCode
 from .splicing import LOGIT_BYTES
 from .weights import weight_scores
@@ -131,11 +131,10 @@ class LossScores:
         keep: Bool[Tensor, "b t"],
     ) -> None:  # fmt: skip
         """Add prompts; values at positions outside `keep` are left out of the means, but replaced all the same."""
-        everywhere = torch.ones_like(tokens, dtype=torch.bool)
         clean = model.logits(tokens).float()
         found = {"ce_loss_without_sae": cross_entropy(clean, tokens)}
         for name, replace in {"sae": dictionary, "ablation": torch.zeros_like}.items():
-            with model.editing({site: splice_edit(replace, everywhere)}):
+            with model.editing(Edit.replacing(site, replace).at()):
                 logits = model.logits(tokens).float()
             found[f"ce_loss_with_{name}"] = cross_entropy(logits, tokens)
             found[f"kl_div_with_{name}"] = divergence(clean, logits)

@@ -31,11 +31,11 @@ from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import PATH, Site
 from ...lab.text.packing import TokenBatch
 from ..dictionary import Dictionary
-from ..edit import Replace, predicting, splice_edit
+from ..edit import Edit, EditableRows, EditCounts, Hook, Replace, predicting
 from .document_sums import DocumentSums, ratio
 from .reconstruction import Measure
 
-Edits = Mapping[str | Site, Callable[[Tensor], Tensor]]
+Edits = Mapping[Site, Hook]
 
 CLEAN, ABLATIONS = "clean", ("zero", "mean")
 LOGIT_BYTES = 256 << 20
@@ -174,35 +174,24 @@ def _measure(
 ) -> dict[str, int]:
     """One part of a batch: replaced is the first site of `limits`, read by the dictionaries is the last."""
     attention = None if bool(batch.attention.all()) else batch.attention
-    seen: dict[Site, Tensor] = {}
     site, source = next(iter(limits)), list(limits)[-1]
-
-    def reading(at: Site) -> Callable[[Tensor], Tensor]:
-        def read(x: Tensor) -> Tensor:
-            seen[at] = x.reshape(*batch.tokens.shape, -1)
-            return x
-
-        return read
 
     def logits(edits: Edits) -> Float[Tensor, "predictions vocab"]:
         with model.editing(edits):
             return model.logits(batch.tokens, attention_mask=attention)[predicts]
 
     predicts = predicting(batch).to(model.device)
-    clean = log_softmax_(logits({at: reading(at) for at in limits}).float())
-    edited = usable = batch.usable.to(seen[site].device)
-    for at, limit in limits.items():
-        if limit is not None:
-            edited = edited & (torch.linalg.vector_norm(seen[at], dim=-1, dtype=torch.float32) <= limit)
-    read_rows = seen[source][edited]  # before anything is replaced: the same in every variant
+    editable = EditableRows(batch.usable, limits)
+    clean = log_softmax_(logits(editable.hooks()).float())
+    read_rows = editable.acts[source][editable.mask]  # before anything is replaced: the same in every variant
     variants: dict[str, Replace] = {
         "zero": torch.zeros_like,
         "mean": lambda rows: mean.to(rows).expand_as(rows),
         **{name: lambda _, spliced=spliced: spliced(read_rows) for name, spliced in dictionaries.items()},
     }
-    edits: dict[str, Edits] = {name: {site: splice_edit(replace, edited)} for name, replace in variants.items()}
+    edits = {name: Edit.replacing(site, replace).at(editable.mask) for name, replace in variants.items()}
     score_edits(logits, edits, clean, batch, predicts, sums)
-    return counted(predicts, usable, edited)
+    return counted(predicts, editable.counts)
 
 
 def score_edits(
@@ -222,12 +211,12 @@ def score_edits(
     sums.add(batch.doc[predicts.cpu()], columns)
 
 
-def counted(predicts: Bool[Tensor, "R T"], usable: Bool[Tensor, "R T"], edited: Bool[Tensor, "R T"]) -> dict[str, int]:
+def counted(predicts: Bool[Tensor, "R T"], rows: EditCounts) -> dict[str, int]:
     """Positions of a batch: edited, left alone for what they are or for their norm, and those that predict."""
     return {
-        "edited": int(edited.sum()),
-        "unedited_special": int((~usable).sum()),
-        "unedited_norm": int((usable & ~edited).sum()),
+        "edited": rows.edited,
+        "unedited_special": rows.outside_mask,
+        "unedited_norm": rows.above_norm,
         "predictions": int(predicts.sum()),
     }
 

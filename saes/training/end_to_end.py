@@ -20,7 +20,7 @@ model (to the same end Karvonen 2025, arXiv 2503.17272, rescales one loss to the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,10 +34,8 @@ from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import PATH, Site
 from ...lab.streams.activation_stream import Batch, ForwardPass
 from ..architectures.schedules import check_share
-from ..edit import predicting, splice_edit
+from ..edit import Edit, predicting, readers
 from .trainer import Trainer
-
-Edit = Callable[[Tensor], Tensor]
 
 LOSSES = ("kl", "ce")
 SUMS = ("loss", "downstream", "batches")
@@ -145,18 +143,8 @@ class EndToEnd:
         leaf = x_hat.detach().requires_grad_()
         seen: dict[Site, Tensor] = {}
 
-        def reading(site: Site) -> Edit:
-            def read(x: Tensor) -> Tensor:
-                seen[site] = x
-                return x
-
-            return read
-
         mask = None if bool(clean.batch.attention.all()) else clean.batch.attention
-        edits: dict[str | Site, Edit] = {
-            self.site: splice_edit(lambda _: leaf, clean.rows),
-            **{site: reading(site) for site in self.later},
-        }
+        edits = {**Edit.replacing(self.site, lambda _: leaf).at(clean.rows), **readers(self.later, seen)}
         with frozen(self.model.module), self.model.editing(edits):
             logits = self.model.logits(clean.batch.tokens, attention_mask=mask, grad=True)
         loss, seed = loss_gradient(logits.detach(), clean, self.config.loss)

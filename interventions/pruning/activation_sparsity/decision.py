@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 
 from ....lab.errors import InputError, unknown
 from ....lab.evidence import Evidence
-from ....lab.storage import read_json, write_json
+from ...decision import GENERAL, Decision, Effect, evidence_of
 from .masks import Fixed, Mask, scale_of
 from .modules import LinearModule
 from .rank_aware import Factors, Threshold
 
-SCHEMA = 1
 GRANULARITIES = ("token", "sentence", "global")
 
 
 @dataclass(frozen=True)
-class SparsityDecision:
+class SparsityDecision(Decision):
     """One layer's decision, the same for R-Sparse (token by token) and CoreInfer (a passage, or everything).
 
     Raises:
         InputError: an unknown granularity, a budget outside [0, 1], or no mask.
     """
+
+    kind: ClassVar[str] = "activation sparsity"
 
     layer: int
     criterion: str
@@ -43,8 +43,6 @@ class SparsityDecision:
     """Of the output, relative to its length; of the module where it is largest."""
     delta_ce: Evidence
     """Nats a token, decoding after a prompt that was read in full."""
-    about: dict[str, Any] = field(default_factory=dict)
-    """Model, corpus, passages."""
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -53,6 +51,14 @@ class SparsityDecision:
             raise InputError(f"budget is a share from 0 to 1, got {self.budget}")
         if not self.mask:
             raise InputError("a decision needs a mask for at least one module")
+        scores = {"rel_error": self.rel_error, "recall_vs_oracle": self.recall_vs_oracle}
+        derived = {
+            "chosen": {"weights": {f"{self.layer}.{path}": rule for path, rule in self.mask.items()}},
+            "evidence": {name: score for name, score in scores.items() if score is not None},
+            "effect": {"cross_entropy": Effect(self.delta_ce)},
+        }
+        for name in GENERAL:
+            object.__setattr__(self, name, derived[name])
 
     def masks(self, modules: list[LinearModule], documents: list[int] | None = None) -> dict[LinearModule, Mask]:
         """The masks of this layer's modules, to run the model with (`masking`).
@@ -71,29 +77,12 @@ class SparsityDecision:
             found[mine[path]] = _mask(mine[path], rule, documents)
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"schema": SCHEMA, "kind": "activation sparsity", **asdict(self)}
-
-    def save(self, path: Path | str) -> Path:
-        """Write the decision, whole or not at all."""
-        write_json(path, self.to_json())
-        return Path(path)
-
     @classmethod
-    def load(cls, path: Path | str) -> SparsityDecision:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: no such file, or another kind of file.
-        """
-        told = read_json(path, "decision")
-        if not isinstance(told, dict) or told.pop("kind", None) != "activation sparsity":
-            raise InputError(f"{path} holds no decision on activation sparsity")
-        if (schema := told.pop("schema")) != SCHEMA:
-            raise InputError(f"{path} has schema {schema!r}, this version reads {SCHEMA}")
+    def _of(cls, written: dict[str, Any]) -> Self:
+        known = {one.name for one in fields(cls)} - {*GENERAL}
+        own = {name: value for name, value in written.items() if name in known}
         scores = ("recall_vs_oracle", "rel_error", "delta_ce")
-        return cls(**{**told, **{name: told[name] and _evidence(told[name]) for name in scores}})
+        return cls(**{**own, **{name: own[name] and evidence_of(own[name]) for name in scores}})
 
 
 def _mask(module: LinearModule, rule: dict[str, Any], documents: list[int] | None) -> Mask:
@@ -114,8 +103,3 @@ def _mask(module: LinearModule, rule: dict[str, Any], documents: list[int] | Non
     for row, neurons in zip(kept, chosen, strict=True):
         row[neurons] = True
     return Fixed(kept.to(module.weight.device))
-
-
-def _evidence(told: dict[str, Any]) -> Evidence:
-    interval = told["interval"]
-    return Evidence(**{**told, "interval": None if interval is None else tuple(interval)})

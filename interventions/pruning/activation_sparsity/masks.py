@@ -6,7 +6,7 @@ through a low-rank copy of the weight (R-Sparse): y = (x * m) W^T + (x * (1 - m)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ....lab.errors import unknown
+from ....lab.models.hooks import Tap
+from ....saes.edit import Edit, Stage, added
 from .modules import LinearModule
 
 CRITERIA = ("abs", "abs_norm")
@@ -121,31 +123,23 @@ def masking(
     passage = first + positions.nonzero()[:, 0]
     with ExitStack() as handles:
         for module, mask in masks.items():
-            edit = _Edit(mask, positions, passage)
-            handles.callback(module.input.attach(edit.into).remove)
-            handles.callback(module.output.attach(edit.out_of).remove)
+            for tap, hook in _masked(module, mask, passage).at(positions).items():
+                handles.callback(tap.attach(hook).remove)
         yield
 
 
-class _Edit:
-    """One module's mask during one forward pass: what is left out waits for the output."""
+def _masked(module: LinearModule, mask: Mask, passage: Tensor) -> Edit[Tap]:
+    """x' = x * m at the input of a map, and y' = y + (x * (1 - m)) (U_r V_r)^T at its output."""
+    into, out_of = module.input, module.output
 
-    def __init__(self, mask: Mask, positions: Tensor, passage: Tensor) -> None:
-        self.mask, self.positions, self.passage = mask, positions, passage
-        self._restored: Tensor | None = None
+    def run(read: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        rows = read[0].float()
+        kept = mask.keep(rows, passage)
+        return [rows * kept, mask.restored(rows * ~kept)]
 
-    def into(self, x: Tensor) -> Tensor:
-        rows = x[self.positions].float()
-        kept = self.mask.keep(rows, self.passage)
-        self._restored = self.mask.restored(rows * ~kept)
-        new = x.clone()
-        new[self.positions] = (rows * kept).to(x.dtype)
-        return new
+    def combine(tap: Tap, rows: Tensor, terms: Sequence[Tensor]) -> Tensor:
+        if tap == into:
+            return terms[0]
+        return added(rows, terms[0]) if terms else rows
 
-    def out_of(self, y: Tensor) -> Tensor | None:
-        if self._restored is None:
-            return None
-        new = y.clone()
-        new[self.positions] += self._restored.to(y.dtype)
-        self._restored = None
-        return new
+    return Edit((into, out_of), combine, (Stage((into,), (into, out_of), run),))

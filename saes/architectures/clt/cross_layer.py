@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ....kernels import decode as decode_kernel
 from ....lab.errors import InputError, unknown
 from ....lab.models.sites import Site
-from ...dictionary import Dictionary, DictionaryConfig
+from ...dictionary import Block, Dictionary, DictionaryConfig
 from ...registry import register
 from ...sparse_code import SparseCode, beside
 from ..batchtopk import BatchTopK
@@ -176,6 +176,19 @@ class CrossLayer(Dictionary):
             own = code.within(slice(layer * n, (layer + 1) * n))
             zero = block.b_enc.new_zeros(block.d_out)
             yield decode_kernel.decode(own.indptr, own.indices, own.values, block.W_dec, zero)
+
+    def parts(self) -> list[Block]:
+        """One block for each layer, which writes to the outputs of that layer and of all later ones."""
+        n = self.n_latents // self.config.layers
+        return [
+            Block(block, slice(layer, layer + 1), slice(layer, None), slice(layer * n, (layer + 1) * n))
+            for layer, block in enumerate(self.layers)
+        ]
+
+    def contribution(self, code: SparseCode) -> Float[Tensor, "rows d_out"]:
+        """z W_dec over all layers, without biases. Differentiable in the values and in W_dec."""
+        parts = self.written(code)
+        return torch.stack([nn.functional.pad(part, (self.d_out - part.shape[1], 0)) for part in parts]).sum(0)
 
     @torch.no_grad()
     def decode(self, code: SparseCode) -> Float[Tensor, "rows d_out"]:

@@ -8,10 +8,10 @@ Ameisen et al. 2025, section "Building an interpretable replacement model"). Sco
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +20,7 @@ from ....lab.models.hooked_model import HookedModel
 from ....lab.models.sites import PATH, Site
 from ....lab.text.packing import TokenBatch
 from ...architectures.clt.cross_layer import CrossLayer
-from ...edit import predicting, splice_edit
+from ...edit import Edit, EditableRows, Stage, predicting
 from ..document_sums import DocumentSums
 from ..splicing import Edits, SpliceLosses, counted, log_softmax_, parts_of, require_free_names, score_edits
 
@@ -82,33 +82,35 @@ def _places(model: HookedModel, dictionaries: Sequence[CrossLayer]) -> tuple[lis
     return sources, targets
 
 
-def replacing(
-    dictionary: CrossLayer, sources: Sequence[Site], targets: Sequence[Site], mask: Bool[Tensor, "batch tokens"]
-) -> Edits:
-    """Edits for `HookedModel.editing`: sites that are read pass unchanged, outputs become predictions where `mask`."""
+def replacing(dictionary: CrossLayer, sources: Sequence[Site], targets: Sequence[Site]) -> Edit[Site]:
+    """The edit that puts predictions in place of all outputs, each layer read as the edits before it have left it.
+
+    x'[m] = b_dec[m] + sum over l <= m of z[l] @ W_dec[l, m]  (+ W_skip[m] x[m])
+    """
     layers, width = len(sources), dictionary.d_out // len(targets)
-    written = [bias.repeat(int(mask.sum()), 1) for bias in dictionary.b_dec.chunk(layers)]
+    biases = dict(zip(targets, dictionary.b_dec.chunk(layers), strict=True))
 
-    def reading(layer: int) -> Callable[[Tensor], Tensor]:
-        def read(x: Tensor) -> Tensor:
-            rows = x.reshape(*mask.shape, -1)[mask].float()
-            block = dictionary.layers[layer]
-            parts = (block.decode(block.encode(rows)) - block.b_dec).split(width, 1)
-            for later, part in enumerate(parts, layer):
-                written[later] += part
-            if dictionary.W_skip is not None:
-                written[layer] += rows @ dictionary.W_skip[layer].T
-            return x
+    def block_stage(layer: int) -> Stage[Site]:
+        block = dictionary.layers[layer]
 
-        return read
+        def run(read: Sequence[Tensor]) -> Sequence[Tensor]:
+            return (block.decode(block.encode(read[0].float())) - block.b_dec).split(width, 1)
 
-    def writing(layer: int) -> Callable[[Tensor], Tensor]:
-        return splice_edit(lambda _: written[layer], mask)
+        return Stage((sources[layer],), tuple(targets[layer:]), run)
 
-    edits: dict[str | Site, Callable[[Tensor], Tensor]] = {}
-    edits.update({site: reading(at) for at, site in enumerate(sources)})
-    edits.update({site: writing(at) for at, site in enumerate(targets)})
-    return edits
+    def skip_stage(layer: int, weight: Tensor) -> Stage[Site]:
+        return Stage((sources[layer],), (targets[layer],), lambda read: [read[0].float() @ weight.T])
+
+    def combine(target: Site, rows: Tensor, terms: Sequence[Tensor]) -> Tensor:
+        out = biases[target].repeat(len(rows), 1)
+        for term in terms:
+            out += term
+        return out
+
+    stages = [block_stage(layer) for layer in range(layers)]
+    if dictionary.W_skip is not None:
+        stages += [skip_stage(layer, weight) for layer, weight in enumerate(dictionary.W_skip)]
+    return Edit(tuple(targets), combine, tuple(stages))
 
 
 @torch.no_grad()
@@ -124,30 +126,24 @@ def _measure(
 ) -> dict[str, int]:
     """One part of a batch, in every variant; special and first tokens, padding and long rows pass unchanged."""
     attention = None if bool(batch.attention.all()) else batch.attention
-    usable, predicts = batch.usable.to(model.device), predicting(batch).to(model.device)
-    edited = usable.clone()
+    predicts = predicting(batch).to(model.device)
     means = dict(zip(targets, mean.chunk(len(targets)), strict=True))
-
-    def constant(value: Tensor) -> Callable[[Tensor], Tensor]:
-        return splice_edit(lambda rows: value.to(rows).expand_as(rows), edited)
-
-    def checking(limit: float) -> Callable[[Tensor], Tensor]:
-        def check(x: Tensor) -> Tensor:
-            norms = torch.linalg.vector_norm(x.reshape(*edited.shape, -1), dim=-1, dtype=torch.float32)
-            edited.logical_and_(norms <= limit)
-            return x
-
-        return check
+    editable = EditableRows(batch.usable.to(model.device), limits)
 
     def logits(edits: Edits) -> Float[Tensor, "predictions vocab"]:
         with model.editing(edits):
             return model.logits(batch.tokens, attention_mask=attention)[predicts]
 
-    clean = log_softmax_(logits({site: checking(limit) for site, limit in limits.items()}).float())
+    clean = log_softmax_(logits(editable.hooks()).float())
+
+    def constants(values: Mapping[Site, Tensor]) -> Edits:
+        edit = Edit(tuple(values), lambda site, rows, _: values[site].to(rows).expand_as(rows))
+        return edit.at(editable.mask)
+
     variants: dict[str, Edits] = {
-        "zero": {site: constant(torch.zeros_like(value)) for site, value in means.items()},
-        "mean": {site: constant(value) for site, value in means.items()},
-        **{name: replacing(one, sources, targets, edited) for name, one in dictionaries.items()},
+        "zero": constants({site: torch.zeros_like(value) for site, value in means.items()}),
+        "mean": constants(means),
+        **{name: replacing(one, sources, targets).at(editable.mask) for name, one in dictionaries.items()},
     }
     score_edits(logits, variants, clean, batch, predicts, sums)
-    return counted(predicts, usable, edited)
+    return counted(predicts, editable.counts)

@@ -16,7 +16,7 @@ from monosem.saes.architectures.basis import Neurons
 from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.architectures.topk import TopK
 from monosem.saes.dictionary import Dictionary, Provenance
-from monosem.saes.edit import predicting, splice_edit
+from monosem.saes.edit import Edit, predicting
 from monosem.saes.evaluation import splicing
 from monosem.saes.evaluation.evaluate import evaluate
 from monosem.saes.evaluation.nulls import fit_nulls
@@ -72,7 +72,7 @@ def test_splicing_an_exact_reconstruction_gives_the_same_logits_bit_for_bit(mode
     batch = next(iter(corpus(pack=False)))
     clean = model.logits(batch.tokens, attention_mask=batch.attention)
     for site in (SITE, "resid_mid.1", "mlp_out.0", "z.1"):
-        with model.editing({site: splice_edit(whole_basis(), batch.usable)}):
+        with model.editing(Edit.replacing(site, whole_basis()).at(batch.usable)):
             assert torch.equal(model.logits(batch.tokens, attention_mask=batch.attention), clean)
 
 
@@ -80,7 +80,7 @@ def test_splicing_an_exact_reconstruction_gives_the_same_logits_bit_for_bit(mode
 def test_rows_outside_the_mask_are_untouched_at_the_site(model: HookedModel, site: str) -> None:
     batch = next(iter(corpus(pack=False)))
     before = model.capture(batch.tokens, [site], attention_mask=batch.attention)[site]
-    with model.editing({site: splice_edit(lambda rows: rows + 1, batch.usable)}):
+    with model.editing(Edit.replacing(site, lambda rows: rows + 1).at(batch.usable)):
         after = model.capture(batch.tokens, [site], attention_mask=batch.attention)[site]
     assert 0 < batch.usable.sum() < batch.usable.numel() and not batch.usable[:, 0].any()
     assert torch.equal(after[~batch.usable], before[~batch.usable])
