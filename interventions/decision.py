@@ -7,7 +7,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 
@@ -42,8 +42,8 @@ class Effect:
 class Decision:
     """What was chosen and why, what it changed, and the model and dictionaries that it stands on.
 
-    A particular decision is a subclass with a `kind` and fields of its own, which sets `chosen`, `evidence` and `effect`
-    from them in `__post_init__`.
+    A particular decision is a subclass with a `kind` and fields of its own, from which it sets `chosen`, `evidence` and
+    `effect` in `__post_init__`.
     """
 
     kind: ClassVar[str] = "general"
@@ -94,7 +94,12 @@ class Decision:
                              f"{path} holds no decision")  # fmt: skip
         if (schema := written.pop("schema", None)) not in READABLE:
             raise InputError(f"{path} has schema {schema!r}, this version reads {' and '.join(map(str, READABLE))}")
-        return known.get(kind, cls)._of(written)
+        try:
+            return cast("Self", known.get(kind, cls)._of(written))
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged: a decision on {kind} lacks a field or has a wrong one ({error})"
+            ) from None
 
     @classmethod
     def _of(cls, written: dict[str, Any]) -> Self:
@@ -132,7 +137,7 @@ def fingerprints(model: HookedModel, dictionaries: Mapping[str, Dictionary] | No
     """The model and the dictionaries that a decision stands on, for `about`.
 
     Returns:
-        {"model": fingerprint, "dictionaries": {name: {"architecture": ..., "sha256": ...}}}; the hash is of all tensors.
+        {"model": fingerprint, "dictionaries": {name: {"architecture": ..., "sha256": hash of all tensors}}}
     """
     found = {name: {"architecture": one.architecture, "sha256": _tensor_hash(one)}
              for name, one in (dictionaries or {}).items()}  # fmt: skip
@@ -143,7 +148,7 @@ def _tensor_hash(dictionary: Dictionary) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(dictionary.tensors().items()):
         found.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -17,7 +17,7 @@ from .rank_aware import Factors, Threshold
 GRANULARITIES = ("token", "sentence", "global")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SparsityDecision(Decision):
     """One layer's decision, the same for R-Sparse (token by token) and CoreInfer (a passage, or everything).
 
@@ -53,7 +53,11 @@ class SparsityDecision(Decision):
             raise InputError("a decision needs a mask for at least one module")
         scores = {"rel_error": self.rel_error, "recall_vs_oracle": self.recall_vs_oracle}
         derived = {
-            "chosen": {"weights": {f"{self.layer}.{path}": rule for path, rule in self.mask.items()}},
+            "chosen": {
+                "weights": {
+                    f"layer {self.layer}": [f"{path}: {self.budget:.0%} by {self.criterion}" for path in self.mask]
+                }
+            },
             "evidence": {name: score for name, score in scores.items() if score is not None},
             "effect": {"cross_entropy": Effect(self.delta_ce)},
         }
