@@ -10,6 +10,7 @@ from torch import Tensor
 from ..lab.errors import InputError
 from ..saes.dictionary import Dictionary
 from ..saes.evaluation.nulls import fit_nulls
+from ..saes.place import AUTOENCODER, CROSS_LAYER
 
 ROWS_AT_ONCE = 4096
 NEIGHBOURS = 8
@@ -24,8 +25,8 @@ def check_rewrites(dictionary: Dictionary, metric: str) -> None:
     Raises:
         InputError: it is a transcoder or a crosscoder.
     """
-    kind = "transcoder" if dictionary.config.d_out is not None else "crosscoder" if dictionary.config.sources else None
-    if kind:
+    if dictionary.place.kind != AUTOENCODER:
+        kind = "cross-layer transcoder" if dictionary.place.kind == CROSS_LAYER else dictionary.place.kind
         raise InputError(
             f"{metric} changes latents and leaves the rest of the same activation as it is, which a {kind} "
             f"({dictionary!r}) cannot do: give a dictionary that reconstructs the site it reads"

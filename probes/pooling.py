@@ -27,7 +27,6 @@ from ..lab.models.sites import Site
 from ..lab.storage import State, read_json, read_tensors, write_json, write_tensors
 from ..lab.streams.activation_stream import Batch
 from ..saes.dictionary import Dictionary
-from ..saes.matching import matching_site
 from .labels import POOLINGS, Bags, Labels, PooledRows, Source, keep_largest
 
 SCHEMA = 1
@@ -74,7 +73,7 @@ class PooledTexts:
         self.labels, self.pooling, self.name = labels, pooling, name
         self.heads = model.n_heads if heads else 0
         named = list(map(model.site, sites))
-        self._codes = {matching_site(model, one): one for one in dictionaries}
+        self._codes = {dictionary.check(model).site: dictionary for dictionary in dictionaries}
         self.sites = tuple(dict.fromkeys([*named, *self._codes]))
         if not self.sites:
             raise InputError("probes need at least one site, such as 'resid_post.12'")

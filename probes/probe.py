@@ -25,7 +25,7 @@ from ..lab.models.hooked_model import HookedModel
 from ..lab.models.sites import Site
 from ..lab.storage import file_sha256, write_json, write_tensors
 from ..saes.dictionary import Dictionary
-from ..saes.matching import require_model
+from ..saes.place import require_model
 from .fitting.scaling import Scaling
 from .labels import Bags, PooledRows, Source
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,10 +16,16 @@ from torch import Tensor, nn
 
 from ..kernels import decode as decode_kernel
 from ..lab.errors import InputError
+from ..lab.models.sites import Site
 from ..lab.storage import file_sha256, write_json, write_tensors
+from .place import CROSSCODER, Place, output_width
+from .place_files import SCHEMA, place_json
 from .sparse_code import SparseCode
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from ..lab.models.hooked_model import HookedModel
+    from ..lab.models.pairs import ModelPair
+
 WEIGHTS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
 
 
@@ -43,39 +49,28 @@ class DictionaryConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         object.__setattr__(self, "sources", tuple(self.sources))
-        if self.d_out is not None and self.d_out < 1:
-            raise InputError(f"d_out must be at least 1 (or None, to reconstruct the input), got {self.d_out}")
-        if self.skip and self.d_out is None:
+        place = self.place
+        if self.skip and not place.targets:
             raise InputError("skip=True is for transcoders: give d_out, the width of what is predicted")
-        if self.sources and (min(self.sources) < 1 or sum(self.sources) != self.d_in):
-            raise InputError(f"sources are widths that add up to d_in={self.d_in}, got {self.sources}")
-        if self.sources and self.d_out is not None:
-            raise InputError("a crosscoder reconstructs its own sources: give either sources or d_out")
+
+    @property
+    def place(self) -> Place:
+        """The place of a dictionary of these widths, without sites.
+
+        Raises:
+            InputError: widths that fit no dictionary.
+        """
+        return Place.of_widths(self.d_in, self.d_out, self.sources)
 
 
 @dataclass
 class Provenance:
-    """Where a dictionary comes from; saved beside the weights and checked before it is used."""
+    """Where a dictionary comes from; saved beside the weights. Its sites are in `Dictionary.place`."""
 
-    site: str | None = None
-    """Text form of the site it was trained on; of a transcoder the one it reads; of a crosscoder None."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Fingerprint of the model."""
-    norm_limit: float | None = None
-    """Rows with a larger norm were dropped in training and pass through unedited."""
+    """Fingerprint of the model; `Dictionary.check` compares it."""
     training: dict[str, Any] = field(default_factory=dict)
     """Training config and counts."""
-    target: str | None = None
-    """The site whose activations a transcoder predicts."""
-    targets: list[str] = field(default_factory=list)
-    """The sites whose outputs a cross-layer transcoder predicts, in the order of its columns."""
-    sources: list[str] = field(default_factory=list)
-    """The sites that a crosscoder or a cross-layer transcoder reads, in the order of its columns."""
-    scales: list[float] = field(default_factory=list)
-    """What each source of a crosscoder was multiplied by in training, to unit mean square: decoder norms of different
-    sources compare after division by these."""
-    norm_limits: dict[str, float] = field(default_factory=dict)
-    """As `norm_limit`, of the target and the sources, by site."""
 
 
 class Block(NamedTuple):
@@ -111,6 +106,7 @@ class Dictionary(nn.Module):
         super().__init__()
         self.config = config
         self.provenance = Provenance()
+        self._place = config.place
         self.register_parameter("W_skip", None)
 
     @property
@@ -121,12 +117,36 @@ class Dictionary(nn.Module):
     @property
     def d_out(self) -> int:
         """Width of what is reconstructed: `d_in`, but for a transcoder."""
-        return self.d_in if self.config.d_out is None else self.config.d_out
+        return output_width(self.d_in, self.config.d_out)
 
     @property
     def n_latents(self) -> int:
         """Number of latents."""
         return self.config.n_latents
+
+    @property
+    def place(self) -> Place:
+        """The sites that the dictionary reads and predicts, with their widths, norm limits and scales.
+
+        May be set, also from text: `dictionary.place = "resid_post.12"`. Widths and kind stay those of the config.
+
+        Raises:
+            InputError: set to another number of sites than the dictionary has, or to other widths.
+        """
+        return self._place
+
+    @place.setter
+    def place(self, place: Place | Site | str) -> None:
+        self._place = self.config.place.named_as(place)
+
+    def check(self, model: HookedModel | ModelPair) -> Place:
+        """The place with sites as the model writes them, once the model is known to be the dictionary's own.
+
+        Raises:
+            InputError: a port has no site, the model is not the one it was trained on, lacks a site or has another
+                width there.
+        """
+        return self.place.check(model, self.provenance.model)
 
     def rows(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "rows d"]:
         """Leading dimensions flattened, fp32.
@@ -137,7 +157,7 @@ class Dictionary(nn.Module):
         if x.shape[-1] != self.d_in:
             raise InputError(
                 f"activations of width {x.shape[-1]} given to a dictionary of width {self.d_in}"
-                f" (trained on {self._trained_on()}): capture the site it was trained on"
+                f" (trained on {self.place}): capture the site it was trained on"
             )
         return x.reshape(-1, self.d_in).float().contiguous()
 
@@ -178,7 +198,8 @@ class Dictionary(nn.Module):
 
     def split(self, rows: Float[Tensor, "*rows d_in"]) -> tuple[Float[Tensor, "*rows d_source"], ...]:
         """Views of the columns of each source; all of them at once where there is one."""
-        return rows.split(self.config.sources or (rows.shape[-1],), -1)
+        widths = [port.width for port in self.place.sources] if self.place.kind == CROSSCODER else rows.shape[-1]
+        return rows.split(widths, -1)
 
     def decoder_of(self, source: int) -> Float[Tensor, "n_latents d_source"]:
         """The decoder rows of one source of a crosscoder: a view."""
@@ -191,8 +212,8 @@ class Dictionary(nn.Module):
     def save(self, folder: Path | str) -> Path:
         """Write the dictionary into a directory, which is created; the description is written last.
 
-        The directory holds `dictionary.safetensors` and `dictionary.json`: {schema, architecture, config, provenance,
-        sha256 of the tensor file}. `monosem.saes.load` reads it.
+        The directory holds `dictionary.safetensors` and `dictionary.json`: {schema, architecture, config, place,
+        provenance, sha256 of the tensor file}. `monosem.saes.load` reads it.
         """
         folder = Path(folder)
         write_tensors(folder / WEIGHTS, self.tensors())
@@ -200,6 +221,7 @@ class Dictionary(nn.Module):
             "schema": SCHEMA,
             "architecture": self.architecture,
             "config": asdict(self.config),
+            "place": place_json(self.place),
             "provenance": asdict(self.provenance),
             "sha256": file_sha256(folder / WEIGHTS),
         }
@@ -208,13 +230,8 @@ class Dictionary(nn.Module):
 
     def __repr__(self) -> str:
         shape = ", ".join(f"{key}={value}" for key, value in self._shown().items())
-        where = self._trained_on() if self.provenance.site or self.provenance.sources else ""
-        return f"{type(self).__name__}({shape}){where and ' @ '}{where}"
-
-    def _trained_on(self) -> str:
-        origin = self.provenance
-        read = " + ".join(origin.sources) or origin.site or "an unnamed site"
-        return f"{read} -> {origin.target}" if origin.target else read
+        where = f" @ {self.place}" if any(port.site for port in self.place.ports) else ""
+        return f"{type(self).__name__}({shape}){where}"
 
     def _shown(self) -> dict[str, Any]:
         """The config, without what marks transcoders and crosscoders where this is none."""
@@ -222,7 +239,7 @@ class Dictionary(nn.Module):
         return {key: value for key, value in asdict(self.config).items() if value or key not in rare}
 
     def _repr_html_(self) -> str:
-        rows = {"architecture": self.architecture, **self._shown(), "site": self._trained_on(),
+        rows = {"architecture": self.architecture, **self._shown(), "place": self.place,
                 "model": self.provenance.model.get("name")}  # fmt: skip
         cells = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in rows.items())
         return f"<table>{cells}</table>"

@@ -126,9 +126,9 @@ class Edit(Generic[Key]):
         Raises:
             InputError: the dictionary names no sites.
         """
-        reads, writes, limits = _sites(dictionary)
-        stages = [_code_stage(dictionary, block, change, reads, writes) for block in dictionary.parts()]
-        return Edit(tuple(writes), _add_terms, tuple(stages), limits, detached)
+        place = dictionary.place
+        stages = [_code_stage(dictionary, block, change) for block in dictionary.parts()]
+        return Edit(place.predicts or place.reads, _add_terms, tuple(stages), place.norm_limits, detached)
 
     @classmethod
     def latents(
@@ -165,16 +165,17 @@ class Edit(Generic[Key]):
             InputError: the dictionary names no sites, or it is a cross-layer transcoder (use `replacing` of
                 `evaluation.clt.replacement`).
         """
-        reads, writes, limits = _sites(dictionary)
+        place = dictionary.place
+        reads, writes, limits = place.reads, place.predicts or place.reads, place.norm_limits
         if len(dictionary.parts()) > 1:
             raise InputError(f"{dictionary!r} predicts each layer from all before it: use replace_outputs")
 
         def run(read: Sequence[Tensor]) -> Sequence[Tensor]:
             rows = dictionary(_side_by_side(read, dictionary))
-            return rows.split(_widths(dictionary, len(writes)), -1)
+            return rows.split([port.width for port in place.outputs], -1)
 
-        stage = Stage(tuple(reads), tuple(writes), run)
-        return Edit(tuple(writes), lambda _, __, terms: terms[0], (stage,), limits, detached)
+        stage = Stage(reads, writes, run)
+        return Edit(writes, lambda _, __, terms: terms[0], (stage,), limits, detached)
 
     def at(self, mask: TokenMask = None, given: Mapping[Key, Tensor] | None = None) -> dict[Key, Hook]:
         """The hooks of this edit, for `HookedModel.editing`.
@@ -405,22 +406,6 @@ def _after(source: object, target: object) -> bool:
     return source > target
 
 
-def _sites(dictionary: Dictionary) -> tuple[list[Site], list[Site], dict[Site, float | None]]:
-    """The sites that a dictionary reads, those that it reconstructs or predicts, and the norm limits of all."""
-    origin = dictionary.provenance
-    reads = [Site.parse(site) for site in origin.sources or filter(None, [origin.site])]
-    writes = [Site.parse(site) for site in origin.targets or filter(None, [origin.target])]
-    if not reads or (dictionary.config.d_out is not None and not writes):
-        raise InputError(f"{dictionary!r} names no sites: say where it reads and writes before it edits")
-    limits = {Site.parse(site): limit for site, limit in origin.norm_limits.items()}
-    return reads, writes or reads, {reads[0]: origin.norm_limit, **limits}
-
-
-def _widths(dictionary: Dictionary, outputs: int) -> list[int]:
-    """Columns of every site that is reconstructed or predicted."""
-    return list(dictionary.config.sources) or [dictionary.d_out // outputs] * outputs
-
-
 def _side_by_side(read: Sequence[Tensor], dictionary: Dictionary) -> Tensor:
     return (read[0] if len(read) == 1 else torch.cat(list(read), -1)).to(dictionary.b_dec.device)
 
@@ -429,12 +414,11 @@ def _code_stage(
     dictionary: Dictionary,
     block: Block,
     change: Callable[[SparseCode], SparseCode],
-    reads: Sequence[Site],
-    writes: Sequence[Site],
 ) -> Stage[Site]:
     """What one block's changed codes add to each of its outputs."""
-    sources, targets, n = tuple(reads[block.sources]), tuple(writes[block.outputs]), dictionary.n_latents
-    widths = _widths(dictionary, len(writes))[block.outputs]
+    place, n = dictionary.place, dictionary.n_latents
+    sources, targets = place.reads[block.sources], (place.predicts or place.reads)[block.outputs]
+    widths = [port.width for port in place.outputs[block.outputs]]
     first, whole = block.latents.start, block.latents == slice(0, n)
 
     def run(read: Sequence[Tensor]) -> Sequence[Tensor | None]:

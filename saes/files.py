@@ -12,8 +12,9 @@ import torch
 
 from ..lab.errors import InputError
 from ..lab.storage import file_sha256, read_json, read_tensors
-from .dictionary import DESCRIPTION, SCHEMA, WEIGHTS, Dictionary, Provenance
+from .dictionary import DESCRIPTION, WEIGHTS, Dictionary, Provenance
 from .formats import located, read
+from .place_files import SCHEMA, read_origin
 from .registry import build
 
 
@@ -33,9 +34,9 @@ def load(folder: Path | str) -> Dictionary:
     if not (folder / DESCRIPTION).is_file():
         return read(folder)
     description = read_json(folder / DESCRIPTION, "dictionary description")
-    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
+    if not isinstance(description, dict) or description.get("schema") not in (1, SCHEMA):
         schema = description.get("schema") if isinstance(description, dict) else None
-        raise InputError(f"{folder / DESCRIPTION} has schema {schema!r}, this version reads {SCHEMA}")
+        raise InputError(f"{folder / DESCRIPTION} has schema {schema!r}, this version reads 1 and {SCHEMA}")
     dictionary, sha256 = _described(folder / DESCRIPTION, description)
     tensors = read_tensors(folder / WEIGHTS, "dictionary weight file")
     if file_sha256(folder / WEIGHTS) != sha256:
@@ -51,7 +52,8 @@ def _described(path: Path, description: dict[str, Any]) -> tuple[Dictionary, str
     """The dictionary of a description, with zero weights, and the SHA-256 of its weight file."""
     try:
         dictionary = build(description["architecture"], **description["config"])
-        dictionary.provenance = Provenance(**description["provenance"])
+        dictionary.place, provenance = read_origin(description, dictionary.place)
+        dictionary.provenance = Provenance(**provenance)
         return dictionary, description["sha256"]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

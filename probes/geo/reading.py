@@ -26,7 +26,6 @@ from ...saes.architectures.sae import SAEConfig
 from ...saes.architectures.topk import TopK
 from ...saes.dictionary import Dictionary
 from ...saes.evaluation.nulls import untrained
-from ...saes.matching import matching_site
 from ..prompts import Prompt, by_length, mark, pad, read_texts
 
 PART = 256
@@ -58,13 +57,14 @@ def readers_of(
     """
     found = [Reader(str(site), site) for site in dict.fromkeys(model.site(site) for site in sites)]
     if dictionary is not None:
-        site = matching_site(model, dictionary)
-        x, _ = read_texts(model, site, texts[:FIT_TEXTS], tokens=TOKENS, norm_limit=dictionary.provenance.norm_limit)
+        place = dictionary.check(model)
+        site, limit = place.site, place.source.norm_limit
+        x, _ = read_texts(model, site, texts[:FIT_TEXTS], tokens=TOKENS, norm_limit=limit)
         x = x.to(dictionary.W_dec.device)
         k = max(1, round(float(dictionary.encode(x).l0.float().mean())))
         shape = TopK(SAEConfig(dictionary.d_in, dictionary.n_latents, min(k, dictionary.n_latents)))
         null = untrained(shape, x, k, generator(seed, "untrained latents of places"))
-        null.provenance = dictionary.provenance
+        null.place, null.provenance = dictionary.place, dictionary.provenance
         found += [Reader(f"latents of {site}", site, dictionary), Reader(f"untrained latents of {site}", site, null)]
     if not found:
         raise InputError("nothing to read: name sites, or give a dictionary")
@@ -174,7 +174,7 @@ def _pooled(
     own: Bool[Tensor, "batch tokens"],
     pooling: Pooling,
 ) -> Float32[Tensor, "batch units"]:
-    limit = None if reader.dictionary is None else reader.dictionary.provenance.norm_limit
+    limit = None if reader.dictionary is None else reader.dictionary.place.source.norm_limit
     if limit is not None:
         short = own & (acts.norm(dim=2) <= limit)
         own = torch.where(short.any(1, keepdim=True), short, own)

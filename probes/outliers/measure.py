@@ -36,7 +36,7 @@ from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
 from ...saes.dictionary import Dictionary
-from ...saes.matching import matching_site
+from ...saes.place import AUTOENCODER
 from ..fitting.sparse import auc
 from ..latents import dense_codes, nulls_of, text_means
 from ..prompts import read_texts
@@ -154,10 +154,11 @@ def ood_scores(
             texts, fewer than 10 texts somewhere, or a text on both sides.
     """
     config = config or OutlierConfig()
-    if dictionary.config.d_out is not None or dictionary.config.sources:
+    if dictionary.place.kind != AUTOENCODER:
         raise InputError(f"{dictionary!r} does not reconstruct the one site it reads: give a dictionary that does")
     _check_texts(fit, inside, outside)
-    site, limit = matching_site(model, dictionary), dictionary.provenance.norm_limit
+    place = dictionary.check(model)
+    site, limit = place.site, place.source.norm_limit
     sets = {"fit": fit, "inside": inside, **{f"outside {name}": texts for name, texts in outside.items()}}
     read = {
         name: _Read(*read_texts(model, site, texts, tokens=config.tokens, norm_limit=limit, batch=config.batch))

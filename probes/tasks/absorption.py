@@ -35,7 +35,6 @@ from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
 from ...lab.rng import derive_seed, generator
 from ...saes.dictionary import Dictionary
-from ...saes.matching import matching_site
 from ..fitting.linear import LinearFit, LinearProbes, fit_linear
 from ..fitting.sparse import f1
 from ..latents import check_rewrites, decoder, dense_codes, nulls_of
@@ -143,7 +142,7 @@ def measure_absorption(
     """
     config = config or AbsorptionConfig()
     check_rewrites(dictionary, "absorption")
-    site = matching_site(model, dictionary)
+    site = dictionary.check(model).site
     words = vocabulary_words(model.tokenizer, config.per_letter, config.seed)
     prompts = letter_prompts(model.tokenizer, words, config.shots, config.seed)
     x = read_marked(model, site, prompts, batch=config.batch, progress=progress)

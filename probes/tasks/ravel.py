@@ -33,7 +33,6 @@ from ...lab.rng import derive_seed, generator
 from ...lab.text.tokenization import TextTokenizer
 from ...saes.dictionary import Dictionary
 from ...saes.edit import Edit, written
-from ...saes.matching import matching_site
 from ..cities import Facts, city_facts
 from ..latents import check_rewrites, decoder, dense_codes, nulls_of
 from ..prompts import pad, read_marked
@@ -123,7 +122,7 @@ def measure_ravel(
     """
     config = config or RAVELConfig()
     check_rewrites(dictionary, "RAVEL")
-    site = matching_site(model, dictionary)
+    site = dictionary.check(model).site
     facts = facts or city_facts(config.cities)
     questions = ask(model, facts, batch=config.batch, progress=progress)
     if len(questions.entities) < config.least_known:

@@ -107,7 +107,7 @@ def train_dictionary(x: Float[Tensor, "texts d"], config: SentenceProbing) -> Di
         build_trainable("batchtopk", d_in=x.shape[1], n_latents=config.n_latents, k=config.k),
         SITE,
         TrainConfig(rows=config.rows, lr=config.lr, seed=config.probe.seed),
-        provenance=Provenance(str(SITE), {"name": "sentences"}),
+        provenance=Provenance({"name": "sentences"}),
     )
     rng = generator(config.probe.seed, "sentences", "order")
     while not trainer.done:

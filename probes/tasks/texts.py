@@ -22,7 +22,6 @@ from ...lab.evidence import Evidence, mean_interval
 from ...lab.models.hooked_model import HookedModel
 from ...lab.text.tokenization import TextTokenizer
 from ...saes.dictionary import Dictionary
-from ...saes.matching import matching_site
 from ..fitting.sparse import SparseProbe, SparseProbeConfig, sparse_probe
 from .datasets import LabelledTexts
 
@@ -82,7 +81,8 @@ def pool(model: HookedModel, dictionary: Dictionary, texts: Sequence[str], confi
     Raises:
         InputError: the dictionary is not of this model, or a text has no token.
     """
-    site, limit = matching_site(model, dictionary), dictionary.provenance.norm_limit
+    place = dictionary.check(model)
+    site, limit = place.site, place.source.norm_limit
     x, latents = [], []
     for tokens, attention, usable in _batches(TextTokenizer(model.tokenizer), texts, config):
         acts = model.capture(tokens, [site], attention_mask=attention)[site]

@@ -31,7 +31,6 @@ from ...lab.models.hooked_model import HookedModel
 from ...lab.rng import derive_seed, generator
 from ...saes.dictionary import Dictionary
 from ...saes.edit import written
-from ...saes.matching import matching_site
 from ..fitting.linear import LinearFit, LinearProbes, fit_linear
 from ..latents import check_rewrites, decoder, dense_codes, matched, nulls_of, text_means
 from ..prompts import read_texts
@@ -357,7 +356,8 @@ def _split(cells: Int[Tensor, " rows"], config: ErasureConfig, classes: int | No
 
 def _read(model: HookedModel, dictionary: Dictionary, texts: list[str], config: ErasureConfig) -> tuple[Tensor, Tensor]:
     """The activations of every text's tokens, and the text of each row."""
-    site, limit = matching_site(model, dictionary), dictionary.provenance.norm_limit
+    place = dictionary.check(model)
+    site, limit = place.site, place.source.norm_limit
     return read_texts(model, site, texts, tokens=config.tokens, norm_limit=limit, batch=config.batch)
 
 

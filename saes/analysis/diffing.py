@@ -27,6 +27,7 @@ from ...lab.errors import InputError
 from ...lab.evidence import Evidence, known_mean, mean_interval
 from ...lab.rng import generator
 from ..dictionary import Dictionary
+from ..place import CROSSCODER
 
 EXCLUSIVE = 0.1
 """A latent with a relative norm closer than this to 0 or 1 is exclusive."""
@@ -58,9 +59,10 @@ def source_rows(dictionary: Dictionary) -> tuple[Float[Tensor, "n d_first"], Flo
     Raises:
         InputError: the dictionary has not two sources.
     """
-    if len(dictionary.config.sources) != 2:
-        raise InputError(f"model diffing compares two sources, {dictionary!r} has {len(dictionary.config.sources)}")
-    scales = dictionary.provenance.scales or [1.0, 1.0]
+    place = dictionary.place
+    if place.kind != CROSSCODER or len(place.sources) != 2:
+        raise InputError(f"model diffing compares two sources, {dictionary!r} has {len(place.sources)}")
+    scales = place.scales
     first, second = (part.detach() * s for part, s in zip(dictionary.split(dictionary.W_dec), scales, strict=True))
     return first, second
 
@@ -138,7 +140,7 @@ def latent_scaling(dictionary: Dictionary, x: Float[Tensor, "rows d_in"], latent
     """
     rows = source_rows(dictionary)
     _require_one_basis(*rows)
-    scales = dictionary.provenance.scales or [1.0, 1.0]
+    scales = dictionary.place.scales
     owner = (relative_norms(dictionary)[latents] > 0.5).long()
     long = torch.stack(rows)[owner, latents]  # [m, d]
     fits = x.new_zeros(2, 2, len(latents), dtype=torch.float64)  # error, reconstruction; by source

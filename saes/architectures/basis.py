@@ -36,7 +36,7 @@ class Basis(Dictionary):
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
-        if config.d_out is not None:
+        if config.place.targets:
             raise InputError(f"a basis reconstructs what it reads: leave out d_out={config.d_out}")
         if config.n_latents > config.d_in:
             raise InputError(f"a basis of width {config.d_in} has no more latents than that, got {config.n_latents}")

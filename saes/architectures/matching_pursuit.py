@@ -26,6 +26,7 @@ from ...kernels.pursuit import pursuit
 from ...kernels.topk import Codes
 from ...kernels.update import RowGradients, latent_gradients
 from ...lab.errors import InputError
+from ..place import AUTOENCODER
 from ..registry import register
 from ..sparse_code import SparseCode
 from .block_update import LatentBlock
@@ -57,7 +58,7 @@ class MatchingPursuitConfig(SAEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.d_out is not None or self.sources:
+        if self.place.kind != AUTOENCODER:
             raise InputError(
                 "matching pursuit explains what it reads: it is no transcoder (d_out) or crosscoder (sources)"
             )

@@ -16,6 +16,7 @@ from ...kernels.threshold import encode_above
 from ...kernels.topk import Codes
 from ...lab.errors import InputError
 from ..dictionary import Dictionary, DictionaryConfig
+from ..place import TRANSCODER
 from ..sparse_code import SparseCode
 from .objective import Objective
 from .schedules import check_share
@@ -35,7 +36,7 @@ class SAEConfig(DictionaryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.d_out is not None:
+        if self.place.kind == TRANSCODER:
             object.__setattr__(self, "centre_input", False)
         if not 1 <= self.k <= self.n_latents:
             raise InputError(f"k must be from 1 to n_latents={self.n_latents}, got {self.k}")
@@ -131,7 +132,7 @@ class SparseAutoencoder(Dictionary):
 
         Decoder rows keep their norm, but for a crosscoder, where those of a source with large activations grow.
         """
-        if self.config.d_out is not None:
+        if self.place.kind == TRANSCODER:
             self.shift(-(self.W_enc @ units.centre))
         if self.W_skip is not None:
             self.b_dec -= self.W_skip @ units.centre

@@ -35,12 +35,13 @@ class Units(NamedTuple):
     @classmethod
     def of(cls, config: DictionaryConfig, scales: Sequence[float], centre: Float32[Tensor, " d_in"]) -> Units:
         """From the factors of all sources, and those of a transcoder's targets, which are equally wide."""
-        widths, goals = config.sources or (config.d_in,), scales
+        place = config.place
+        widths, goals = [port.width for port in place.sources], scales
         read = torch.cat([centre.new_full((width,), scale) for width, scale in zip(widths, scales, strict=False)])
         written = read
-        if config.d_out is not None:
+        if place.targets:
             goals = scales[len(widths) :]
-            written = centre.new_tensor(goals).repeat_interleave(config.d_out // len(goals))
+            written = centre.new_tensor(goals).repeat_interleave(place.targets[0].width // len(goals))
         return cls(read, written, centre, tuple(scales), math.prod(goals) ** (1 / len(goals)))
 
     @classmethod
@@ -57,7 +58,7 @@ class Units(NamedTuple):
         Raises:
             InputError: all rows of one of them are equal.
         """
-        parts = list(x.split(config.sources or (config.d_in,), 1))
+        parts = list(x.split([port.width for port in config.place.sources], 1))
         parts += [] if target is None else target.chunk(len(sites) - len(parts), 1)
         scales = [_unit_factor(part, site) for part, site in zip(parts, sites, strict=True)]
         units = cls.of(config, scales, torch.zeros_like(x[0]))

@@ -33,7 +33,6 @@ from ...lab.streams.harvest import NO_LIMIT
 from ...lab.text.corpus import Corpus
 from ..dictionary import Dictionary
 from ..evaluation.nulls import untrained
-from ..matching import matching_site
 from .explain import Explanation, LexicalExplainer
 from .judges import EmbeddingJudge, Judge, ModelJudge, RuleJudge, balanced_accuracy, threshold
 from .trials import DetectionConfig, Trial, draw_trials
@@ -202,7 +201,8 @@ def _judge(name: str, model: HookedModel) -> Judge:
 @torch.no_grad()
 def _untrained(model: HookedModel, corpus: Corpus, dictionary: Dictionary, seed: int) -> Dictionary:
     """An untrained dictionary with the codes a row that this one has on the first rows of the corpus."""
-    site, limit = matching_site(model, dictionary), dictionary.provenance.norm_limit
+    place = dictionary.check(model)
+    site, limit = place.site, place.source.norm_limit
     rows = torch.empty(0, dictionary.d_in, device=dictionary.W_dec.device)
     for batch, _ in corpus.iterate(None, epochs=1):
         mask = None if bool(batch.attention.all()) else batch.attention
@@ -213,5 +213,5 @@ def _untrained(model: HookedModel, corpus: Corpus, dictionary: Dictionary, seed:
             break
     k = max(1, round(float(dictionary.encode(rows).l0.double().mean())))
     null = untrained(dictionary, rows, k, generator(seed, "detection", "untrained"))
-    null.provenance = dictionary.provenance
+    null.place, null.provenance = dictionary.place, dictionary.provenance
     return null

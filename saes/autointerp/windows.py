@@ -26,7 +26,6 @@ from ...lab.text.packing import TokenBatch
 from ..dictionary import Dictionary
 from ..features.feature_set import Example
 from ..features.token_text import token_texts
-from ..matching import matching_site
 
 
 class Window(NamedTuple):
@@ -134,7 +133,8 @@ def read_windows(
         InputError: a dictionary is not of this model, or no window is whole.
     """
     first = next(iter(dictionaries.values()))
-    site, limit = matching_site(model, first), first.provenance.norm_limit
+    place = first.check(model)
+    site, limit = place.site, place.source.norm_limit
     found: list[Tensor] = []
     docs: list[Tensor] = []
     parts: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in dictionaries}

@@ -16,9 +16,8 @@ from ...lab.errors import InputError, unknown
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.pairs import ModelPair
 from ...lab.text.corpus import Corpus
-from ..architectures.clt.cross_layer import CrossLayer
 from ..dictionary import Dictionary
-from ..matching import matching_places, norm_limits
+from ..place import Place
 from .reading import Reading
 from .results import Evaluation
 from .shared import DICTIONARY, EvaluationConfig, SharedEvaluation
@@ -39,7 +38,7 @@ def evaluate(
 
     Args:
         corpus: held-out text; read from its beginning, not past its end.
-        dictionary: measured at its provenance's site; rows above its `norm_limit` are left out, and left as
+        dictionary: measured at its place; rows above the place's norm limits are left out, and left as
             they are in splices. A transcoder is measured against the site that it predicts, and spliced in there; a
             cross-layer one against all its outputs, which it replaces together (see `clt.replacement`). A crosscoder of
             several sites, of this model or of a pair of models, is not spliced: its last site alone would decide.
@@ -93,22 +92,20 @@ def evaluate_many(
     config = replace(config or EvaluationConfig(), **fields)
     if not dictionaries:
         raise InputError("there is nothing to evaluate: give at least one dictionary")
-    groups: dict[tuple[Any, ...], dict[str, Dictionary]] = {}
+    groups: dict[Place, dict[str, Dictionary]] = {}
     for name, dictionary in dictionaries.items():
-        sources, targets = matching_places(model, dictionary)
-        if config.compat == "saebench" and (targets or len(sources) > 1):
+        place = dictionary.check(model)
+        if config.compat == "saebench" and len(place.ports) > 1:
             raise InputError(
                 f"SAEBench scores autoencoders of one site: leave out compat='saebench' for {dictionary!r}"
             )
-        if len(sources) == 1 and not isinstance(model, HookedModel):
+        if len(place.sources) == 1 and not isinstance(model, HookedModel):
             raise InputError(f"{dictionary!r} reads one of two models: evaluate it on that model alone")
-        limits = norm_limits(dictionary, (*sources, *targets))
-        crosses = isinstance(dictionary, CrossLayer)
-        groups.setdefault((tuple(sources), tuple(targets), crosses, tuple(limits.items())), {})[name] = dictionary
+        groups.setdefault(place.scaled([None] * len(place.ports)), {})[name] = dictionary
     told = _held_out(corpus) if held_out is None else held_out
     found: dict[str, Evaluation] = {}
-    for (sources, targets, _, limits), group in groups.items():
-        shared = SharedEvaluation(Reading(model, corpus, dict(limits)), sources, targets, config, told)
+    for place, group in groups.items():
+        shared = SharedEvaluation(Reading(model, corpus, place.norm_limits), place, config, told)
         found |= shared.evaluations(group, nulls, progress)
     return {name: found[name] for name in dictionaries}
 

@@ -35,5 +35,6 @@ def itda_nulls(itda: ITDA, x: Float[Tensor, "rows d"], seed: int = 0) -> dict[st
     shape = {"k": itda.config.k, "encoder": itda.config.encoder, "tolerance": itda.config.tolerance}
     nulls = {"random_rows": ITDA.of(x[chosen.to(x.device)], **shape), "random_directions": ITDA.of(directions, **shape)}
     for name, null in nulls.items():
+        null.place = itda.place
         null.provenance = replace(itda.provenance, training={"null": name, "seed": seed})
     return nulls

@@ -70,7 +70,7 @@ def fit_nulls(
     """
     x = dictionary.rows(x.to(dictionary.W_dec.device))
     require_rows(x)
-    if (target is None) != (dictionary.config.d_out is None):
+    if (target is None) == bool(dictionary.place.targets):
         raise InputError(f"nulls of a transcoder, and only those, take the target rows too: {dictionary!r}")
     active = sum(int(dictionary.encode(part).l0.sum()) for part in x.split(ROWS_AT_ONCE))
     k = max(1, round(active / len(x)))
@@ -83,7 +83,7 @@ def fit_nulls(
         nulls["linear"] = _fitted("linear", x, target)
     for name, null in nulls.items():
         training = {"null": name, "rows": len(x), "seed": seed}
-        null.provenance = replace(dictionary.provenance, training=training)
+        null.place, null.provenance = dictionary.place, replace(dictionary.provenance, training=training)
     return nulls
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -19,11 +19,13 @@ from ...lab.streams.activation_stream import Batch
 from ...lab.streams.harvest import NO_LIMIT, Chunk, Harvest
 from ...lab.text.corpus import Corpus
 from ...lab.text.packing import TokenBatch
-from ..architectures.clt.cross_layer import CrossLayer
 from ..dictionary import Dictionary
 from .clt.replacement import replace_outputs
 from .reconstruction import Reconstruction
 from .splicing import SpliceLosses, splice
+
+if TYPE_CHECKING:
+    from ..architectures.clt.cross_layer import CrossLayer
 
 
 @dataclass

@@ -39,6 +39,7 @@ from ...lab.models.sites import Site
 from ...lab.storage import State, write_json, write_tensors
 from ...lab.streams.activation_stream import Batch
 from ..dictionary import Dictionary
+from ..place import CROSSCODER, Place
 from ..sparse_code import SparseCode
 from .document_sums import DocumentSums, Formula, ratio
 from .results import SCHEMA, flat
@@ -115,23 +116,17 @@ class Reconstruction:
     def __init__(
         self,
         dictionary: Dictionary,
-        site: Site | str | Sequence[Site | str] | None = None,
+        site: Place | Site | str | Sequence[Site | str] | None = None,
         *,
         target: Site | str | Sequence[Site | str] | None = None,
         name: str | None = None,
         rows: int | None = None,
     ) -> None:
-        origin = dictionary.provenance
-        read = site or origin.sources or origin.site
-        if read is None:
-            raise InputError("the dictionary names no site: give site=, such as 'resid_post.12'")
         if rows is not None and rows < 1:
             raise InputError(f"rows must be at least 1, got {rows}")
-        written = None if dictionary.config.d_out is None else target or origin.targets or origin.target
-        if written is None and dictionary.config.d_out is not None:
-            raise InputError("the transcoder names no site that it predicts: give target=, such as 'mlp_out.12'")
         self.dictionary, self.limit = dictionary, rows
-        self.sources, self.targets = (_sites(named) for named in (read, written or ()))
+        self.place = _placed(dictionary, site, target)
+        self.sources, self.targets = self.place.reads, self.place.predicts
         self.sites = (*self.sources, *self.targets)
         self.name = name or f"reconstruction-{'+'.join(map(str, self.sources))}"
         self.parts = self._parts()
@@ -272,11 +267,11 @@ class Reconstruction:
         return {"edges": edges.tolist(), "latents": found.tolist()}
 
     def _parts(self) -> dict[Site, slice]:
-        widths, sites = self.dictionary.config.sources, self.sources
-        if len(self.targets) > 1:
-            widths, sites = [self.dictionary.d_out // len(self.targets)] * len(self.targets), self.targets
-        ends = list(itertools.accumulate(widths, initial=0))
-        return {site: slice(*ends[at : at + 2]) for at, site in enumerate(sites[: len(widths)])}
+        place = self.place
+        if place.kind != CROSSCODER and len(place.outputs) == 1:
+            return {}
+        ends = list(itertools.accumulate((port.width for port in place.outputs), initial=0))
+        return {site: slice(*ends[at : at + 2]) for at, site in enumerate(place.predicts or place.reads)}
 
     def _per_part(self) -> dict[str, Measure]:
         """The FVU of every site, where there are several."""
@@ -342,6 +337,20 @@ class Reconstruction:
         write_tensors(folder / "firing.safetensors", {"firing": self.firing})
         scores = {"rows": self.rows, **flat(self.evidence()), "density_histogram": self.density_histogram()}
         write_json(folder / "reconstruction.json", {"schema": SCHEMA, **scores})
+
+
+def _placed(
+    dictionary: Dictionary,
+    site: Place | Site | str | Sequence[Site | str] | None,
+    target: Site | str | Sequence[Site | str] | None,
+) -> Place:
+    """The place of a dictionary, at other sites where they are given."""
+    own = dictionary.place
+    if isinstance(site, Place):
+        return own.named_as(site)
+    reads = own.reads if site is None else _sites(site)
+    predicts = own.predicts if target is None else _sites(target)
+    return own.named_as(Place.at(reads, predicts if own.targets else ()))
 
 
 def _sites(named: Site | str | Sequence[Site | str]) -> tuple[Site, ...]:

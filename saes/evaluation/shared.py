@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -13,10 +13,9 @@ from torch import Tensor
 from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence
 from ...lab.models.hooked_model import HookedModel
-from ...lab.models.sites import Site
 from ...lab.text.corpus import Corpus
-from ..architectures.clt.cross_layer import CrossLayer
 from ..dictionary import Dictionary
+from ..place import CROSS_LAYER, CROSSCODER, Place
 from .clt.nulls import fit_cross_layer_nulls
 from .clt.scores import CrossLayerReconstruction
 from .nulls import fit_nulls
@@ -65,8 +64,7 @@ class SharedEvaluation:
     """What dictionaries of the same sites are measured with, together."""
 
     reading: Reading
-    sources: Sequence[Site]
-    targets: Sequence[Site]
+    place: Place
     config: EvaluationConfig
     held_out: str
     distinct: dict[str, Dictionary] = field(default_factory=dict)
@@ -78,10 +76,7 @@ class SharedEvaluation:
         """Measure all of a group, then tell of each."""
         beside = self._nulls(group, given)
         mine = {name: self._key(dictionary) for name, dictionary in group.items()}
-        measured = {
-            key: _reconstruction(one, self.sources, self.targets, self.config.tokens)
-            for key, one in self.distinct.items()
-        }
+        measured = {key: _reconstruction(one, self.place, self.config.tokens) for key, one in self.distinct.items()}
         self.reading.feed(list(measured.values()), progress)
         losses = self._spliced(mine, beside, measured[next(iter(mine.values()))], progress)
         return {name: self._evaluation(mine[name], beside[name], measured, losses) for name in group}
@@ -93,7 +88,7 @@ class SharedEvaluation:
         if given is not None:
             keys = {null: self._key(one) for null, one in given.items()}
             return {name: keys for name in group}
-        x, y = self.reading.first_rows(self.config.fit_tokens, self.sources, self.targets)
+        x, y = self.reading.first_rows(self.config.fit_tokens, self.place.reads, self.place.predicts)
         return {
             name: {null: self._key(one) for null, one in _fitted(x, dictionary, self.config.seed, y).items()}
             for name, dictionary in group.items()
@@ -116,14 +111,12 @@ class SharedEvaluation:
     ) -> SpliceLosses | None:
         """Losses of all at once; None for crosscoders, which are not spliced."""
         model = self.reading.model
-        crossing = {key: one for key, one in self.distinct.items() if isinstance(one, CrossLayer)}
-        if not isinstance(model, HookedModel) or (len(self.sources) > 1 and not crossing):
+        if not isinstance(model, HookedModel) or (self.place.kind == CROSSCODER and len(self.place.sources) > 1):
             return None
         keys = [key for name in mine for key in (mine[name], *self._spliced_nulls(beside[name]).values())]
-        if crossing:
-            replacing = {key: crossing[key] for key in dict.fromkeys(keys)}
+        replacing: dict[str, Any] = {key: self.distinct[key] for key in dict.fromkeys(keys)}
+        if self.place.kind == CROSS_LAYER:
             return self.reading.replace(model, replacing, first.mean, self.config.ce_tokens, progress)
-        replacing = {key: self.distinct[key] for key in dict.fromkeys(keys)}
         return self.reading.splice(model, replacing, first.mean, self.config.ce_tokens, progress)
 
     def _spliced_nulls(self, nulls: Mapping[str, str]) -> dict[str, str]:
@@ -153,11 +146,11 @@ class SharedEvaluation:
         published = {}
         if self.config.compat == "saebench" and isinstance(model, HookedModel):
             rows = whole_rows(self.reading.batches())
-            published = saebench_scores(model, rows, self.sources[0], dictionary, _ends(corpus))
+            published = saebench_scores(model, rows, self.place.site, dictionary, _ends(corpus))
         return Evaluation(
             dictionary=repr(dictionary),
             model=model.name,
-            site=" -> ".join(" + ".join(map(str, sites)) for sites in (self.sources, self.targets) if sites),
+            site=str(self.place),
             held_out=self.held_out,
             scores=scores,
             counts={"rows": mine.rows, "documents": len(mine.sums), **counts},
@@ -167,22 +160,20 @@ class SharedEvaluation:
         )
 
 
-def _reconstruction(
-    dictionary: Dictionary, sources: Sequence[Site], targets: Sequence[Site], rows: int
-) -> Reconstruction:
+def _reconstruction(dictionary: Dictionary, place: Place, rows: int) -> Reconstruction:
     """What measures a dictionary of that kind."""
-    if isinstance(dictionary, CrossLayer):
-        return CrossLayerReconstruction(dictionary, sources, target=targets, rows=rows)
-    return Reconstruction(dictionary, sources, target=targets, rows=rows)
+    if place.kind == CROSS_LAYER:
+        return CrossLayerReconstruction(cast("Any", dictionary), place, rows=rows)
+    return Reconstruction(dictionary, place, rows=rows)
 
 
 def _fitted(
     x: Float[Tensor, "rows d_in"], dictionary: Dictionary, seed: int, target: Float[Tensor, "rows d_out"] | None
 ) -> dict[str, Dictionary]:
     """The nulls of a dictionary of that kind."""
-    if isinstance(dictionary, CrossLayer):
+    if dictionary.place.kind == CROSS_LAYER:
         assert target is not None, "a cross-layer transcoder predicts something"
-        return fit_cross_layer_nulls(x, dictionary, seed, target)
+        return fit_cross_layer_nulls(x, cast("Any", dictionary), seed, target)
     return fit_nulls(x, dictionary, seed, target)
 
 

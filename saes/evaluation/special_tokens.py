@@ -247,10 +247,11 @@ def _measured(subject: Dictionary | TokenMeans, rows: Rows, site: Site) -> tuple
 
 
 def _site(name: str, subject: Dictionary | TokenMeans) -> Site:
-    site = subject.site if isinstance(subject, TokenMeans) else subject.provenance.site
-    if site is None:
-        raise InputError(f"dictionary {name!r} names no site: set its provenance.site, such as 'resid_post.12'")
-    return Site.parse(site)
+    if isinstance(subject, TokenMeans):
+        return Site.parse(subject.site)
+    if not subject.place.named:
+        raise InputError(f"dictionary {name!r} names no site: set its place, such as 'resid_post.12'")
+    return subject.place.site
 
 
 def _log2(value: float) -> float:

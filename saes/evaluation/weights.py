@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...lab.evidence import Evidence
-from ..architectures.clt.cross_layer import CrossLayer
 from ..dictionary import Dictionary
+from ..place import CROSS_LAYER
+
+if TYPE_CHECKING:
+    from ..architectures.clt.cross_layer import CrossLayer
 
 CELLS = 1 << 24
 """Cosines held at once."""
@@ -46,8 +50,8 @@ def max_cosine(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 def weight_scores(dictionary: Dictionary) -> dict[str, float]:
     """Every score; those of the encoder only where there is one `W_enc [n_latents, d_in]`."""
-    if isinstance(dictionary, CrossLayer):
-        each = [weight_scores(block) for block in dictionary.layers]
+    if dictionary.place.kind == CROSS_LAYER:
+        each = [weight_scores(block) for block in cast("CrossLayer", dictionary).layers]
         return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
     decoder = dictionary.W_dec.detach()
     encoder = getattr(dictionary, "W_enc", None)
@@ -55,7 +59,7 @@ def weight_scores(dictionary: Dictionary) -> dict[str, float]:
     if isinstance(encoder, Tensor) and encoder.shape == (dictionary.n_latents, dictionary.d_in):
         encoder = encoder.detach()
         found["encoder_max_cosine"] = float(max_cosine(encoder).mean())
-    if isinstance(encoder, Tensor) and encoder.shape == decoder.shape and dictionary.config.d_out is None:
+    if isinstance(encoder, Tensor) and encoder.shape == decoder.shape and not dictionary.place.targets:
         found["encoder_decoder_cosine"] = float(F.cosine_similarity(encoder.float(), decoder.float()).mean())
     return found
 

@@ -161,10 +161,7 @@ def _finish(
 
 
 def _site(dictionary: Dictionary, site: Site | str | None) -> Site | str:
-    found = site or dictionary.provenance.site
-    if found is None:
-        raise InputError("the dictionary does not say where it was trained: give site=, as in site='resid_post.12'")
-    return found
+    return dictionary.place.site if site is None else site
 
 
 def _chosen(n_latents: int, latents: Sequence[int] | int | None, seed: int) -> np.ndarray:

@@ -71,7 +71,7 @@ class FeatureExamples:
     A consumer of `read` where its site is known; without one, feed it through `update`.
 
     Args:
-        dictionary: encodes the activations; rows longer than its `norm_limit` are left out, as in training.
+        dictionary: encodes the activations; rows longer than its place's norm limit are left out, as in training.
         latents: which latents get examples.
         top: strongest examples a latent.
         per_octave: random examples a latent and octave of activation.
@@ -158,7 +158,7 @@ class FeatureExamples:
         flat = acts.flatten(0, 1).flatten(1)
         usable = batch.usable.flatten()
         rows = flat[usable.to(flat.device)].to(self.dictionary.W_dec.device)
-        limit = self.dictionary.provenance.norm_limit
+        limit = self.dictionary.place.source.norm_limit
         if limit is not None:
             kept = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) <= limit
             self.too_long += int((~kept).sum())

@@ -72,7 +72,7 @@ def parse(raw: Raw, losses: Losses) -> Layered:
     architecture = "jumprelu" if jump else "relu"
     kept = {"format": NAME, "dtypes": dtypes(raw)}
     transcoders = tuple(Portable(architecture, part).as_transcoder() for part in parts)
-    return Layered("clt", skips, {}, Provenance(training={IMPORTED: kept}), transcoders)
+    return Layered("clt", skips, {}, Provenance(training={IMPORTED: kept}), layers=transcoders)
 
 
 def _layer(raw: Raw, layer: int, layers: int, jump: bool, skip: bool, losses: Losses) -> dict[str, Tensor]:

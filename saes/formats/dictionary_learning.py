@@ -18,7 +18,7 @@ from ...lab.storage import atomic_path, write_json
 from ..dictionary import Provenance
 from .format import Format
 from .losses import Losses
-from .portable import IMPORTED, Portable, centre, recast
+from .portable import IMPORTED, Portable, centre, file_place, recast
 from .table import Key, Raw, dtypes, put, take
 from .untrusted import known_site, read_config, read_pt
 
@@ -95,7 +95,8 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     if kind.architecture == "topk":
         kept["threshold"] = float(tensors.pop("threshold"))  # in the file, unused by its forward
     model = {"name": trainer["lm_name"]} if trainer.get("lm_name") else {}
-    return Portable(kind.architecture, tensors, told, Provenance(_site(trainer), model, training={IMPORTED: kept}))
+    return Portable(kind.architecture, tensors, told, Provenance(model, {IMPORTED: kept}),
+                    file_place(_site(trainer)))  # fmt: skip
 
 
 def _class_by_keys(raw: Raw) -> str:
@@ -139,7 +140,8 @@ def _class_of(portable: Portable) -> str:
 
 
 def _config(portable: Portable, name: str) -> dict[str, Any]:
-    site, _, layer = (portable.provenance.site or "").rpartition(".")
+    read = portable.placed.sources[0].site
+    site, _, layer = ("" if read is None else str(read)).rpartition(".")
     trainer = {
         "dict_class": name,
         "activation_dim": portable.d_in,

@@ -20,7 +20,7 @@ from ...lab.storage import atomic_path, read_tensors, write_json, write_tensors
 from ..dictionary import Provenance
 from .format import Format
 from .losses import Losses
-from .portable import IMPORTED, Portable, centre, recast
+from .portable import IMPORTED, Portable, centre, file_place, recast
 from .table import Key, Raw, dtypes, put, take
 from .untrusted import known_site, read_config, read_npz
 
@@ -53,8 +53,9 @@ def _portable(raw: Raw, table: Mapping[str, Key], losses: Losses, name: str) -> 
     kept = {"format": name, "config": raw.config, "dtypes": dtypes(raw)}
     model = {"name": raw.config["model_name"]} if raw.config.get("model_name") else {}
     reads, writes = (_site(raw.config.get(f"hf_hook_point_{end}")) for end in ("in", "out"))
-    provenance = Provenance(reads, model, training={IMPORTED: kept}, target=writes)
-    return Portable("jumprelu", take(raw, table, losses), {"centre_input": False}, provenance)
+    provenance = Provenance(model, {IMPORTED: kept})
+    tensors = take(raw, table, losses)
+    return Portable("jumprelu", tensors, {"centre_input": False}, provenance, file_place(reads, writes))
 
 
 def _site(hook: object) -> str | None:
@@ -103,11 +104,12 @@ def compose_second(portable: Portable, losses: Losses) -> Raw:
     """The files of Gemma Scope 2: SAEs and transcoders; the config names architecture, model, width and sites."""
     kept = portable.kept(SECOND_NAME)
     same = centre(recast(portable, ("jumprelu",), losses, across=True), False, losses)
-    origin, affine = same.provenance, "W_skip" in same.tensors
-    config = {"architecture": "jump_relu", "model_name": origin.model.get("name"), "width": same.n_latents,
+    place, affine = same.placed, "W_skip" in same.tensors
+    config = {"architecture": "jump_relu", "model_name": same.provenance.model.get("name"), "width": same.n_latents,
               "affine_connection": affine}  # fmt: skip
     if same.across:
-        config |= {"hf_hook_point_in": origin.site or "input", "hf_hook_point_out": origin.target or "output"}
+        names = [port.site and str(port.site) for port in place.ports]
+        config |= {"hf_hook_point_in": names[0] or "input", "hf_hook_point_out": names[1] or "output"}
     table = (ACROSS if same.across else SECOND_TABLE) | (AFFINE if affine else {})
     return Raw(Path(), put(same.tensors, table, kept.get("dtypes")), kept.get("config", config))
 

@@ -12,6 +12,7 @@ from ...lab.errors import InputError
 from ..architectures.clt.cross_layer import CrossLayer, CrossLayerConfig
 from ..architectures.sae import SparseAutoencoder
 from ..dictionary import Dictionary, Provenance
+from ..place import CROSS_LAYER
 from .portable import IMPORTED, Portable
 
 
@@ -21,7 +22,11 @@ def parts_of(dictionary: Dictionary) -> Portable:
     Raises:
         InputError: no other format can hold it (see `Portable.of`).
     """
-    return Layered.of_layers(dictionary) if isinstance(dictionary, CrossLayer) else Portable.of(dictionary)
+    return (
+        Layered.of_layers(cast(CrossLayer, dictionary))
+        if dictionary.place.kind == CROSS_LAYER
+        else Portable.of(dictionary)
+    )
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,11 @@ class Layered(Portable):
 
     layers: tuple[Portable, ...] = ()
     """The transcoder of each layer to the outputs of it and of all later ones, side by side."""
+
+    @property
+    def across(self) -> bool:
+        """False: formats of single transcoders hold no cross-layer one."""
+        return False
 
     @classmethod
     def of_layers(cls, dictionary: CrossLayer) -> Layered:
@@ -41,7 +51,7 @@ class Layered(Portable):
             named.provenance = Provenance(training={IMPORTED: own})
             layers.append(Portable.of(named))
         skip = {} if dictionary.W_skip is None else {"W_skip": dictionary.W_skip.detach().cpu()}
-        return cls(dictionary.architecture, skip, {}, dictionary.provenance, tuple(layers))
+        return cls(dictionary.architecture, skip, {}, dictionary.provenance, dictionary.place, tuple(layers))
 
     def build(self) -> CrossLayer:
         """The dictionary.
@@ -72,5 +82,7 @@ class Layered(Portable):
             built.W_skip = torch.nn.Parameter(self.tensors["W_skip"].clone(), requires_grad=False)
         kept = {**self.provenance.training.get(IMPORTED, {})}
         kept["layers"] = [block.provenance.training.get(IMPORTED, {}) for block in blocks]
+        if self.place is not None:
+            built.place = self.place
         built.provenance = replace(self.provenance, training={**self.provenance.training, IMPORTED: kept})
         return built

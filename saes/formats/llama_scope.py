@@ -21,7 +21,7 @@ from ...lab.storage import read_tensors
 from ..dictionary import Provenance
 from .format import Format
 from .losses import Losses
-from .portable import IMPORTED, Portable
+from .portable import IMPORTED, Portable, file_place
 from .table import Key, Raw, dtypes, take
 from .untrusted import known_site, number, read_config
 
@@ -65,8 +65,8 @@ def parse(raw: Raw, losses: Losses) -> Portable:
         tensors["threshold"] = (tensors["threshold"].double() / tensors["W_dec"].double().norm(dim=-1)).float()
     tensors |= {name: (tensors[name].double() / scale).float() for name in ("b_enc", "b_dec")}
     kept = {"format": NAME, "config": config, "dtypes": dtypes(raw)}
-    provenance = Provenance(known_site(config.get("hook_point_in")), training={IMPORTED: kept})
-    return Portable("jumprelu", tensors, fields, provenance)
+    place = file_place(known_site(config.get("hook_point_in")))
+    return Portable("jumprelu", tensors, fields, Provenance(training={IMPORTED: kept}), place)
 
 
 def _scale(raw: Raw, losses: Losses) -> float:

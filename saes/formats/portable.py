@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ...lab.errors import InputError, unknown
+from ...lab.models.sites import Site
 from ..dictionary import Dictionary, Provenance
+from ..place import CROSSCODER, TRANSCODER, Place, Port
 from ..registry import architectures, build
 from .losses import Losses
 
@@ -28,7 +30,9 @@ class Portable:
     fields: dict[str, Any] = field(default_factory=dict)
     """Config fields other than d_in and n_latents: k, centre_input, of a transcoder d_out and skip, ..."""
     provenance: Provenance = field(default_factory=Provenance)
-    """Site and model, where the file names ones that we know; and what was kept of the file."""
+    """The model, where the file names it, and entries kept of the file."""
+    place: Place | None = None
+    """The sites that the file names; None where it names none that is known here."""
 
     @property
     def d_in(self) -> int:
@@ -41,6 +45,15 @@ class Portable:
         return self.tensors["W_dec"].shape[0]
 
     @property
+    def placed(self) -> Place:
+        """The place of the tensors' widths, at the sites that the file names."""
+        own = Place.of_widths(self.d_in, self.fields.get("d_out"))
+        if self.place is None:
+            return own
+        targets = (self.place.targets or own.targets) if own.targets else ()
+        return own.named_as(Place(self.place.sources, targets))
+
+    @property
     def centred(self) -> bool:
         """True if the encoder subtracts `b_dec`."""
         return self.fields.get("centre_input", True)
@@ -48,7 +61,7 @@ class Portable:
     @property
     def across(self) -> bool:
         """True for a transcoder."""
-        return self.fields.get("d_out") is not None
+        return self.placed.kind == TRANSCODER
 
     @property
     def kind(self) -> str:
@@ -72,7 +85,7 @@ class Portable:
         Raises:
             InputError: it has no encoder weights and is no matching pursuit, or it is a crosscoder.
         """
-        if dictionary.config.sources:
+        if dictionary.place.kind == CROSSCODER:
             raise InputError("no other format holds a crosscoder: save it in monosem's own")
         tensors = {name: tensor.cpu() for name, tensor in dictionary.tensors().items()}
         if "W_enc" not in tensors and dictionary.architecture != "mp":
@@ -82,7 +95,7 @@ class Portable:
         config = {f.name: getattr(dictionary.config, f.name) for f in fields(dictionary.config) if f.name not in unset}
         if "theta" in tensors:
             tensors["threshold"] = _lowered(tensors.pop("theta"), kept.get("below_zero"))
-        return cls(dictionary.architecture, tensors, config, dictionary.provenance)
+        return cls(dictionary.architecture, tensors, config, dictionary.provenance, dictionary.place)
 
     def build(self) -> Dictionary:
         """The dictionary.
@@ -105,8 +118,20 @@ class Portable:
                 kept["below_zero"] = below
         dictionary.load_state_dict({name: tensors[name] for name in dictionary.tensors()})
         training = self.provenance.training | ({IMPORTED: kept} if kept else {})
-        dictionary.provenance = replace(self.provenance, training=training)
+        dictionary.place, dictionary.provenance = self.placed, replace(self.provenance, training=training)
         return dictionary
+
+
+def file_place(reads: str | None, predicts: str | None = None) -> Place | None:
+    """The place that a file names, from the text of its sites; None where it names none.
+
+    Args:
+        predicts: the target of a transcoder; the site that is read, where an autoencoder's file names it twice.
+    """
+    if reads is None and predicts is None:
+        return None
+    source, target = (Port(None if site is None else Site.parse(site)) for site in (reads, predicts))
+    return Place((source,), () if predicts in (None, reads) else (target,))
 
 
 def _below_zero(threshold: Tensor) -> dict[str, list[Any]]:

@@ -15,7 +15,7 @@ from ..dictionary import Dictionary
 from . import circuit_tracer, dictionary_learning, gemma_scope, hub, llama_scope, sae_lens, state_dicts
 from .format import Format
 from .losses import Losses
-from .portable import Portable
+from .portable import Portable, file_place
 from .reading import converted
 from .released import Released, resolve
 from .table import Raw
@@ -110,7 +110,7 @@ def _layer(released: Released) -> int:
 
 
 def _at(portable: Portable, site: str | None, target: str | None = None) -> Portable:
-    return replace(portable, provenance=replace(portable.provenance, site=site, target=target))
+    return replace(portable, place=file_place(site, target))
 
 
 _LENS, _GEMMA, _SECOND = _of(sae_lens.FORMAT), _of(gemma_scope.FORMAT), _of(gemma_scope.SECOND)

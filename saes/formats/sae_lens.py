@@ -17,10 +17,12 @@ from ...lab.errors import InputError, unknown
 from ...lab.models.sites import PATH, Site
 from ...lab.storage import read_tensors, write_json, write_tensors
 from ..dictionary import Provenance
+from ..place import Place
+from ..place_files import OF_SITES, place_json, read_origin
 from . import sae_lens_pursuit
 from .format import Format
 from .losses import Losses
-from .portable import IMPORTED, Portable, recast, unit_decoder
+from .portable import IMPORTED, Portable, file_place, recast, unit_decoder
 from .table import Key, Raw, dtypes, put, take
 from .untrusted import known_site, number, read_config
 
@@ -97,7 +99,7 @@ def parse(raw: Raw, losses: Losses) -> Portable:
         told["k"] = _whole(raw.path, config, losses)
     if name == "matryoshka_batchtopk":
         told["prefixes"] = config.get("matryoshka_widths") or (tensors["W_dec"].shape[0],)
-    portable = Portable(architecture, tensors, told, _provenance(raw, config))
+    portable = Portable(architecture, tensors, told, *_origin(raw, config))
     if name in WITH_K and config.get("rescale_acts_by_decoder_norm", name.endswith("batchtopk")):
         portable = _rescaled(portable, losses)
     return _as_it_was(portable.as_transcoder() if across else portable, config)
@@ -156,14 +158,14 @@ def _rescaled(portable: Portable, losses: Losses) -> Portable:
     return unit_decoder(portable)
 
 
-def _provenance(raw: Raw, config: dict[str, Any]) -> Provenance:
+def _origin(raw: Raw, config: dict[str, Any]) -> tuple[Provenance, Place | None]:
     metadata = config["metadata"]
     names = ("hook_name", "hook_point", "model_name", "hook_name_out")
     said = {key: metadata.get(key, config.get(key)) for key in names}
     model = {"name": said["model_name"]} if said["model_name"] else {}
     kept = {"format": NAME, "config": raw.config, "dtypes": dtypes(raw)}
     reads, writes = known_site(said["hook_name"] or said["hook_point"]), known_site(said["hook_name_out"])
-    return Provenance(reads, model, training={IMPORTED: kept}, target=writes)
+    return Provenance(model, {IMPORTED: kept}), file_place(reads, writes)
 
 
 def _as_it_was(portable: Portable, config: dict[str, Any]) -> Portable:
@@ -171,8 +173,12 @@ def _as_it_was(portable: Portable, config: dict[str, Any]) -> Portable:
     ours = config["metadata"].get("monosem")
     if not isinstance(ours, dict) or _their_name(portable) != config.get("architecture"):
         return portable
-    known = {f.name for f in fields(Provenance)}
+    known = {f.name for f in fields(Provenance)} | set(OF_SITES)
     if not {"architecture", "config", "provenance"} <= ours.keys() or not set(ours["provenance"]) <= known:
+        return portable
+    try:
+        place, provenance = read_origin(ours, portable.placed)
+    except (InputError, KeyError, TypeError):
         return portable
     config_fields = dict(ours["config"]) | {"centre_input": portable.centred}
     if config_fields.get("d_out") != portable.fields.get("d_out"):
@@ -187,7 +193,7 @@ def _as_it_was(portable: Portable, config: dict[str, Any]) -> Portable:
         tensors["threshold"] = torch.tensor(-1.0)
     elif portable.architecture != ours["architecture"]:
         return portable
-    return Portable(ours["architecture"], tensors, config_fields, Provenance(**ours["provenance"]))
+    return Portable(ours["architecture"], tensors, config_fields, Provenance(**provenance), place)
 
 
 def _their_name(portable: Portable) -> str | None:
@@ -225,16 +231,16 @@ def _without_k(portable: Portable, losses: Losses) -> Portable:
     return replace(portable, architecture="relu")
 
 
-def _hook(name: str | None) -> str | None:
-    site = Site.parse(name) if name else None
+def _hook(site: Site | None) -> str | None:
     return None if site is None else site.path if site.kind == PATH else site.to_transformer_lens()
 
 
 def _config(portable: Portable, name: str) -> dict[str, Any]:
-    origin = portable.provenance
-    site = Site.parse(origin.site) if origin.site else None
+    place, origin = portable.placed, portable.provenance
+    site, target = place.sources[0].site, place.targets[0].site if place.targets else None
     across = {"d_out": portable.fields["d_out"]} if portable.across else {}
-    ours = {"architecture": portable.architecture, "config": portable.fields, "provenance": asdict(origin)}
+    ours = {"architecture": portable.architecture, "config": portable.fields,
+            "place": place_json(place), "provenance": asdict(origin)}  # fmt: skip
     config = {
         "architecture": name,
         "d_in": portable.d_in,
@@ -246,8 +252,8 @@ def _config(portable: Portable, name: str) -> dict[str, Any]:
         "metadata": {
             "sae_lens_version": VERSION,
             "model_name": origin.model.get("name"),
-            "hook_name": _hook(origin.site),
-            **({"hook_name_out": _hook(origin.target)} if portable.across else {}),
+            "hook_name": _hook(site),
+            **({"hook_name_out": _hook(target)} if portable.across else {}),
             "monosem": ours,
         },
     }

@@ -14,7 +14,7 @@ from ...lab.storage import read_tensors, write_json, write_tensors
 from ..dictionary import Provenance
 from .format import Format
 from .losses import Losses
-from .portable import IMPORTED, Portable, centre, recast
+from .portable import IMPORTED, Portable, centre, file_place, recast
 from .table import Key, Raw, dtypes, put, take
 from .untrusted import number, read_config
 
@@ -50,8 +50,8 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     skip = SKIP if config.get("skip_connection") else {}
     tensors = take(raw, TABLE | skip, losses, sizes={"d": d, "n": n})
     kept = {"format": NAME, "config": config, "dtypes": dtypes(raw)}
-    provenance = Provenance(_site(raw.path.parent), training={IMPORTED: kept})
-    portable = Portable(activation, tensors, {"k": int(number(where, config, "k"))}, provenance)
+    fields, provenance = {"k": int(number(where, config, "k"))}, Provenance(training={IMPORTED: kept})
+    portable = Portable(activation, tensors, fields, provenance, file_place(_site(raw.path.parent)))
     if config.get("transcode"):
         return portable.as_transcoder()
     return centre(portable, False, losses).as_transcoder() if skip else portable

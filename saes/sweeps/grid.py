@@ -72,7 +72,7 @@ class Member:
             InputError: a field that it has not, or a value that its config refuses.
         """
         place = self.place
-        read, written = ([widths[site] for site in sites] for sites in (place.sources, place.targets))
+        read, written = ([widths[site] for site in sites] for sites in (place.reads, place.predicts))
         if place.kind == CROSS_LAYER:
             sizes = {"n_latents": self.n_latents, "k": self.k, **self.own}
             return CrossLayer(

@@ -30,7 +30,7 @@ from ...lab.storage import flatten, read_json, write_json
 from ...lab.streams.activation_stream import ActivationStream
 from ..architectures.clt.cross_layer import CrossLayer
 from ..dictionary import Provenance
-from ..place import CROSS_LAYER
+from ..place import CROSS_LAYER, Place
 from ..registry import build_trainable
 from ..training.clt.trainer import CrossLayerTrainer, cross_layer_trainer_on
 from ..training.gradient_trainer import GradientTrainer
@@ -67,20 +67,15 @@ def trainer_on(
     Raises:
         InputError: a config that the architecture refuses.
     """
-    model, limits = stream.fingerprint().get("model", {}), stream.norm_limit
     widths = [stream.widths[site] for site in sites]
     shape: dict[str, Any] = {"d_in": sum(widths)}
     if len(sites) > 1:
         shape["sources"] = tuple(widths)
     if target is not None:
         shape["d_out"] = stream.widths[target]
-    limit = limits[sites[0]] if len(sites) == 1 else None
-    all_limits = {str(site): limits[site] for site in (*sites, *((target,) if target else ()))}
-    provenance = Provenance(
-        str(sites[0]) if len(sites) == 1 else None, model, limit, norm_limits=all_limits if len(all_limits) > 1 else {}
-    )
+    place = Place.at(sites, () if target is None else (target,)).on(stream)
     dictionary = build_trainable(**shape, **config).to(device)
-    return Trainer(dictionary, tuple(sites), training, target=target, name=name, provenance=provenance)
+    return Trainer(dictionary, place, training, name=name, provenance=Provenance(stream.fingerprint().get("model", {})))
 
 
 def member_trainer(
@@ -97,9 +92,8 @@ def member_trainer(
     given: dict[str, Any] = {"name": member.name, "device": device}
     if place.kind == CROSS_LAYER:
         sizes = {"n_latents": member.n_latents, "k": member.k, "base": member.architecture, **member.own}
-        return cross_layer_trainer_on(stream, place.sources, place.targets, member.training, **given, **sizes)
-    target = place.targets[0] if place.targets else None
-    return trainer_on(stream, place.sources, member.config, member.training, target=target, **given)
+        return cross_layer_trainer_on(stream, place.reads, place.predicts, member.training, **given, **sizes)
+    return trainer_on(stream, place.reads, member.config, member.training, target=place.target, **given)
 
 
 def held_bytes(member: Member, widths: Mapping[Site, int], device: torch.device | str = "cpu") -> int:
@@ -112,11 +106,10 @@ def held_bytes(member: Member, widths: Mapping[Site, int], device: torch.device 
     with torch.device("meta"):
         dictionary = member.build(widths)
         if isinstance(dictionary, CrossLayer):
-            trainer = CrossLayerTrainer(dictionary, place.sources, place.targets, member.training)
+            trainer = CrossLayerTrainer(dictionary, place.reads, place.predicts, member.training)
             layers: Sequence[GradientTrainer] = trainer.layers
         else:
-            target = place.targets[0] if place.targets else None
-            trainer = Trainer(dictionary, place.sources, member.training, target=target)
+            trainer = Trainer(dictionary, place, member.training)
             layers = [trainer]
     tensors, _ = flatten(trainer.state_dict())
     copies = SHADOW_BYTES[choose(torch.device(device), member.training.precision).encode]

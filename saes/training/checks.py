@@ -12,22 +12,29 @@ from ...kernels.dispatch import choose
 from ...lab.errors import InputError
 from ...lab.models.sites import Site
 from ..architectures.sae import PenaltyConfig, SparseAutoencoder
+from ..place import CROSSCODER, Place
 from .config import TrainConfig
 
 
-def check_sites(dictionary: SparseAutoencoder, sources: Sequence[Site], target: Site | None) -> None:
-    """Refuse sites that do not fit the dictionary, one for each source and the target.
+def placed(dictionary: SparseAutoencoder, site: Place | Site | Sequence[Site], target: Site | None) -> Place:
+    """The place of a dictionary at the sites given; norm limits stay where the sites do.
 
     Raises:
         InputError: a target for a dictionary without d_out, none for one with it, or not one site for each source.
     """
-    expected = max(1, len(dictionary.config.sources))
-    if len(sources) != expected:
-        raise InputError(f"{dictionary!r} reads {expected} site(s), got {len(sources)}: give one for each source")
-    if target is None and dictionary.config.d_out is not None:
+    if isinstance(site, Place):
+        return dictionary.place.named_as(site)
+    own, sources = dictionary.place, (site,) if isinstance(site, Site) else tuple(site)
+    if len(sources) != len(own.sources):
+        raise InputError(
+            f"{dictionary!r} reads {len(own.sources)} site(s), got {len(sources)}: give one for each source"
+        )
+    if target is None and own.targets:
         raise InputError(f"{dictionary!r} is a transcoder: give target=, the site it predicts")
-    if target is not None and dictionary.config.d_out is None:
+    if target is not None and not own.targets:
         raise InputError(f"target {target} needs a dictionary with d_out, the width of that site: {dictionary!r}")
+    place = Place.at(sources, () if target is None else (target,))
+    return own if own.named and own.sites == place.sites else own.named_as(place)
 
 
 def check_config(dictionary: SparseAutoencoder, config: TrainConfig, trained: bool) -> None:
@@ -47,10 +54,10 @@ def check_config(dictionary: SparseAutoencoder, config: TrainConfig, trained: bo
                          " leave it out")  # fmt: skip
     if not trained:
         return
-    if not dictionary.config.centre_input and dictionary.config.d_out is None:
+    if not dictionary.config.centre_input and not dictionary.place.targets:
         raise InputError(f"{dictionary!r} does not subtract b_dec from what it reads, as training does: start it anew")
     norms = dictionary.W_dec.square().sum(tuple(range(1, dictionary.W_dec.ndim))).sqrt()
-    if not dictionary.config.sources and not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
+    if dictionary.place.kind != CROSSCODER and not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
         low, high = float(norms.min()), float(norms.max())
         raise InputError(f"{dictionary!r} has decoder rows of norm {low:.3g} to {high:.3g}, and"
                          " training keeps them at 1: rescale each latent's code and decoder row first")  # fmt: skip

@@ -35,6 +35,7 @@ from ...lab.models.sites import PATH, Site
 from ...lab.streams.activation_stream import Batch, ForwardPass
 from ..architectures.schedules import check_share
 from ..edit import Edit, predicting, readers
+from ..place import CROSSCODER
 from .trainer import Trainer
 
 LOSSES = ("kl", "ce")
@@ -93,7 +94,7 @@ class EndToEnd:
 
     def __init__(self, model: HookedModel, trainer: Trainer, config: EndToEndConfig | None = None) -> None:
         self.model, self.trainer, self.config = model, trainer, config or EndToEndConfig()
-        if trainer.final_config.sources:
+        if trainer.place.kind == CROSSCODER:
             raise InputError(f"a crosscoder writes several sites at once: train {trainer.name} locally")
         if not trainer.objective.takes_upstream:
             raise InputError(

@@ -22,7 +22,8 @@ from ..architectures.objective import TrainingRows
 from ..architectures.sae import SparseAutoencoder
 from ..architectures.units import Units
 from ..dictionary import Provenance
-from .checks import check_config, check_graph, check_sites
+from ..place import Place
+from .checks import check_config, check_graph, placed
 from .config import LR_AT_16K, TrainConfig
 from .gradient_trainer import GradientTrainer
 from .initialise import initialise
@@ -36,21 +37,10 @@ def total_variance(x: Float32[Tensor, "batch d"]) -> Float32[Tensor, ""]:
     return flat @ flat - len(x) * x.mean(0).square().sum()
 
 
-def _named(dictionary: SparseAutoencoder, sources: tuple[Site, ...], target: Site | None) -> str:
-    places = "+".join(map(str, sources)) + ("" if target is None else f"-to-{target}")
-    return f"{dictionary.architecture}-{places}"
-
-
-def _placed(
-    provenance: Provenance | None, dictionary: SparseAutoencoder, sources: Sequence[Site], target: Site | None
-) -> Provenance:
-    """The provenance, with the sites as they are."""
-    several = bool(dictionary.config.sources)
-    return replace(
-        provenance or Provenance(site=None if several else str(sources[0])),
-        target=None if target is None else str(target),
-        sources=list(map(str, sources)) if several else [],
-    )
+def _named(architecture: str, place: Place) -> str:
+    # the name seeds the starting weights: it spells out all sites, whatever the short form of the place
+    reads, target = "+".join(map(str, place.reads)), place.target
+    return f"{architecture}-{reads}" + ("" if target is None else f"-to-{target}")
 
 
 class Trainer(GradientTrainer):
@@ -58,9 +48,10 @@ class Trainer(GradientTrainer):
 
     Args:
         dictionary: starting weights are set from the first batch, unless it is `trained`.
-        site: site that the encoder reads; the sites of a crosscoder, in the order of its sources.
-        target: site that a transcoder predicts.
-        provenance: saved with the dictionary; `Trainer` adds the sites, its own config and counts.
+        site: site that the encoder reads, or the sites of a crosscoder in the order of its sources; or a whole
+            `Place`, whose norm limits are saved with the dictionary (`Place.parse(text).on(stream)`).
+        target: site that a transcoder predicts, where `site` is no place.
+        provenance: saved with the dictionary; `Trainer` adds its own config and counts.
         trained: go on from the weights the dictionary has, which are in activation units.
 
     Raises:
@@ -70,7 +61,7 @@ class Trainer(GradientTrainer):
     def __init__(
         self,
         dictionary: SparseAutoencoder,
-        site: Site | Sequence[Site],
+        site: Place | Site | Sequence[Site],
         config: TrainConfig | None = None,
         *,
         target: Site | None = None,
@@ -80,12 +71,10 @@ class Trainer(GradientTrainer):
     ) -> None:
         config, self.trained = config or TrainConfig(), trained
         check_config(dictionary, config, trained)
-        sources = (site,) if isinstance(site, Site) else tuple(site)
-        check_sites(dictionary, sources, target)
+        self.place = dictionary.place = placed(dictionary, site, target)
         check_graph(dictionary, config)
-        sites = sources if target is None else (*sources, target)
-        super().__init__(dictionary, config, sites, name or _named(dictionary, sources, target))
-        self.provenance = _placed(provenance, dictionary, sources, target)
+        super().__init__(dictionary, config, self.place.sites, name or _named(dictionary.architecture, self.place))
+        self.provenance = provenance or Provenance()
         self.replay = Replay(self._learn) if config.cuda_graph else None
         self.scalars = torch.zeros(7, dtype=torch.float64, device=dictionary.W_dec.device)
         """Scalars of Adam on the device, which a recorded step reads anew at each replay."""
@@ -135,7 +124,7 @@ class Trainer(GradientTrainer):
         """Scale and centre the columns of all sites; with the squared distance of the targets from their mean."""
         sae, units = self.dictionary, self.units
         assert units is not None, "units are set from the first batch"
-        if sae.config.d_out is None:
+        if not sae.place.targets:
             centred = torch.mul(acts, units.input).sub_(sae.b_dec)
             return TrainingRows.of(centred, centred, self.gathers_bf16), total_variance(centred)
         x, y = acts.split((sae.d_in, sae.d_out), 1)
@@ -156,8 +145,8 @@ class Trainer(GradientTrainer):
     def folded(self) -> SparseAutoencoder:
         """A copy of the dictionary in activation units, with its provenance."""
         copy = super().folded()
-        scales = list(self.units.scales) if self.units is not None and self.provenance.sources else []
-        copy.provenance = replace(self.provenance, training=copy.provenance.training, scales=scales)
+        copy.place = self.place if self.units is None else self.place.scaled(self.units.scales)
+        copy.provenance = replace(self.provenance, training=copy.provenance.training)
         return copy
 
     def save(self, folder: Path) -> None:
@@ -176,7 +165,7 @@ class Trainer(GradientTrainer):
     def _start(self, acts: Float32[Tensor, "batch columns"]) -> None:
         """Set units from a first batch, and weights in them: fresh, or those the dictionary has."""
         sae, config = self.dictionary, self.config
-        x, y = acts[:, : sae.d_in], None if sae.config.d_out is None else acts[:, sae.d_in :]
+        x, y = acts[:, : sae.d_in], acts[:, sae.d_in :] if sae.place.targets else None
         self.units = units = Units.measure(sae.config, x, y, self.sites)
         if self.trained:
             self.units = units._replace(centre=torch.zeros_like(units.centre))

@@ -84,7 +84,7 @@ def test_heads_of_z_and_codes_get_rows_of_their_own(model: HookedModel) -> None:
     sae = build_trainable("topk", d_in=32, n_latents=48, k=4)
     torch.nn.init.normal_(sae.W_dec)
     torch.nn.init.normal_(sae.W_enc)
-    sae.provenance.site, sae.provenance.model = "resid_post.1", model.fingerprint()
+    sae.place, sae.provenance.model = "resid_post.1", model.fingerprint()
     stream = text_stream(model, TEXTS, [model.site("z.1"), model.site("resid_post.1")], ReadConfig())
     whole, parts = (
         PooledTexts(LABELS, ["z.1"], model, pooling="mean", dictionaries=[sae], heads=heads) for heads in (False, True)

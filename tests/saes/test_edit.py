@@ -13,9 +13,10 @@ from monosem.lab.models.sites import Site
 from monosem.saes.architectures.clt.cross_layer import CrossLayer
 from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.architectures.topk import TopK
-from monosem.saes.dictionary import Dictionary, Provenance
+from monosem.saes.dictionary import Dictionary
 from monosem.saes.edit import Edit, EditCounts, added, difference
 from monosem.saes.evaluation.clt.replacement import replacing
+from monosem.saes.place import Place
 from monosem.saes.registry import architectures, build
 from monosem.saes.sparse_code import SparseCode
 from tiny_models import build as tiny
@@ -34,15 +35,8 @@ def model(request: pytest.FixtureRequest) -> HookedModel:
 
 
 def placed(dictionary: Dictionary, reads: str, predicts: str = "", limit: float | None = None) -> Dictionary:
-    sources, targets = reads.split(), predicts.split()
-    several = len(sources) > 1
-    dictionary.provenance = Provenance(
-        None if several else reads,
-        target=predicts if predicts and not several else None,
-        sources=sources if several else [],
-        targets=targets if several else [],
-        norm_limit=limit,
-    )
+    place = Place.at(reads.split(), predicts.split())
+    dictionary.place = place.limited([limit, *[None] * (len(place.ports) - 1)])
     return dictionary
 
 

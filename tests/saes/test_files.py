@@ -10,7 +10,7 @@ def random(architecture: str = "topk"):
     dictionary = build(architecture, d_in=6, n_latents=11, k=3)
     for parameter in dictionary.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    dictionary.provenance.site = "resid_post.2"
+    dictionary.place = "resid_post.2"
     return dictionary
 
 
@@ -19,7 +19,7 @@ def test_round_trip_is_exact(architecture, tmp_path):
     dictionary = random(architecture)
     again = load(dictionary.save(tmp_path / "d"))
     assert type(again) is type(dictionary) and again.config == dictionary.config
-    assert again.provenance == dictionary.provenance
+    assert (again.place, again.provenance) == (dictionary.place, dictionary.provenance)
     for name, tensor in dictionary.tensors().items():
         assert torch.equal(tensor, again.tensors()[name])
     x = torch.randn(5, 6)
@@ -73,6 +73,7 @@ def test_damage_is_named(tmp_path):
         ({"config": {"d_in": "six", "n_latents": 11}}, "an entry is missing or of the wrong type"),
         ({"config": {"d_in": 6, "n_latents": 11, "k": 0}}, "k must be from 1 to n_latents=11, got 0"),
         ({"architecture": ["topk"]}, "an entry is missing or of the wrong type"),
+        ({"place": None}, "an entry is missing or of the wrong type"),
         ({"provenance": {"side": 1}}, "an entry is missing or of the wrong type .*side"),
     ],
 )

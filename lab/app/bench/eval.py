@@ -14,6 +14,7 @@ from torch import Tensor
 from ....saes.dictionary import Dictionary
 from ....saes.evaluation.evaluate import EvaluationConfig, evaluate
 from ....saes.files import find_dictionary
+from ....saes.place import Place, Port
 from ....saes.registry import build_trainable
 from ....saes.training.initialise import initialise
 from ...errors import InputError
@@ -82,7 +83,7 @@ class BenchEval(Bench):
         limit = 10 * float(norms.median())
         found = build_trainable("topk", d_in=rows.shape[1], n_latents=self.n_latents, k=self.k)
         initialise(found, rows[norms <= limit], generator(0, "bench eval"), blend=0)
-        found.provenance.site, found.provenance.norm_limit = str(site), limit
+        found.place = Place((Port(site, norm_limit=limit),))
         return found.to(model.device)
 
     def _tokens(self, model: HookedModel) -> list[Tensor]:

@@ -18,7 +18,7 @@ from ....saes.analysis.atoms.results import LEGEND, AtomsReport
 from ....saes.architectures.jumprelu import JumpReLU, JumpReLUConfig
 from ....saes.dictionary import Dictionary, Provenance
 from ....saes.files import find_dictionary
-from ....saes.matching import matching_site
+from ....saes.place import Place
 from ....saes.training.trainer import TrainConfig, Trainer
 from ...errors import InputError
 from ...models.hooked_model import HookedModel
@@ -104,7 +104,7 @@ class AtomsCommand(Command):
         sites = {} if self.site is None else {"--site": model.site(self.site)}
         for name, dictionary in given.items():
             require_atoms(dictionary)
-            sites[name] = matching_site(model, dictionary)
+            sites[name] = dictionary.check(model).site
         found = set(sites.values()) or {model.site("resid_post.12")}
         if len(found) > 1:
             told = ", ".join(f"{site} ({name})" for name, site in sites.items())
@@ -134,12 +134,12 @@ class AtomsCommand(Command):
         product = self.atoms.product(seen.moment)
         stream = self._training_side(model, site)
         d = stream.widths[site]
-        told = Provenance(str(site), model.fingerprint(), stream.norm_limit[site])
+        place, origin = Place.parse(site).on(stream), Provenance(model.fingerprint())
         trainers = [
             WhitenedTrainer(
                 Trainer(
-                    JumpReLU(JumpReLUConfig(d, self.n_latents or 4 * d, k=self.k)), site,
-                    TrainConfig(rows=rows), name=f"atoms-{rows}", provenance=told,
+                    JumpReLU(JumpReLUConfig(d, self.n_latents or 4 * d, k=self.k)), place,
+                    TrainConfig(rows=rows), name=f"atoms-{rows}", provenance=origin,
                 ), product, seen.moment.mean,
             )
             for rows in (self.rows, GROWTH * self.rows)

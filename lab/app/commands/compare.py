@@ -145,8 +145,8 @@ class CompareCommand(Command):
 
     def _activations(self, dictionary: Dictionary) -> Any:
         """Rows of the dictionary's site; None where its model is not at hand."""
-        origin, name = dictionary.provenance, dictionary.provenance.model.get("name")
-        site = origin.target or origin.site
+        name, ports = dictionary.provenance.model.get("name"), dictionary.place.outputs
+        site = ports[0].site if len(ports) == 1 else None
         if not self.covariance_rows or not name or not site:
             return None
         source = replace(self._source(), model=str(name))

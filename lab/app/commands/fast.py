@@ -16,6 +16,7 @@ from torch import Tensor
 from ....saes.dictionary import Dictionary, Provenance
 from ....saes.evaluation.nulls import fit_nulls
 from ....saes.evaluation.special_tokens import Rows, SpecialTokens, TokenMeans, conversation_rows
+from ....saes.place import Place
 from ....saes.registry import build_trainable
 from ....saes.training.trainer import TrainConfig, Trainer
 from ...errors import InputError
@@ -163,12 +164,12 @@ class FastCommand(Command):
         config = StreamConfig(self.batch, self.buffer, self.seed, max_norm_multiple=10.0 if sinks == "drop" else None)
         reading = self._reading(model, method, sinks, chats, quoted)
         stream = ActivationStream(model, reading, self.sites, config=config)
-        training, limits, origin = TrainConfig(rows=self.rows, seed=self.seed), stream.norm_limit, model.fingerprint()
+        training, origin = TrainConfig(rows=self.rows, seed=self.seed), Provenance(model.fingerprint())
         build = partial(build_trainable, architecture=self.architecture, n_latents=self.n_latents)
         trainers = {
             Case(method, sinks, str(site), k): Trainer(
-                build(d_in=width, k=k).to(model.device), site, training, name=f"{site}-k{k}",
-                provenance=Provenance(str(site), origin, limits[site]),
+                build(d_in=width, k=k).to(model.device), Place.parse(site).on(stream), training, name=f"{site}-k{k}",
+                provenance=origin,
             )
             for site, width in stream.widths.items() for k in self.k
         }  # fmt: skip

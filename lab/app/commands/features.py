@@ -9,7 +9,6 @@ import tyro
 
 from ....saes.features.collect import collect
 from ....saes.files import find_dictionary
-from ....saes.matching import matching_site
 from ..command import Command, Result
 from ..options import Flat, ModelText
 
@@ -36,7 +35,7 @@ class FeaturesCommand(Command):
         """Collect and save."""
         _, dictionary = find_dictionary(self.dictionary)
         model = self.source.open_model()
-        site = matching_site(model, dictionary)
+        site = dictionary.check(model).site
         corpus = self.source.open_corpus(model)
         features = collect(
             model, corpus, dictionary, tokens=self.tokens, latents=self.latents, site=site, seed=self.seed

@@ -16,7 +16,7 @@ from ....saes.architectures.sae import SparseAutoencoder
 from ....saes.dictionary import Dictionary
 from ....saes.evaluation.evaluate import EvaluationConfig, evaluate
 from ....saes.files import find_dictionary, load
-from ....saes.matching import matching_sites
+from ....saes.place import CROSSCODER
 from ....saes.registry import build_trainable, trainable
 from ....saes.training.end_to_end import EndToEnd, EndToEndConfig, later_sites
 from ....saes.training.trainer import TrainConfig, Trainer
@@ -77,24 +77,22 @@ class FinetuneCommand(Command):
 
     def train(self, model: HookedModel, folder: Path, before: Dictionary) -> Run:
         """Run the loop with both trainers; resumes where `resume` is set."""
-        sources, target = matching_sites(model, before)
-        if len(sources) > 1:
+        place = before.check(model)
+        if place.kind == CROSSCODER and len(place.sources) > 1:
             raise InputError(
                 f"{before!r} is a crosscoder, which writes several sites at once: fine-tune one of one site"
             )
-        origin, read = before.provenance, [*sources, *([target] if target else [])]
-        limits: dict[str | Site, float | None] = {
-            site: origin.norm_limits.get(str(site), None if site == target else origin.norm_limit) for site in read
-        }
+        place.source  # noqa: B018 (refuses a cross-layer transcoder)
+        limits: dict[str | Site, float | None] = {**place.norm_limits}
         corpus = self.source.open_corpus(model, split="train")
         next(iter(corpus))  # text that cannot be read leaves no run behind
         stream = TokenStream(
-            model, corpus, read, norm_limit=limits,
-            also=later_sites(model, read[-1]) if self.objective.downstream else (),
+            model, corpus, place.sites, norm_limit=limits,
+            also=later_sites(model, place.sites[-1]) if self.objective.downstream else (),
         )  # fmt: skip
         consumers = [
-            EndToEnd(model, self.trainer(before, sources[0], target, self.objective.loss), self.objective),
-            self.trainer(before, sources[0], target, LOCAL),
+            EndToEnd(model, self.trainer(before, self.objective.loss), self.objective),
+            self.trainer(before, LOCAL),
         ]
         config = {"objective": asdict(self.objective), "training": asdict(self.training), "fresh": self.fresh,
                   "from": before.provenance.training, "dictionary": asdict(before.config)}  # fmt: skip
@@ -102,7 +100,7 @@ class FinetuneCommand(Command):
         log.info("%s of %s on %r", self.objective.loss, folder, stream)
         return self.loop.train(stream, consumers, run)
 
-    def trainer(self, before: Dictionary, site: Site, target: Site | None, name: str) -> Trainer:
+    def trainer(self, before: Dictionary, name: str) -> Trainer:
         """A trainer of a copy.
 
         Raises:
@@ -115,6 +113,6 @@ class FinetuneCommand(Command):
             copy.load_state_dict(before.state_dict())
         origin = replace(before.provenance, training={})
         return Trainer(
-            copy.to(device_named(self.source.device)), site, self.training,
-            target=target, name=name, provenance=origin, trained=not self.fresh,
+            copy.to(device_named(self.source.device)), before.place, self.training,
+            name=name, provenance=origin, trained=not self.fresh,
         )  # fmt: skip

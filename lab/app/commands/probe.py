@@ -19,7 +19,6 @@ from ....probes.layer_sweep import ProbeSweep, ReadConfig, expand_sites, probe_s
 from ....probes.measure import MeasureConfig, Measured
 from ....saes.dictionary import Dictionary
 from ....saes.files import find_dictionary
-from ....saes.matching import matching_site
 from ...errors import InputError, unknown
 from ...models.hooked_model import HookedModel
 from ...models.loading import load_model
@@ -90,7 +89,7 @@ class ProbeCommand(Command):
         model = load_model(self.model, dtype=self.dtype, device=self.device)
         sites = self.sites or (() if dictionary is not None else ("resid_post.*",))
         if dictionary is not None:
-            sites = (*sites, str(matching_site(model, dictionary)))
+            sites = (*sites, str(dictionary.check(model).site))
         expand_sites(model, sites)
         read_tokens(model, data.texts, self.read)
         run = Run.create(self.out, self._config(sites), _stands_on(model, data), resume=self.resume)

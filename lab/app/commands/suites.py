@@ -28,7 +28,6 @@ from ....saes.evaluation import splicing
 from ....saes.evaluation import weights as core_metrics_weights
 from ....saes.evaluation.evaluate import EvaluationConfig, evaluate
 from ....saes.evaluation.results import Evaluation
-from ....saes.matching import matching_site
 from ...errors import InputError
 from ...evidence import Evidence
 from ...models.hooked_model import HookedModel
@@ -190,5 +189,5 @@ def _core(subject: Subject) -> Evaluation:
 
 def _nothing(subject: Subject) -> Evaluation:
     """An evaluation without scores yet."""
-    site = matching_site(subject.model, subject.dictionary)
+    site = subject.dictionary.check(subject.model).site
     return Evaluation(repr(subject.dictionary), subject.model.name, str(site), "see each score", {})

@@ -38,6 +38,7 @@ def in_activation_units(
     found.W_dec.copy_(sae.W_dec.double() @ back)
     found.b_dec.copy_(centre.double() + sae.b_dec.double() @ back)
     told = {"whitened": {"ridge": product.ridge, "condition": product.condition}}
+    found.place = sae.place
     found.provenance = replace(sae.provenance, training={**sae.provenance.training, **told})
     return found
 
@@ -97,7 +98,7 @@ class Rotated(Dictionary):
 
     def __init__(self, dictionary: Dictionary, rotation: Float64[Tensor, "d d"], centre: Float[Tensor, " d"]) -> None:
         super().__init__(dictionary.config)
-        self.dictionary, self.provenance = dictionary, dictionary.provenance
+        self.dictionary, self.place, self.provenance = dictionary, dictionary.place, dictionary.provenance
         self.rotation, self.centre = rotation.to(dictionary.W_dec), centre.to(dictionary.W_dec)
         self.W_dec = nn.Parameter(dictionary.W_dec.detach() @ self.rotation, requires_grad=False)
         offset = (dictionary.b_dec.detach() - self.centre) @ self.rotation + self.centre

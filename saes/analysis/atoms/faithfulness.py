@@ -29,6 +29,7 @@ from ...dictionary import Dictionary
 from ...evaluation.document_sums import DocumentSums, Formula, ratio
 from ...evaluation.reconstruction import Measure
 from ...evaluation.results import SCHEMA, flat
+from ...place import AUTOENCODER
 from ...sparse_code import SparseCode
 from .inner_product import AtomicInnerProduct
 from .refit import refit
@@ -53,7 +54,7 @@ def require_atoms(dictionary: Dictionary) -> None:
     Raises:
         InputError: a transcoder, crosscoder or cross-layer transcoder.
     """
-    if dictionary.config.d_out is not None or dictionary.config.sources or dictionary.architecture == "clt":
+    if dictionary.place.kind != AUTOENCODER:
         raise InputError(f"atoms are of the space that is read: {dictionary!r} does not reconstruct one site")
 
 

@@ -22,6 +22,7 @@ from ....kernels import decode as decode_kernel
 from ....lab.errors import InputError, unknown
 from ....lab.models.sites import Site
 from ...dictionary import Block, Dictionary, DictionaryConfig
+from ...place import Place, output_width
 from ...registry import register
 from ...sparse_code import SparseCode, beside
 from ..batchtopk import BatchTopK
@@ -53,11 +54,8 @@ class CrossLayerConfig(DictionaryConfig):
     """With BatchTopK: spend layers * k codes a row where they are largest, in whichever layers."""
 
     def __post_init__(self) -> None:
-        if self.d_out is None:
-            object.__setattr__(self, "d_out", self.d_in)
+        object.__setattr__(self, "d_out", output_width(self.d_in, self.d_out))
         super().__post_init__()
-        if self.layers < 1:
-            raise InputError(f"layers must be at least 1, got {self.layers}")
         for name in ("d_in", "d_out", "n_latents"):
             if getattr(self, name) % self.layers:
                 raise InputError(
@@ -72,6 +70,11 @@ class CrossLayerConfig(DictionaryConfig):
         if self.joint and self.base != "batchtopk":
             raise InputError(f"joint=True is for base='batchtopk', whose codes compete in a batch, not {self.base!r}")
 
+    @property
+    def place(self) -> Place:
+        """The place of as many layers, without sites."""
+        return Place.of_layers(self.layers, self.d_in, output_width(self.d_in, self.d_out))
+
     @classmethod
     def over(cls, layers: int, d_in: int, n_latents: int, *, d_out: int | None = None, **config: Any) -> Self:
         """The config of that many layers, whose widths and latents are given for one.
@@ -83,7 +86,7 @@ class CrossLayerConfig(DictionaryConfig):
         for name in config:
             if name not in known:
                 raise unknown("cross-layer transcoder config field", name, known)
-        d_out = None if d_out is None else layers * d_out
+        d_out = layers * output_width(d_in, d_out)
         return cls(layers * d_in, layers * n_latents, d_out=d_out, layers=layers, **config)
 
     def of_layer(self, layer: int) -> SAEConfig:
@@ -150,12 +153,11 @@ class CrossLayer(Dictionary):
     def rows(self, x: Float[Tensor, "*batch d_in"] | Mapping[Site, Tensor]) -> Float[Tensor, "rows d_in"]:
         """Activations of all layers side by side, flattened to fp32; a mapping is by the sites it was trained on."""
         if isinstance(x, Mapping):
-            sites = list(map(Site.parse, self.provenance.sources))
-            missing = [str(site) for site in sites if site not in x]
-            if missing or not sites:
+            sites = self.place.reads
+            if missing := [str(site) for site in sites if site not in x]:
                 raise InputError(
-                    f"activations at {', '.join(missing) or 'its own sites, which it does not name'} are needed"
-                    f" by {self!r}: capture them, or give all layers side by side"
+                    f"activations at {', '.join(missing)} are needed by {self!r}: capture them, or give all layers side"
+                    " by side"
                 )
             x = torch.cat([x[site] for site in sites], -1)
         return super().rows(x)
@@ -216,10 +218,6 @@ class CrossLayer(Dictionary):
         assert self.W_skip is not None, "asked of a transcoder without a skip"
         parts = rows.chunk(self.config.layers, 1)
         return torch.cat([x @ weight.T for x, weight in zip(parts, self.W_skip, strict=True)], 1)
-
-    def _trained_on(self) -> str:
-        read, written = (" + ".join(sites) for sites in (self.provenance.sources, self.provenance.targets))
-        return f"{read or 'unnamed sites'} -> {written}" if written else read or "unnamed sites"
 
     def _shown(self) -> dict[str, Any]:
         return {name: value for name, value in super()._shown().items() if name != "joint" or value}

@@ -18,6 +18,7 @@ from ....kernels.topk import Codes
 from ....lab.errors import InputError, unknown
 from ....lab.text.corpus import Corpus
 from ...dictionary import Dictionary, DictionaryConfig
+from ...place import AUTOENCODER
 from ...registry import register
 from ...sparse_code import SparseCode
 from ..matching_pursuit import GRAM_BYTES, merged
@@ -39,7 +40,7 @@ class ITDAConfig(DictionaryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.d_out is not None or self.sources:
+        if self.place.kind != AUTOENCODER:
             raise InputError("an ITDA explains the one site it reads: leave out d_out and sources")
         if self.k < 1:
             raise InputError(f"k must be at least 1, got {self.k}")
@@ -111,7 +112,7 @@ class ITDA(Dictionary):
             tolerance=now.tolerance if tolerance is None else tolerance,
         )  # fmt: skip
         found.W_dec.copy_(self.W_dec)  # normalising again would move the last bit
-        found.provenance = self.provenance
+        found.place, found.provenance = self.place, self.provenance
         return found
 
     @torch.no_grad()

@@ -44,6 +44,7 @@ def fit_cross_layer_nulls(
         "linear": linear_layers(dictionary.config, x, goal),
     }
     for name, null in found.items():
+        null.place = dictionary.place
         null.provenance = replace(dictionary.provenance, training={"null": name, "rows": len(x), "seed": seed})
     return dict(found)
 

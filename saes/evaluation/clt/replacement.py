@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from ....lab.errors import InputError
 from ....lab.models.hooked_model import HookedModel
-from ....lab.models.sites import PATH, Site
+from ....lab.models.sites import Site
 from ....lab.text.packing import TokenBatch
 from ...architectures.clt.cross_layer import CrossLayer
 from ...edit import Edit, EditableRows, Stage, predicting
+from ...place import Place
 from ..document_sums import DocumentSums
 from ..splicing import Edits, SpliceLosses, counted, log_softmax_, parts_of, require_free_names, score_edits
 
@@ -46,10 +47,9 @@ def replace_outputs(
             output of its layer; or batches that hold no prediction.
     """
     require_free_names(dictionaries)
-    sources, targets = _places(model, list(dictionaries.values()))
-    limits = {
-        model.site(site): limit for site, limit in next(iter(dictionaries.values())).provenance.norm_limits.items()
-    }
+    place = _place(model, list(dictionaries.values()))
+    sources, targets = place.reads, place.predicts
+    limits = {site: limit for site, limit in place.norm_limits.items() if limit is not None}
     sums, counts = DocumentSums(), Counter()
     with tqdm(total=tokens, unit="tok", desc="replace", disable=not progress) as bar:
         for batch in parts_of(batches, model.vocab_size or 1):
@@ -62,24 +62,19 @@ def replace_outputs(
     return SpliceLosses(sums, dict(counts))
 
 
-def _places(model: HookedModel, dictionaries: Sequence[CrossLayer]) -> tuple[list[Site], list[Site]]:
-    """What the layers of all of them read and write."""
+def _place(model: HookedModel, dictionaries: Sequence[CrossLayer]) -> Place:
+    """The place that all of them share, in the model."""
     if not dictionaries:
         raise InputError("there is nothing to replace outputs with: give at least one cross-layer transcoder")
     first = dictionaries[0]
-    for one in dictionaries:
-        origin = one.provenance
-        if not origin.sources or not origin.targets:
-            raise InputError(f"{one!r} names no sites: set provenance.sources and provenance.targets")
-        if (origin.sources, origin.targets) != (first.provenance.sources, first.provenance.targets):
-            raise InputError(f"{one!r} is of other sites than {first!r}: replace their outputs one after the other")
-    sources, targets = (
-        [model.site(site) for site in sites] for sites in (first.provenance.sources, first.provenance.targets)
-    )
-    for source, target in zip(sources, targets, strict=True):
-        if PATH not in (source.kind, target.kind) and source > target:  # when a path runs, only the module knows
-            raise InputError(f"a layer must be read before its output is replaced: {source} comes after {target}")
-    return sources, targets
+    for dictionary in dictionaries:
+        if dictionary.place.sites != first.place.sites:
+            raise InputError(
+                f"{dictionary!r} is of other sites than {first!r}: replace their outputs one after the other"
+            )
+    place = first.place.check(model)
+    place.require_order()
+    return place
 
 
 def replacing(dictionary: CrossLayer, sources: Sequence[Site], targets: Sequence[Site]) -> Edit[Site]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ....lab.errors import InputError
 from ....lab.models.sites import Site
 from ...architectures.clt.cross_layer import CrossLayer
+from ...place import Place
 from ...sparse_code import SparseCode
 from ..document_sums import ratio
 from ..reconstruction import Measure, Reconstruction, part_fvu
@@ -39,7 +40,7 @@ class CrossLayerReconstruction(Reconstruction):
     def __init__(
         self,
         dictionary: CrossLayer,
-        site: Sequence[Site | str] | None = None,
+        site: Place | Sequence[Site | str] | None = None,
         *,
         target: Sequence[Site | str] | None = None,
         name: str | None = None,

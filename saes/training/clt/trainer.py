@@ -22,6 +22,7 @@ from ....lab.streams.activation_stream import ActivationStream, Batch
 from ...architectures.clt.cross_layer import CrossLayer, CrossLayerConfig
 from ...architectures.clt.selection import select_jointly
 from ...dictionary import Provenance
+from ...place import Place
 from ...sparse_code import SparseCode, beside
 from ..config import TrainConfig
 from ..trainer import total_variance
@@ -60,12 +61,13 @@ class CrossLayerTrainer:
         for option in ("cuda_graph", "resample_every"):
             if getattr(self.config, option):
                 raise InputError(f"{option} is not for cross-layer transcoders: leave it out")
-        self.sources, self.targets = tuple(sites), tuple(targets)
-        self.sites = (*self.sources, *self.targets)
+        place = Place.at(sites, targets)
+        if not (dictionary.place.named and dictionary.place.sites == place.sites):
+            dictionary.place = place
+        self.place, self.sites = dictionary.place, place.sites
+        self.sources, self.targets = place.reads, place.predicts
         self.name = name or f"clt-{sites[0]}-to-{targets[-1]}"
-        self.provenance = replace(
-            provenance or Provenance(), sources=list(map(str, sites)), targets=list(map(str, targets))
-        )
+        self.provenance = provenance or Provenance()
         skips = [None] * layers if dictionary.W_skip is None else dictionary.W_skip.data.unbind()
         self.layers = [
             LayerTrainer(
@@ -174,6 +176,11 @@ class CrossLayerTrainer:
             copy.b_dec.add_(torch.cat(biases))
         counts = [block.provenance.training for block in folded]
         training = {**counts[0], "dead_fraction": sum(one["dead_fraction"] for one in counts) / len(counts)}
+        if (units := self.layers[0].units) is None:
+            copy.place = self.place
+        else:
+            read = [layer.units.scales[0] for layer in self.layers if layer.units is not None]
+            copy.place = self.place.scaled((*read, *units.scales[1:]))
         copy.provenance = replace(self.provenance, training=training)
         return copy
 
@@ -211,6 +218,7 @@ def cross_layer_trainer_on(
             raise InputError(f"a cross-layer transcoder needs sites of one width to read and one to write: {shown}")
         widths.append(found.pop())
     shape = CrossLayerConfig.over(len(sites), widths[0], n_latents, d_out=widths[1], **config)
-    limits = {str(site): limit for site, limit in stream.norm_limit.items() if site in (*sites, *targets)}
-    provenance = Provenance(model=stream.fingerprint().get("model", {}), norm_limits=limits)
-    return CrossLayerTrainer(CrossLayer(shape).to(device), sites, targets, training, name=name, provenance=provenance)
+    clt = CrossLayer(shape).to(device)
+    clt.place = Place.at(sites, targets).on(stream)
+    provenance = Provenance(stream.fingerprint().get("model", {}))
+    return CrossLayerTrainer(clt, sites, targets, training, name=name, provenance=provenance)

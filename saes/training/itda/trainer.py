@@ -28,6 +28,7 @@ from ....lab.storage import State
 from ....lab.streams.activation_stream import ActivationStream, Batch
 from ...architectures.itda.dictionary import ITDA, ITDAConfig
 from ...dictionary import Provenance
+from ...place import Place
 from .growing import GrowingAtoms
 from .growth_config import GrowthConfig
 
@@ -44,7 +45,8 @@ class ITDATrainer:
 
     Args:
         d_in: width of the site.
-        provenance: saved with the dictionary; the site, the config and counts are added.
+        site: where the rows are from; as a `Place` with the norm limit that is saved with the dictionary.
+        provenance: saved with the dictionary; the config and counts are added.
         text: fingerprint of the corpus that origins are places in.
 
     Raises:
@@ -54,7 +56,7 @@ class ITDATrainer:
     def __init__(
         self,
         d_in: int,
-        site: Site,
+        site: Place | Site,
         config: GrowthConfig | None = None,
         *,
         name: str | None = None,
@@ -63,9 +65,10 @@ class ITDATrainer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.config = config or GrowthConfig()
-        self.sites = (site,)
-        self.name = name or f"itda-{site}"
-        self.provenance = provenance or Provenance(site=str(site))
+        self.place = Place.parse(site)
+        self.sites = (self.place.site,)
+        self.name = name or f"itda-{self.place}"
+        self.provenance = provenance or Provenance()
         self.text = dict(text or {})
         self.threshold = self.config.threshold(d_in)
         self.nonnegative = self.config.encoder == "nonnegative"
@@ -212,6 +215,7 @@ class ITDATrainer:
         found.arrivals.copy_(self.arrivals)
         training = {"config": asdict(config), "rows": self.rows, "stopped": self.stopped,
                     "warmup_atoms": self.warmup_atoms, "order_hash": self.order_hash, "text": self.text}  # fmt: skip
+        found.place = self.place
         found.provenance = replace(self.provenance, training=training)
         return found
 
@@ -242,9 +246,9 @@ def itda_on(
     if site not in stream.widths:
         raise unknown("streamed site", str(site), map(str, stream.sites))
     fingerprint = stream.fingerprint()
-    provenance = Provenance(str(site), fingerprint.get("model", {}), stream.norm_limit[site])
+    provenance = Provenance(fingerprint.get("model", {}))
     return ITDATrainer(
-        stream.widths[site], site, config,
+        stream.widths[site], Place.parse(site).on(stream), config,
         name=name, provenance=provenance, text=fingerprint.get("corpus"), device=device,
     )  # fmt: skip
 

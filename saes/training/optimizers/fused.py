@@ -64,7 +64,7 @@ class Optimizer:
             factor = (self.config.clip_norm / given.norm()).clamp_max(1)
             updated = self.rows_step(given.times(factor), adam, shadow)._replace(fired=fired)
             to_bias, scale = to_bias * factor, scale * factor
-        reads_bias = self.dictionary.config.d_out is None  # b_dec is what the encoder subtracts, too
+        reads_bias = not self.dictionary.place.targets  # b_dec is what the encoder subtracts, too
         gradient = to_bias - updated.to_input if reads_bias else to_bias
         adam_step(self.dictionary.b_dec, gradient, self.bias_moments, adam)
         if self.dictionary.W_skip is not None:

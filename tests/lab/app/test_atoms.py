@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from monosem.lab.app.cli import main
+from monosem.lab.models.sites import Site
 from monosem.saes.files import load
 from tiny_commands import Ended, Tiny, write_model
 
@@ -39,7 +40,7 @@ def test_the_report_holds_every_figure_beside_its_null(reported: Path) -> None:
         assert 0 <= one["q_star"] <= 1 and one["coherence_max"] <= 1.001 and "r2_with_sinks" in one
         assert one["coherence"]["data"].keys() == one["coherence"]["nulls"]["random"].keys()
     small, large = (load(reported / "dictionaries" / name) for name in names[2:])
-    assert small.n_latents == large.n_latents == 64 and small.provenance.site == "resid_post.1"
+    assert small.n_latents == large.n_latents == 64 and small.place.source.site == Site.parse("resid_post.1")
     assert told["subjects"][2]["trained_rows"] == 128 and told["subjects"][3]["trained_rows"] == 1280
 
 

@@ -219,7 +219,7 @@ def test_a_dictionary_of_another_width(tiny: Tiny, trained: Path, monosem: Comma
     shutil.copytree(folder, tmp_path / "moved")
     description = tmp_path / "moved" / "dictionary.json"
     record = json.loads(description.read_text())
-    record["provenance"]["site"] = "mlp_act.1"
+    record["place"]["sources"][0]["site"] = "mlp_act.1"
     description.write_text(json.dumps(record))
     refused(monosem("eval", tmp_path / "moved", *tiny.source), "mlp_act.1", "has width 56, the dictionary d_in=32")
 

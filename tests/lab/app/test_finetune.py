@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from monosem.lab.app.cli import main
+from monosem.lab.models.sites import Site
 from monosem.saes.files import load
 from monosem.saes.registry import build
 from tiny_commands import Tiny
@@ -37,7 +38,7 @@ def test_both_trainings_are_measured_beside_the_start(
     assert json.loads((out / "finetuning.json").read_text()) == result
     assert set(result["dictionaries"]) == {"kl", "local"}
     tuned = load(Path(result["dictionaries"]["kl"]))
-    assert tuned.provenance.site == SITE and tuned.provenance.training["end_to_end"]["downstream"] == 0.1
+    assert tuned.place.source.site == Site.parse(SITE) and tuned.provenance.training["end_to_end"]["downstream"] == 0.1
     scores = result["evaluation"]
     assert scores["kl"] < scores["kl_null_before"] and "kl_null_local" in scores
     assert main(arguments(tiny, trained, out, *options)) == 2  # taken
@@ -61,7 +62,7 @@ def test_bad_options_are_one_sentence(
 
 def test_a_dictionary_in_closed_form_is_refused(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     closed = build("pca", d_in=32, n_latents=8, k=8)
-    closed.provenance.site = SITE
+    closed.place = SITE
     closed.save(tmp_path / "pca")
     assert main(arguments(tiny, tmp_path / "pca", tmp_path / "run")) == 2
     assert "is not trained" in capsys.readouterr().err

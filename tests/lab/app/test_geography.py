@@ -40,7 +40,7 @@ def test_rows_are_those_of_one_text_alone(tiny: Tiny, trained: Path) -> None:
     model = load_model(str(tiny.model), dtype="fp32", device="cpu")
     (folder,) = trained.glob("dictionaries/*")
     dictionary = load(folder)
-    dictionary.provenance.norm_limit = None
+    dictionary.place = dictionary.place.limited([None])
     texts = ["old boat", "the quiet wave near a small rose", "salt", "old boat"]
     readers = readers_of(model, [SITE], dictionary, texts)
     assert [reader.name for reader in readers] == [SITE, f"latents of {SITE}", f"untrained latents of {SITE}"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from monosem.lab.models.sites import Site
 from monosem.saes.architectures.itda.dictionary import ITDA
 from monosem.saes.files import load
 from tiny_commands import Ended, Tiny, results
@@ -36,7 +37,7 @@ def test_one_for_each_site(tiny: Tiny, monosem: Command, run: Path, tmp_path: Pa
     for name, told in built.items():
         itda = load(ended.result["dictionaries"][name])
         assert isinstance(itda, ITDA) and itda.n_latents == told["atoms"] <= 90 and itda.warmup_atoms == 32
-        assert itda.text_hash == told["text_hash"] and itda.provenance.site == name.removeprefix("itda-")
+        assert itda.text_hash == told["text_hash"] and itda.place.source.site == Site.parse(name.removeprefix("itda-"))
         assert itda.source(itda.n_latents - 1).token
     assert results(tmp_path / "run") == results(run)
     again = monosem(*build(tiny, tmp_path / "run", "--resume"))

@@ -82,7 +82,7 @@ def test_everything_is_written(swept: Path) -> None:
     assert told["schema"] == 1 and [row["name"] for row in told["members"]] == names
     for row in told["members"]:
         dictionary = load(swept / row["dictionary"])
-        assert dictionary.provenance.site == SITE and dictionary.config.k == row["k"]
+        assert dictionary.place.source.site == Site.parse(SITE) and dictionary.config.k == row["k"]
         assert row["fvu_low"] <= row["fvu"] <= row["fvu_high"] and row["fvu_null_pca"] > 0
         assert 0.5 < row["l0"] / row["k"] < 2 and "held-out" in told["held_out"]
         beside = json.loads((swept / row["dictionary"] / "evaluation.json").read_text())
@@ -395,10 +395,14 @@ def test_transcoders_and_crosscoders_from_the_command_line(tiny: Tiny, monosem: 
     sites = ("--sites", "resid_mid.1", "--target", "mlp_out.1", "--skip")
     (folder,) = monosem(*tiny.train(tmp_path / "across", *sites, *few)).result["dictionaries"].values()
     across = load(folder)
-    assert (across.provenance.site, across.provenance.target, across.config.skip) == ("resid_mid.1", "mlp_out.1", True)
+    assert (across.place.site, across.place.target, across.config.skip) == (
+        Site.parse("resid_mid.1"),
+        Site.parse("mlp_out.1"),
+        True,
+    )
     sites = ("--sites", "resid_post.0", "resid_post.1", "--crosscode")
     (folder,) = monosem(*tiny.train(tmp_path / "both", *sites, *few)).result["dictionaries"].values()
-    assert load(folder).provenance.sources == ["resid_post.0", "resid_post.1"] and load(folder).d_in == 64
+    assert str(load(folder).place) == "resid_post.0 + resid_post.1" and load(folder).d_in == 64
     for given, told in {
         ("--target", SITE): "is among the sites",
         ("--skip",): "--skip is for transcoders",

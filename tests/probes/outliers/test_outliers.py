@@ -47,7 +47,7 @@ def basis(model: HookedModel, k: int = 8) -> PCA:
     """Principal components of texts about the sea."""
     x, _ = read_texts(model, Site.parse(SITE), texts("sea", 60, 9), tokens=12)
     found = PCA.fit(x, k)
-    found.provenance = Provenance(SITE, model.fingerprint())
+    found.place, found.provenance = SITE, Provenance(model.fingerprint())
     return found
 
 

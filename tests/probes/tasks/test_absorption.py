@@ -185,7 +185,7 @@ def test_a_small_vocabulary_and_a_transcoder_are_refused(model: HookedModel) -> 
     site = "resid_post.0"
     found = Neurons(SAEConfig(32, 32, 8))
     found.W_dec.copy_(torch.eye(32))
-    found.provenance = Provenance(site, model.fingerprint())
+    found.place, found.provenance = site, Provenance(model.fingerprint())
     with pytest.raises(InputError, match="letters have 20 words"):
         measure_absorption(model, found)
     found.config = SAEConfig(32, 32, 8, d_out=16)

@@ -125,7 +125,7 @@ def facts(model: HookedModel) -> Facts:
 def identity(model: HookedModel, site: str) -> Neurons:
     found = Neurons(SAEConfig(32, 32, 32))
     found.W_dec.copy_(torch.eye(32))
-    found.provenance = Provenance(site, model.fingerprint())
+    found.place, found.provenance = site, Provenance(model.fingerprint())
     return found
 
 

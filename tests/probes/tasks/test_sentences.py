@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monosem.lab.errors import InputError
+from monosem.lab.models.sites import Site
 from monosem.lab.text.sentence_encoder import SentenceEncoder
 from monosem.probes.fitting.sparse import SparseProbeConfig
 from monosem.probes.tasks.datasets import LabelledTexts, load_dataset
@@ -61,7 +62,7 @@ def test_the_dictionary_of_sentences_learns() -> None:
     x = atoms[torch.randint(0, 12, (400, 2), generator=rng)].sum(1)
     config = SentenceProbing(n_latents=12, k=2, rows=12_000, batch=100, lr=1e-2)
     dictionary = train_dictionary(x, config)
-    assert dictionary.provenance.site == "path:sentence"
+    assert dictionary.place.source.site == Site.parse("path:sentence")
     measured = Reconstruction(dictionary)
     measured.add(x, torch.arange(len(x)))
     assert measured.metrics()["fvu"] < 0.3

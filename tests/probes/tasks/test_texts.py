@@ -21,6 +21,7 @@ from monosem.probes.tasks.texts import TextProbing, over_datasets, pool, probe_t
 from monosem.saes.architectures.basis import Neurons
 from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.dictionary import Provenance
+from monosem.saes.place import Place
 from tiny_commands import Tiny, document, write_model, write_text
 
 torch.set_num_threads(1)
@@ -43,7 +44,7 @@ def identity(model: HookedModel, limit: float | None = None) -> Neurons:
     """Codes are the coordinates."""
     found = Neurons(SAEConfig(32, 32, 32))
     found.W_dec.copy_(torch.eye(32))
-    found.provenance = Provenance(SITE, model.fingerprint(), limit)
+    found.place, found.provenance = Place.parse(SITE).limited([limit]), Provenance(model.fingerprint())
     return found
 
 

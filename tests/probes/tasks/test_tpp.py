@@ -185,7 +185,7 @@ def test_measured_in_a_tiny_model(tmp_path: Path) -> None:
     model = load_model(str(write_model(tmp_path / "model")), dtype="fp32", device="cpu")
     mine = Neurons(SAEConfig(32, 32, 32))
     mine.W_dec.copy_(torch.eye(32))
-    mine.provenance = Provenance("resid_post.1", model.fingerprint())
+    mine.place, mine.provenance = "resid_post.1", Provenance(model.fingerprint())
     config = TPPConfig((2, 5), fit=FIT, families=("it_tick",), per_class=10)
     found = measure_tpp(model, mine, config)
     assert set(found) == {"tpp_n2", "tpp_n5", "tpp_accuracy"}

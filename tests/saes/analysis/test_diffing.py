@@ -45,7 +45,7 @@ def crosscoder(extra: int = 0) -> ReLU:
     found.decoder_of(1)[:TRUE].copy_(20 * second)
     found.encoder_of(0)[:TRUE].copy_(first)
     found.encoder_of(1)[SHARED + ONLY : TRUE].copy_(second[SHARED + ONLY :] / 20)
-    found.provenance.scales = [1.0, 0.05]
+    found.place = found.place.scaled([1.0, 0.05])
     return found
 
 

@@ -16,6 +16,7 @@ from monosem.saes.architectures.topk import TopK
 from monosem.saes.dictionary import Dictionary, Provenance
 from monosem.saes.evaluation.nulls import fit_nulls, untrained
 from monosem.saes.evaluation.reconstruction import Reconstruction
+from monosem.saes.place import Place
 from monosem.saes.training.trainer import TrainConfig, Trainer
 from torch import Tensor
 
@@ -138,14 +139,14 @@ def test_nulls_repeat_and_carry_the_origin() -> None:
     dictionary = TopK(SAEConfig(WIDTH, FEATURES, ACTIVE))
     dictionary.W_dec.copy_(directions)
     dictionary.W_enc.copy_(directions)
-    dictionary.provenance = Provenance("resid_post.0", {"name": "tiny"}, 50.0)
+    dictionary.place, dictionary.provenance = Place.parse("resid_post.0").limited([50.0]), Provenance({"name": "tiny"})
     first, second, other = (fit_nulls(x, dictionary, seed) for seed in (0, 0, 1))
     assert list(first) == ["untrained", "pca", "neurons"]
     for name, null in first.items():
         assert all(
             torch.equal(a, b) for a, b in zip(null.tensors().values(), second[name].tensors().values(), strict=True)
         )
-        assert null.provenance.site == "resid_post.0" and null.provenance.norm_limit == 50.0
+        assert null.place.source.site == Site.parse("resid_post.0") and null.place.source.norm_limit == 50.0
         assert null.provenance.training["null"] == name
         assert null.config.k == ACTIVE
     assert not torch.equal(first["untrained"].W_dec, other["untrained"].W_dec)

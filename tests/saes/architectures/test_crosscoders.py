@@ -19,6 +19,7 @@ from monosem.saes.evaluation.evaluate import evaluate
 from monosem.saes.evaluation.nulls import fit_nulls
 from monosem.saes.evaluation.reconstruction import Reconstruction
 from monosem.saes.files import load
+from monosem.saes.place import Place
 from monosem.saes.registry import build_trainable
 from monosem.saes.training.trainer import TrainConfig, Trainer
 from scipy.optimize import linear_sum_assignment
@@ -72,10 +73,8 @@ def trained(architecture: str) -> Trainer:
 def matched(architecture: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The latent of every feature, and its cosine, over both sources in the units of training."""
     sae = trained(architecture).folded()
-    found = torch.cat(
-        [rows * scale for rows, scale in zip(sae.split(sae.W_dec), sae.provenance.scales, strict=True)], 1
-    )
-    scales = torch.tensor(sae.provenance.scales) * torch.tensor([1.0, 50.0])
+    found = torch.cat([rows * scale for rows, scale in zip(sae.split(sae.W_dec), sae.place.scales, strict=True)], 1)
+    scales = torch.tensor(sae.place.scales) * torch.tensor([1.0, 50.0])
     truth = torch.cat([rows * scale for rows, scale in zip(directions(), scales, strict=True)], 1)
     cosines = torch.nn.functional.normalize(truth) @ torch.nn.functional.normalize(found).T
     latents = linear_sum_assignment(-cosines.numpy())[1]
@@ -110,7 +109,7 @@ def test_files_hold_sources_and_scales(tmp_path: Path) -> None:
     folded = trained("batchtopk").folded()
     back = load(folded.save(tmp_path))
     assert back.config == folded.config and back.config.sources == (D_A, D_B)
-    assert back.provenance == folded.provenance and back.provenance.sources == [str(A), str(B)]
+    assert (back.place, back.provenance) == (folded.place, folded.provenance) and back.place.reads == (A, B)
     assert "a:resid_post.3 + b:resid_post.3" in repr(back)
 
 
@@ -158,10 +157,9 @@ def test_from_two_models_to_their_difference() -> None:
     texts = ["".join(chr(33 + (i * i + 7 * j) % 90) for j in range(9 + i % 9)) for i in range(40)]
     corpus = Corpus(texts, Letters(), context=16, batch_rows=4, split="all")
     stream = ActivationStream(models, corpus, ["a:resid_post.1", "b:resid_post.1"], batch=32, buffer=64, epochs=2)
-    limits = {str(site): limit for site, limit in stream.norm_limit.items()}
-    origin = Provenance(model=stream.fingerprint()["model"], norm_limits=limits)
+    origin, place = Provenance(stream.fingerprint()["model"]), Place.at(stream.sites).on(stream)
     dictionary = build_trainable("batchtopk", d_in=64, sources=(32, 32), n_latents=128, k=8)
-    trainer = Trainer(dictionary, stream.sites, TrainConfig(rows=800), provenance=origin)
+    trainer = Trainer(dictionary, place, TrainConfig(rows=800), provenance=origin)
     for batch in stream:
         trainer.step(batch)
     folded = trainer.folded()

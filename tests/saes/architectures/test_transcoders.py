@@ -21,6 +21,7 @@ from monosem.saes.evaluation.nulls import fit_nulls
 from monosem.saes.evaluation.reconstruction import Reconstruction
 from monosem.saes.evaluation.splicing import splice
 from monosem.saes.files import load
+from monosem.saes.place import Place, Port
 from monosem.saes.registry import build, build_trainable, trainable
 from monosem.saes.sparse_code import SparseCode
 from monosem.saes.training.trainer import TrainConfig, Trainer
@@ -112,8 +113,12 @@ def test_folding_and_files_keep_the_prediction(architecture: str, skip: bool, tm
     off = (folded(x) - expected).abs().amax(1) > 1e-3 * expected.abs().max()
     assert off.float().mean() < 0.01  # rounding may move a code across a threshold
     back = load(folded.save(tmp_path))
-    assert torch.equal(back(x), folded(x)) and back.config == folded.config and back.provenance == folded.provenance
-    assert (back.provenance.site, back.provenance.target) == (str(READ), str(WRITTEN))
+    assert (
+        torch.equal(back(x), folded(x))
+        and back.config == folded.config
+        and (back.place, back.provenance) == (folded.place, folded.provenance)
+    )
+    assert (back.place.site, back.place.target) == (READ, WRITTEN)
 
 
 @pytest.mark.parametrize(
@@ -175,15 +180,16 @@ def test_a_restored_trainer_ends_in_the_same_bytes(architecture: str, options: d
 
 def test_descriptions_from_before_transcoders_load(tmp_path: Path) -> None:
     trained = build("topk", d_in=4, n_latents=8, k=2)
-    trained.provenance = Provenance("resid_post.3", {"name": "m"}, 5.0)
+    trained.place, trained.provenance = Place.parse("resid_post.3").limited([5.0]), Provenance({"name": "m"})
     path = trained.save(tmp_path) / "dictionary.json"
     description = json.loads(path.read_text())
     for name in ("d_out", "skip", "sources"):
         del description["config"][name]
-    for name in ("target", "sources", "scales", "norm_limits"):
-        del description["provenance"][name]
+    del description["place"]
+    description |= {"schema": 1, "provenance": {"site": "resid_post.3", "model": {"name": "m"}, "norm_limit": 5.0}}
     path.write_text(json.dumps(description))
-    assert load(tmp_path).provenance == trained.provenance and load(tmp_path).config == trained.config
+    again = load(tmp_path)
+    assert (again.place, again.provenance, again.config) == (trained.place, trained.provenance, trained.config)
 
 
 def test_the_linear_map_is_the_least_squares_one() -> None:
@@ -212,7 +218,7 @@ def down_projection(model: HookedModel) -> Linear:
         for site, found in model.capture(batch.tokens, list(rows)).items():
             rows[str(site)].append(found[batch.usable])
     exact = Linear.fit(*(torch.cat(parts) for parts in rows.values()))
-    exact.provenance = Provenance("mlp_act.1", model.fingerprint(), target="mlp_out.1")
+    exact.place, exact.provenance = "mlp_act.1 -> mlp_out.1", Provenance(model.fingerprint())
     return exact
 
 
@@ -233,15 +239,16 @@ def test_an_evaluation_is_against_the_target_and_has_nulls(model: HookedModel) -
     assert set(found["fvu"].nulls) == {"untrained", "linear"} and 0.1 < found["fvu"].nulls["untrained"] < 1.5
     assert set(found["kl"].nulls) == {"zero", "mean", "untrained", "linear"}
     assert "encoder_decoder_cosine" not in found.scores
-    for field, text in (("target", "names no site that it predicts"), ("site", "names no site")):
+    act, out = Port(Site.parse("mlp_act.1")), Port(Site.parse("mlp_out.1"))
+    for sources, targets, text in ((act, Port(), "names no site that it predicts"), (Port(), out, "names no site:")):
         other = down_projection(model)
-        setattr(other.provenance, field, None)
+        other.place = Place((sources,), (targets,))
         with pytest.raises(InputError, match=text):
             evaluate(model, corpus(), other, progress=False)
     with pytest.raises(InputError, match="SAEBench scores autoencoders"):
         evaluate(model, corpus(), exact, compat="saebench", progress=False)
-    exact.provenance.target = "resid_post.1"
     exact.config = SAEConfig(56, 32, 32, d_out=31)
+    exact.place = "mlp_act.1 -> resid_post.1"
     with pytest.raises(InputError, match=r"resid_post.1 of 'tiny-llama' has width 32, the dictionary d_out=31"):
         evaluate(model, corpus(), exact, progress=False)
 
@@ -252,8 +259,8 @@ def test_measured_on_a_stream() -> None:
     measure = Reconstruction(trained)
     measure.step(Batch({READ: x, WRITTEN: y}, torch.zeros(len(x), 2, dtype=torch.int64)))
     assert measure.sites == (READ, WRITTEN) and measure.metrics()["fvu"] == pytest.approx(fvu(trained(x), y), rel=1e-4)
-    trained.provenance.target = None
-    with pytest.raises(InputError, match="give target="):
+    trained.place = Place((Port(READ),), (Port(),))
+    with pytest.raises(InputError, match="names no site that it predicts"):
         Reconstruction(trained)
 
 

@@ -163,7 +163,7 @@ def answering(tmp_path_factory: pytest.TempPathFactory) -> HookedModel:
 def signed_coordinates(model: HookedModel) -> Neurons:
     found = Neurons(SAEConfig(32, 32, 4))
     found.W_dec.copy_(torch.eye(32))
-    found.provenance = Provenance(SITE, model.fingerprint())
+    found.place, found.provenance = SITE, Provenance(model.fingerprint())
     return found
 
 

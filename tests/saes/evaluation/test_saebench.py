@@ -81,7 +81,7 @@ def dictionary(architecture: str) -> Dictionary:
     found.b_dec.data *= 0.1
     if architecture == "jumprelu":
         found.theta.copy_(0.2 + 0.1 * torch.rand(N, generator=torch.Generator().manual_seed(3)))
-    found.provenance.site, found.provenance.model = SITE, {"name": "tiny"}
+    found.place, found.provenance.model = SITE, {"name": "tiny"}
     return found
 
 

@@ -20,7 +20,7 @@ from monosem.lab.models.sites import Site
 from monosem.lab.rng import generator
 from monosem.lab.streams.activation_stream import Batch
 from monosem.lab.text.corpus import Corpus, TextConfig
-from monosem.saes.dictionary import Dictionary, Provenance
+from monosem.saes.dictionary import Dictionary
 from monosem.saes.evaluation.special_tokens import SCORES, SETS, Rows, SpecialTokens, TokenMeans, conversation_rows
 from monosem.saes.registry import build_trainable
 from monosem.saes.training.trainer import TrainConfig, Trainer
@@ -115,7 +115,7 @@ def constant(value: float) -> Dictionary:
     found.W_dec.data.zero_()
     found.W_enc.data.fill_(-1.0)
     found.b_dec.data.fill_(value)
-    found.provenance = Provenance(site=str(SITE))
+    found.place = SITE
     return found
 
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_measured():
     with pytest.raises(InputError, match="at least one special token id"):
         SpecialTokens({"mean": constant(0)}, ())
     nowhere = constant(0)
-    nowhere.provenance = Provenance()
+    nowhere.place = nowhere.config.place
     with pytest.raises(InputError, match="'mean' names no site"):
         SpecialTokens({"mean": nowhere}, SPECIAL)
     measured = SpecialTokens({"mean": constant(0)}, SPECIAL)

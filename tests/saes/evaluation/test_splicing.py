@@ -58,7 +58,7 @@ def random_dictionary(model: HookedModel, k: int = 4) -> TopK:
     found.W_dec.copy_(F.normalize(torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0)), dim=1))
     found.W_enc.copy_(0.5 * found.W_dec)
     found.b_dec.copy_(x.mean(0))
-    found.provenance = Provenance(SITE, model.fingerprint())
+    found.place, found.provenance = SITE, Provenance(model.fingerprint())
     return found
 
 
@@ -297,7 +297,7 @@ def test_given_nulls_leave_the_whole_corpus_to_measure(model: HookedModel) -> No
 def test_the_norm_limit_drops_rows_in_both_passes(model: HookedModel) -> None:
     dictionary = random_dictionary(model)
     free = evaluate(model, heldout(batch_rows=64), dictionary, nulls={}, tokens=10**6, ce_tokens=10**6, progress=False)
-    dictionary.provenance.norm_limit = float(free.references["variance"]) ** 0.5
+    dictionary.place = dictionary.place.limited([float(free.references["variance"]) ** 0.5])
     found = evaluate(model, heldout(batch_rows=64), dictionary, nulls={}, tokens=10**6, ce_tokens=10**6, progress=False)
     assert found.counts["dropped_norm"] == found.counts["unedited_norm"] > 50
     assert found.counts["rows"] == free.counts["rows"] - found.counts["dropped_norm"] == found.counts["edited"]
@@ -317,13 +317,13 @@ def test_evaluation_refuses_what_does_not_fit(model: HookedModel) -> None:
     refused(model, dictionary, "give more text", fit_tokens=10**6)
     other = HookedModel(build("llama", seed=1), name="other-llama")
     refused(other, dictionary, "trained on 'tiny-llama' .* the model is 'other-llama'")
-    dictionary.provenance = Provenance("resid_post.9", model.fingerprint())
+    dictionary.place, dictionary.provenance = "resid_post.9", Provenance(model.fingerprint())
     refused(model, dictionary, "resid_post.9 is outside tiny-llama")
-    dictionary.provenance = Provenance("mlp_act.1")
+    dictionary.place, dictionary.provenance = "mlp_act.1", Provenance()
     refused(model, dictionary, "mlp_act.1 of 'tiny-llama' has width 56, the dictionary d_in=32")
-    dictionary.provenance = Provenance()
+    dictionary.place, dictionary.provenance = dictionary.config.place, Provenance()
     refused(model, dictionary, "names no site")
-    dictionary.provenance = Provenance(SITE)
+    dictionary.place, dictionary.provenance = SITE, Provenance()
     refused(model, dictionary, "no document", corpus=Corpus([], Letters()))
     refused(model, dictionary, "no usable row", corpus=Corpus(["a"], Letters(), bos=False), nulls={})
     refused(model, dictionary, "cannot be named 'dictionary'", nulls={"dictionary": dictionary})

@@ -189,7 +189,7 @@ def test_rows_over_the_norm_limit_are_left_out():
     acts[2, 3] = torch.tensor([1000.0, 0, 0, 0])
     batch.usable[2, 3] = True
     examples = FeatureExamples(Identity(4), np.arange(4), context=CONTEXT)
-    examples.dictionary.provenance.norm_limit = 100
+    examples.dictionary.place = examples.dictionary.place.limited([100])
     examples.update(acts, batch)
     examples.tables()
     assert examples.too_long == 1
@@ -235,7 +235,7 @@ def dictionary(model) -> TopK:
     made.W_enc.copy_(torch.randn(12, 16, generator=rng))
     made.W_dec.copy_(torch.nn.functional.normalize(made.W_enc, dim=1))
     made.b_enc[-1] = -1e6
-    made.provenance.site = "resid_post.0"
+    made.place = "resid_post.0"
     return made
 
 
@@ -374,7 +374,7 @@ def test_what_cannot_be_collected(model, dictionary, options, message):
 
 
 def test_a_dictionary_without_a_site_asks_for_one(model):
-    with pytest.raises(InputError, match="give site="):
+    with pytest.raises(InputError, match="names no site"):
         collect(model, corpus(), Identity(16))
 
 

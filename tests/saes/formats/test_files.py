@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monosem.lab.app.cli import main
 from monosem.lab.errors import InputError
+from monosem.lab.models.sites import Site
 from monosem.saes import build, formats, load
 from safetensors.torch import load_file, save_file
 
@@ -130,7 +131,7 @@ def test_sites_of_gemma_scope_2(tmp_path):
         config = {"architecture": "jump_relu", "hf_hook_point_in": reads, "hf_hook_point_out": writes}
         (tmp_path / str(number) / "config.json").write_text(json.dumps(config))
         found = load(tmp_path / str(number))
-        assert (found.provenance.site, found.provenance.target) == sites
+        assert [str(port) for port in found.place.ports] == [site for site in sites if site]
         assert (found.config.d_out is None) == (writes is None)
 
 
@@ -154,7 +155,7 @@ def test_llama_scope(tmp_path, by_norm):
     expected = (codes @ t["decoder.weight"].T + t["decoder.bias"]) / scale
     ours = load(tmp_path)
     torch.testing.assert_close(ours(x()), expected, **NEAR)
-    assert ours.provenance.site == "resid_post.5"
+    assert ours.place.source.site == Site.parse("resid_post.5")
     with pytest.raises(InputError, match="llama-scope files are only read here"):
         formats.write(ours, tmp_path / "back", "llama-scope")
 

@@ -9,6 +9,7 @@ os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
 import pytest
 import torch
 from monosem.lab.errors import InputError
+from monosem.lab.models.sites import Site
 from monosem.saes import build, formats, load
 from safetensors.torch import load_file, save_file
 
@@ -29,7 +30,8 @@ def made(architecture, n=N, **config):
     for name, tensor in dictionary.state_dict().items():
         if name in ("threshold", "theta"):
             tensor.copy_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(2)).sub(0.25).clamp_min(0))
-    dictionary.provenance.site, dictionary.provenance.model = "resid_post.2", {"name": "gpt2"}
+    dictionary.place = "resid_post.2 -> mlp_out.2" if "d_out" in config else "resid_post.2"
+    dictionary.provenance.model = {"name": "gpt2"}
     return dictionary
 
 
@@ -77,7 +79,11 @@ def test_sae_lens_runs_ours_and_they_come_back(lens, tmp_path, architecture, cen
     assert theirs.cfg.metadata.hook_name == "blocks.2.hook_resid_post" and theirs.cfg.metadata.model_name == "gpt2"
     torch.testing.assert_close(theirs(rows()), ours(rows()), **NEAR)
     again = load(tmp_path / "out")
-    assert type(again) is type(ours) and again.config == ours.config and again.provenance == ours.provenance
+    assert (
+        type(again) is type(ours)
+        and again.config == ours.config
+        and (again.place, again.provenance) == (ours.place, ours.provenance)
+    )
     same_tensors(again.tensors(), ours.tensors())
 
 
@@ -100,7 +106,7 @@ def test_sae_lens_files_run_here_and_go_back_unchanged(lens, tmp_path, architect
     theirs = lens_sae(lens, architecture, n, apply_b_dec_to_input=centred)
     theirs.save_model(tmp_path / "theirs")
     ours = load(tmp_path / "theirs")
-    assert ours.provenance.site == "mlp_add.3"
+    assert ours.place.source.site == Site.parse("mlp_add.3")
     torch.testing.assert_close(ours(rows()), theirs(rows()), **NEAR)
     kept = load(ours.save(tmp_path / "ours"))
     formats.write(kept, tmp_path / "back", "sae-lens")
@@ -160,7 +166,7 @@ def test_configs_without_a_version_and_older_than_6(lens, tmp_path):
            "normalize_activations": False}  # fmt: skip
     (tmp_path / "cfg.json").write_text(json.dumps(old))
     ours = load(tmp_path)
-    told = (ours.architecture, ours.provenance.site, ours.provenance.model["name"])
+    told = (ours.architecture, str(ours.place), ours.provenance.model["name"])
     assert told == ("topk", "resid_pre.1", "gpt2-small")
     torch.testing.assert_close(ours(rows()), lens.SAE.load_from_disk(tmp_path, device="cpu")(rows()), **NEAR)
     formats.write(ours, tmp_path / "back", "sae-lens")
@@ -226,7 +232,7 @@ def test_transcoders_of_sae_lens_run_here_and_go_back_unchanged(lens, tmp_path, 
     theirs.cfg.metadata["hook_name_out"] = "blocks.3.hook_mlp_out"
     theirs.save_model(tmp_path / "theirs")
     ours = load(tmp_path / "theirs")
-    assert (ours.d_out, ours.provenance.target) == (d_out, "mlp_add.3")
+    assert (ours.d_out, str(ours.place.target)) == (d_out, "mlp_add.3")
     torch.testing.assert_close(ours(rows()), theirs(rows()), **NEAR)
     there_and_back(ours, theirs, tmp_path)
 
@@ -244,7 +250,7 @@ def there_and_back(ours, theirs, tmp_path):
 @pytest.mark.parametrize("architecture", ["relu", "jumprelu", "batchtopk", "matryoshka"])
 def test_sae_lens_runs_our_transcoders_and_they_come_back(lens, tmp_path, architecture, d_out, skip):
     ours = made(architecture, d_out=d_out, skip=skip)
-    ours.provenance.target = "mlp_add.2"
+    ours.place = "resid_post.2 -> mlp_add.2"
     done = formats.write(ours, tmp_path / "out", "sae-lens")
     assert not done.lost and not done.rounded
     theirs = lens.SAE.load_from_disk(tmp_path / "out", device="cpu")
@@ -253,7 +259,11 @@ def test_sae_lens_runs_our_transcoders_and_they_come_back(lens, tmp_path, archit
     assert theirs.cfg.metadata.hook_name_out == "blocks.2.hook_mlp_out"
     torch.testing.assert_close(theirs(rows()), ours(rows()), **NEAR)
     again = load(tmp_path / "out")
-    assert type(again) is type(ours) and again.config == ours.config and again.provenance == ours.provenance
+    assert (
+        type(again) is type(ours)
+        and again.config == ours.config
+        and (again.place, again.provenance) == (ours.place, ours.provenance)
+    )
     same_tensors(again.tensors(), ours.tensors())
 
 
@@ -328,7 +338,7 @@ def test_sparsify_runs_ours_and_they_come_back(sparsify, tmp_path, architecture,
     theirs = sparsify.SparseCoder.load_from_disk(tmp_path / "layers.2")
     torch.testing.assert_close(theirs(rows()).sae_out, ours(rows()), **NEAR)
     again = load(tmp_path / "layers.2")
-    assert again.config == ours.config and again.provenance.site == "resid_post.2"
+    assert again.config == ours.config and again.place.source.site == Site.parse("resid_post.2")
     same_tensors(again.tensors(), ours.tensors())
 
 
@@ -342,7 +352,7 @@ def test_sparsify_files_run_here_and_go_back_unchanged(sparsify, tmp_path, activ
     theirs = fill(sparsify.SparseCoder(D, config, dtype=dtype))
     theirs.save_to_disk(tmp_path / "layers.5.mlp")
     ours = load(tmp_path / "layers.5.mlp")
-    assert ours.provenance.site == "mlp_out.5"
+    assert ours.place.source.site == Site.parse("mlp_out.5")
     torch.testing.assert_close(ours(rows()), theirs.float()(rows()).sae_out, **NEAR)
     formats.write(load(ours.save(tmp_path / "ours")), tmp_path / "back", "sparsify")
     files = (load_file(tmp_path / name / "sae.safetensors") for name in ("layers.5.mlp", "back"))
@@ -459,7 +469,7 @@ def test_dictionary_learning_files_run_here_and_go_back_unchanged(learning, tmp_
         with torch.no_grad():
             theirs.scale_biases(3.0)  # as its trainer does before saving: biases and thresholds, not weights
     ours = load(saved(theirs, tmp_path / "theirs"))
-    assert ours.architecture == CLASSES[name][1] and ours.provenance.site == "resid_post.4"
+    assert ours.architecture == CLASSES[name][1] and ours.place.source.site == Site.parse("resid_post.4")
     torch.testing.assert_close(ours(rows()), theirs(rows()), **NEAR)
     formats.write(load(ours.save(tmp_path / "ours")), tmp_path / "back", "dictionary-learning")
     same_tensors(torch.load(tmp_path / "back/ae.pt", weights_only=True), theirs.state_dict())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from monosem.lab.errors import InputError
+from monosem.lab.models.sites import Site
 from monosem.saes import load
 from monosem.saes.formats.losses import Losses
 from monosem.saes.formats.release_readers import READERS, from_files, reader
@@ -95,7 +96,7 @@ def test_gemma_scope_with_its_sites(tmp_path):
         ("gemma-scope-2b-pt-transcoders/layer_0/width_16k/average_l0_76", None, "mlp_add.0"),
     ):
         ours = read(tmp_path, released(like))
-        assert (ours.provenance.site, ours.provenance.target) == (site, target)
+        assert [str(port.site) for port in ours.place.ports] == ([str(site), target] if target else [site])
         assert ours.config.d_out == (D if target else None) and ours.provenance.model["name"]
         torch.testing.assert_close(ours(x()), jump(t, x()) @ t["W_dec"] + t["b_dec"], **NEAR)
     embedding = read(tmp_path, released("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6"))
@@ -107,7 +108,7 @@ def test_gemma_scope_2_without_a_config(tmp_path):
     t = gemma()
     save_file({name.lower(): tensor for name, tensor in t.items()}, tmp_path / "params.safetensors")
     ours = read(tmp_path, released("gemma-scope-2-4b-pt-transcoders-all/layer_0_width_16k_l0_big"))
-    assert ours.d_out == D and ours.provenance.target == "path:model.layers.0.post_feedforward_layernorm"
+    assert ours.d_out == D and str(ours.place.target) == "path:model.layers.0.post_feedforward_layernorm"
     torch.testing.assert_close(ours(x()), jump(t, x()) @ t["W_dec"] + t["b_dec"], **NEAR)
 
 
@@ -136,7 +137,7 @@ def test_overrides_of_the_registry_count(tmp_path):
     entry = resolve("sae-lens:mistral-7b-res-wg/blocks.8.hook_resid_pre")
     with pytest.raises(InputError, match="it rescales every row"):
         read(tmp_path / "a", entry)
-    assert read(tmp_path / "a", entry, lossy=True).provenance.site == "resid_post.0"
+    assert read(tmp_path / "a", entry, lossy=True).place.source.site == Site.parse("resid_post.0")
 
 
 def test_llama_scope_distilled_with_the_factor_of_the_registry(tmp_path):
@@ -181,7 +182,7 @@ def test_lone_state_dicts(tmp_path, like, encoder, decoder, site):
         best = pre.topk(3)
         pre = torch.zeros_like(pre).scatter(1, best.indices, best.values)
     torch.testing.assert_close(ours(x()), pre.relu() @ W_dec.T + b_dec, **NEAR)
-    assert ours.provenance.site == site
+    assert ours.place.source.site == Site.parse(site)
     torch.save(t | {"model": print}, tmp_path / "file.pt")
     with pytest.raises(InputError, match=r"file\.pt"):
         read(tmp_path / "file.pt", entry)

@@ -178,7 +178,7 @@ def tuned(model: HookedModel, folder: Path, start: Path, rows: int, steps: int |
             TrainConfig(rows=rows, lr=3e-3, precision="fp32"),
             name=name,
             trained=True,
-            provenance=Provenance(str(SITE), model.fingerprint()),
+            provenance=Provenance(model.fingerprint()),
         )
         for name in ("kl", "local")
     ]

@@ -49,8 +49,12 @@ def test_folding_and_files_keep_the_prediction(base: str, tmp_path: Path) -> Non
     off = (folded(x) - expected).abs().amax(1) > 1e-3 * expected.abs().max()
     assert off.float().mean() < 0.02  # rounding may move a code across a threshold
     back = load(folded.save(tmp_path))
-    assert torch.equal(back(x), folded(x)) and back.config == folded.config and back.provenance == folded.provenance
-    assert back.provenance.targets == list(map(str, WRITTEN)) and "mlp_out.2" in repr(back)
+    assert (
+        torch.equal(back(x), folded(x))
+        and back.config == folded.config
+        and (back.place, back.provenance) == (folded.place, folded.provenance)
+    )
+    assert back.place.predicts == tuple(WRITTEN) and "mlp_out.0-2" in repr(back)
     by_site = dict(zip(READ, read, strict=True))
     assert torch.equal(back.encode(by_site).values, back.encode(x).values)
     with pytest.raises(InputError, match=r"activations at resid_mid.1 are needed"):

@@ -15,13 +15,11 @@ from monosem.lab.streams.activation_stream import ActivationStream, Batch, Strea
 from monosem.lab.text.corpus import Corpus
 from monosem.saes.architectures.clt.cross_layer import CrossLayer, CrossLayerConfig
 from monosem.saes.architectures.linear import Linear
-from monosem.saes.dictionary import Provenance
 from monosem.saes.evaluation.clt.nulls import fit_cross_layer_nulls, own_layer
 from monosem.saes.evaluation.clt.replacement import replace_outputs
 from monosem.saes.evaluation.clt.scores import CrossLayerReconstruction
 from monosem.saes.evaluation.evaluate import evaluate
 from monosem.saes.files import load
-from monosem.saes.matching import matching_sites
 from monosem.saes.training.clt.trainer import cross_layer_trainer_on
 from monosem.saes.training.trainer import TrainConfig
 from planted_layers import LAYERS, OUT, READ, WRITTEN, D, K, fvu, planted, trained
@@ -60,8 +58,8 @@ def test_scores_of_every_layer_and_nulls_that_learned_less() -> None:
     null = fit_cross_layer_nulls(torch.cat(read, 1)[:600], clt, 0, torch.cat(written, 1)[:600])["linear"]
     assert torch.allclose(null(torch.cat(read, 1))[:, :OUT], by_hand(x), atol=1e-4)
     with pytest.raises(InputError, match="names no site"):
-        CrossLayerReconstruction(trained("topk").dictionary)
-    with pytest.raises(InputError, match="has 3 layers, got 2 sites to read and 3 to write"):
+        CrossLayerReconstruction(CrossLayer(clt.config))
+    with pytest.raises(InputError, match="one site for each that it reads, got 3 for 2"):
         CrossLayerReconstruction(clt, READ[:2])
     with pytest.raises(InputError, match="has measured no rows"):
         CrossLayerReconstruction(clt).evidence()
@@ -79,9 +77,7 @@ def down_projections(module: torch.nn.Module) -> CrossLayer:
         block.W_enc.copy_(torch.cat([torch.eye(56), -torch.eye(56)]))
         weight = module.model.layers[layer].mlp.down_proj.weight.T
         block.W_dec[:, :32] = torch.cat([weight, -weight])
-    clt.provenance = Provenance(
-        sources=[f"mlp_act.{layer}" for layer in range(3)], targets=[f"mlp_out.{layer}" for layer in range(3)]
-    )
+    clt.place = "mlp_act.0-2 -> mlp_out.0-2"
     return clt
 
 
@@ -97,12 +93,13 @@ def test_an_exact_replacement_model_is_the_model() -> None:
     clt.decoder_of(0, 2).add_(0.5)  # what crosses layers reaches the output of a later one
     crossed = replace_outputs(model, corpus(), both, torch.zeros(96), tokens=100).evidence("clt", ["own_layer"])
     assert crossed["kl"].value > 1e-2 and abs(crossed["kl"].nulls["own_layer"]) < 1e-4
-    clt.provenance.norm_limits = {"mlp_act.1": 1e-6}
+    clt.place = clt.place.limited([None, 1e-6, None, None, None, None])
     kept = replace_outputs(model, corpus(), {"clt": clt}, torch.zeros(96), tokens=100)
     assert kept.counts["edited"] == 0 and abs(kept.evidence("clt")["kl"].value) < 1e-6
-    clt.provenance.sources[0] = "resid_post.0"
-    with pytest.raises(InputError, match=r"resid_post.0 comes after mlp_out.0"):
-        replace_outputs(model, corpus(), {"clt": clt}, torch.zeros(96), tokens=9)
+    late = CrossLayer(CrossLayerConfig(3 * 32, 3 * 4, layers=3, k=2))
+    late.place = "resid_post.0 + mlp_out.1 + mlp_out.2 -> mlp_out.0 + resid_post.1 + resid_post.2"
+    with pytest.raises(InputError, match=r"must read an earlier site than mlp_out.0, not resid_post.0"):
+        replace_outputs(model, corpus(), {"late": late}, torch.zeros(96), tokens=9)
     with pytest.raises(InputError, match="a dictionary cannot be named 'zero'"):
         replace_outputs(model, corpus(), {"zero": clt}, torch.zeros(96), tokens=9)
 
@@ -115,12 +112,12 @@ def test_a_trainer_for_a_stream_and_its_replacement_model(tmp_path: Path) -> Non
         trainer.step(next(stream))
     clt = load(trainer.folded().save(tmp_path))
     assert isinstance(clt, CrossLayer) and clt.d_in == clt.d_out == 96 and clt.n_latents == 120
-    assert clt.provenance.model["name"] == "tiny-llama" and len(clt.provenance.norm_limits) == 6
+    assert clt.provenance.model["name"] == "tiny-llama" and all(clt.place.norm_limits.values())
     with pytest.raises(InputError, match="a dictionary of one site here"):
-        matching_sites(model, clt)
+        clt.check(model).site  # noqa: B018
     sizes = {"tokens": 60, "ce_tokens": 40, "fit_tokens": 40}
     found = evaluate(model, corpus(), clt, progress=False, **sizes)
-    assert found.site == "resid_mid.0 + resid_mid.1 + resid_mid.2 -> mlp_out.0 + mlp_out.1 + mlp_out.2"
+    assert found.site == "resid_mid.0-2 -> mlp_out.0-2"
     assert {"fvu", "fvu_mean", "l0_resid_mid.2", "dead", "decoder_max_cosine"} <= found.scores.keys()
     assert set(found["fvu"].nulls) == {"own_layer", "untrained", "linear"}
     assert set(found["ce_recovered_zero"].nulls) == {"mean", "own_layer", "untrained", "linear"}

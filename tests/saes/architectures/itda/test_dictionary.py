@@ -19,7 +19,6 @@ from monosem.saes.evaluation.evaluate import evaluate
 from monosem.saes.evaluation.itda_nulls import itda_nulls
 from monosem.saes.evaluation.nulls import fit_nulls
 from monosem.saes.files import load
-from monosem.saes.matching import matching_site
 from monosem.saes.registry import build_trainable
 from monosem.saes.training.itda.trainer import GrowthConfig, build_itda
 from tiny_commands import write_model, write_text
@@ -115,7 +114,7 @@ def test_another_model_is_refused(made: tuple[ITDA, Corpus], tmp_path: Path) -> 
     itda, _ = made
     other = load_model(write_model(tmp_path / "other", seed=1), dtype="fp32", device="cpu")
     with pytest.raises(InputError, match="was trained on"):
-        matching_site(other, itda)
+        itda.check(other)
     with pytest.raises(InputError, match="width 8"):
         itda.encode(torch.zeros(2, 8))
 
