@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from .features.feature_set import Features as Features
     from .files import load as load
     from .formats.push import push as push
+    from .place import Place as Place
+    from .place import Port as Port
     from .registry import build as build
     from .registry import build_trainable as build_trainable
     from .sparse_code import SparseCode as SparseCode

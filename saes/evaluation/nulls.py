@@ -12,6 +12,7 @@ from torch import Tensor
 from ...lab.errors import InputError
 from ...lab.rng import generator
 from ..dictionary import Dictionary
+from ..place import CROSSCODER
 from ..registry import architectures, build_trainable
 from ..training.initialise import initialise, scale_encoder
 
@@ -77,7 +78,8 @@ def fit_nulls(
     target = None if target is None else target.to(x.device).float()
     nulls: dict[str, Dictionary] = {"untrained": untrained(dictionary, x, k, generator(seed, "untrained null"), target)}
     if target is None:
-        sources = dictionary.config.sources
+        place = dictionary.place
+        sources = tuple(port.width for port in place.sources) if place.kind == CROSSCODER else ()
         nulls |= {name: _fitted(name, x, k, sources) for name in ("pca", "neurons")}
     else:
         nulls["linear"] = _fitted("linear", x, target)

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -28,7 +28,6 @@ from ...lab.runs.loop import train
 from ...lab.runs.run import Run
 from ...lab.storage import flatten, read_json, write_json
 from ...lab.streams.activation_stream import ActivationStream
-from ..architectures.clt.cross_layer import CrossLayer
 from ..dictionary import Provenance
 from ..place import CROSS_LAYER, Place
 from ..registry import build_trainable
@@ -37,6 +36,10 @@ from ..training.gradient_trainer import GradientTrainer
 from ..training.trainer import TrainConfig, Trainer
 from .grid import Member, require_distinct
 from .results import PASSES, SweepResult
+
+if TYPE_CHECKING:
+    from ..architectures.clt.cross_layer import CrossLayer
+    from ..architectures.sae import SparseAutoencoder
 
 log = logging.getLogger(__name__)
 
@@ -105,11 +108,11 @@ def held_bytes(member: Member, widths: Mapping[Site, int], device: torch.device 
     place = member.place
     with torch.device("meta"):
         dictionary = member.build(widths)
-        if isinstance(dictionary, CrossLayer):
-            trainer = CrossLayerTrainer(dictionary, place.reads, place.predicts, member.training)
+        if place.kind == CROSS_LAYER:
+            trainer = CrossLayerTrainer(cast("CrossLayer", dictionary), place.reads, place.predicts, member.training)
             layers: Sequence[GradientTrainer] = trainer.layers
         else:
-            trainer = Trainer(dictionary, place, member.training)
+            trainer = Trainer(cast("SparseAutoencoder", dictionary), place, member.training)
             layers = [trainer]
     tensors, _ = flatten(trainer.state_dict())
     copies = SHADOW_BYTES[choose(torch.device(device), member.training.precision).encode]
