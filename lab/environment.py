@@ -1,4 +1,4 @@
-"""What a result was computed on: libraries and hardware."""
+"""The record of versions and hardware that a result was computed on: libraries and hardware."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """What the run was computed on."""
+    """Describe the hardware that runs."""
     return {
         "machine": platform.machine(),
         "cpus": os.cpu_count(),

@@ -14,26 +14,26 @@ class Evidence:
     """One measured number. A number without its null is not a result."""
 
     name: str
-    """What is measured, in the field's words: fvu, ce_recovered, ..."""
+    """Name of the quantity in the field's words: fvu, ce_recovered, ..."""
     value: float
     """The score."""
     interval: tuple[float, float] | None = None
     """95 % bootstrap interval over `unit`."""
     nulls: dict[str, float] = field(default_factory=dict)
-    """The same score for each control."""
+    """Score of each control by its name."""
     n: int = 0
-    """How many units it was measured on."""
+    """Number of units measured."""
     unit: str = "documents"
-    """What was resampled."""
+    """Kind of unit that is resampled for the interval."""
     held_out: str = ""
-    """What was kept out of training."""
+    """Data kept out of training."""
     better: str = "lower"
-    """What is better: lower, higher, or nearest one."""
+    """Direction of better values: lower, higher, or nearest one."""
     note: str = ""
-    """What a reader must know before believing the number: a known failure, or how few cases it rests on."""
+    """Caveat that a reader must know before believing the number: a known failure, or how few cases it rests on."""
 
     def beats_nulls(self) -> bool:
-        """Whether the score is better than every null."""
+        """True if the score is better than every null."""
         loss = {"lower": float, "higher": lambda score: -score, "nearest one": lambda score: abs(score - 1)}[
             self.better
         ]

@@ -1,4 +1,4 @@
-"""What probes learn from: labels with the group that each belongs to, and rows or bags of activations to read them off.
+"""Records that probes learn from: labels with their groups, and rows or bags of activations.
 
     labels = Labels.of(["sea", "land", "sea"], groups=["Oslo", "Bern", "Rome"])
     rows = PooledRows(x, labels, Source("resid_post.12", pooling="last"))
@@ -97,7 +97,7 @@ class Labels:
 
     @property
     def binary(self) -> bool:
-        """Whether there are two classes."""
+        """True if there are two classes."""
         return len(self.classes) == 2
 
     @cached_property
@@ -120,7 +120,7 @@ class Labels:
         return Labels(self.y[index], self.classes, self.groups[index], tokens)
 
     def shuffled(self, rng: torch.Generator) -> Labels:
-        """The same labels dealt to other units."""
+        """Labels dealt at random to other units."""
         return replace(self, y=self.y[torch.randperm(len(self), generator=rng)])
 
     def require_classes(self, kind: str, number: int | None = None) -> None:
@@ -137,7 +137,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Source:
-    """What the columns of probed rows are, and where they were read."""
+    """Meaning of the columns of probed rows, and their site."""
 
     site: str = ""
     """Text form of the site, such as `resid_post.12`."""
@@ -182,7 +182,7 @@ class PooledRows:
         return replace(self, x=self.x[torch.as_tensor(units)], labels=self.labels.take(units))
 
     def relabelled(self, labels: Labels) -> PooledRows:
-        """The same rows with other labels."""
+        """Copy of the rows with other labels."""
         return replace(self, labels=labels)
 
 
@@ -225,7 +225,7 @@ class Bags:
         return Bags(self.x[torch.cat(places)], bag, self.labels.take(index), self.source)
 
     def relabelled(self, labels: Labels) -> Bags:
-        """The same bags with other labels."""
+        """Copy of the bags with other labels."""
         return replace(self, labels=labels)
 
     def pooled(self, pooling: str) -> PooledRows:

@@ -39,7 +39,7 @@ Score = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """How probes are held against units they have not seen, and against nulls."""
+    """Settings of measuring probes on held-out units and against nulls."""
 
     test_share: float = 0.25
     """Share of the units that scores are taken on; one over a whole number, nearly."""
@@ -81,9 +81,9 @@ class Measured:
     scores: dict[str, Evidence]
     """By name."""
     read: Float[Tensor, "tested outputs"]
-    """What the probe said of every tested unit."""
+    """Scores of every tested unit."""
     tested: Int[Tensor, " tested"]
-    """Which units those are, ascending."""
+    """Indices of the tested units, ascending."""
 
     def __getitem__(self, name: str) -> Evidence:
         return self.scores[name]

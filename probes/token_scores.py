@@ -1,4 +1,4 @@
-"""What a probe says token by token, and the units it is most wrong about."""
+"""Scores of a probe token by token, and the units with its largest errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TokenScores:
 
     tokens: list[str]
     scores: Float[Tensor, "tokens outputs"]
-    """What the probe says of each token's own activation, whatever it was pooled with in the fit."""
+    """Score of each token's own activation, without the pooling of the fit."""
 
 
 def score_tokens(

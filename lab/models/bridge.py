@@ -22,7 +22,7 @@ _MODULES = {"attn_out": "attn", "mlp_out": "mlp"}
 
 
 def is_lens(module: nn.Module) -> bool:
-    """Whether a module speaks TransformerLens: named hook points and a config of its own."""
+    """True if a module has TransformerLens' hooks: named hook points and a config of its own."""
     return all(hasattr(module, name) for name in ("run_with_cache", "hook_dict", "cfg"))
 
 

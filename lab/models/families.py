@@ -1,4 +1,4 @@
-"""Where the sites are in each family of models: string tables, and nothing else that knows a family by name.
+"""Module paths of the sites in each family of models: string tables, and nothing else that knows a family by name.
 
 A family is recognised by its structure (the attribute paths its table names exist), never by a model's
 name. To add one, add an entry to `FAMILIES`. Each site is written `end:module`, where `module` is relative
@@ -28,7 +28,7 @@ class Family:
     residual: str
     """`sequential`, `parallel` or `post_norm`."""
     roots: tuple[str, ...]
-    """Where the module that holds the blocks may sit: itself (""), or inside a task model."""
+    """Paths at which the module that holds the blocks may sit: itself (""), or inside a task model."""
     blocks: str
     """The list of blocks, relative to the root."""
     sites: Mapping[str, str]

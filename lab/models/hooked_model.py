@@ -223,7 +223,7 @@ class HookedModel:
         return readout.unembed(self.wiring, resid)
 
     def logit_directions(self, W_dec: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        """What each direction adds to every logit, up to the final norm's scale: `(W_dec * gain) @ W_U.T`.
+        """Logits that each direction adds, up to the final norm's scale: `(W_dec * gain) @ W_U.T`.
 
         The final norm's gain is folded in, as is its centring (LayerNorm). The head's bias and a softcap are
         left out. Makes n * vocab numbers: pass a few thousand directions at a time. InputError without a
@@ -232,7 +232,7 @@ class HookedModel:
         return readout.logit_directions(self.wiring, W_dec)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies this model, as JSON values; `parameters` is the same for fp32 and bf16."""
+        """JSON values that identify this model; `parameters` is the same for fp32 and bf16."""
         import transformers
 
         return {

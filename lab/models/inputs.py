@@ -1,4 +1,4 @@
-"""What a model accepts: checks with one clear sentence, and the smallest inputs to try it on."""
+"""Checks of the inputs that a model accepts: checks with one clear sentence, and the smallest inputs to try it on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .wiring import Wiring
 
 
 def tiny_inputs(wiring: Wiring) -> Tensor:
-    """The same small inputs each time: [1, 8] token ids, or [1, channels, height, width] pixels."""
+    """Small inputs that are equal at every call: [1, 8] token ids, or [1, channels, height, width] pixels."""
     if wiring.image_shape is not None:
         count = torch.Size(wiring.image_shape).numel()
         return torch.linspace(-1, 1, count).mul(50).sin().reshape(1, *wiring.image_shape)

@@ -22,7 +22,7 @@ from .sites import Site
 
 
 class ModelPair:
-    """What a stream needs of a model, served by two: sites of the first are marked `a:`, of the second `b:`.
+    """Two models that read the same tokens, served to a stream as one: sites are marked `a:` and `b:`.
 
     Args:
         a: the model whose dtype and device tokens and rows are handed over in.
@@ -83,7 +83,7 @@ class ModelPair:
         return Activations((site, found[site]) for site in wanted)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies both models, as JSON values."""
+        """JSON values that identify both models."""
         each = {name: model.fingerprint() for name, model in self.models.items()}
         joined = "".join(found["parameters"] for found in each.values())
         return {"name": self.name, "parameters": hashlib.sha256(joined.encode()).hexdigest(), **each}

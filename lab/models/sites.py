@@ -65,7 +65,7 @@ class Site:
     path: str = ""
     """Dotted module name for `path`, else empty."""
     model: str = ""
-    """Which model of a pair, `a` or `b`; empty where there is only one."""
+    """Model of a pair, `a` or `b`; empty for a single model."""
 
     def __post_init__(self) -> None:
         if self.kind == PATH:

@@ -1,4 +1,4 @@
-"""What a `HookedModel` needs to know about one module, resolved from the family tables."""
+"""`Wiring`: the facts about one module that a `HookedModel` needs, resolved from the family tables."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ class Wiring:
     """Kind (also the private `sum_mid` and `sum_post`) and layer -> tap."""
 
     def tap(self, site: Site) -> Tap:
-        """Where to hook a site. InputError with the nearest names for a module that does not exist."""
+        """The module and the side at which a site is hooked.
+
+        Raises:
+            InputError: no such module; the sentence has the nearest names.
+        """
         if site.kind == PATH:
             found = submodule(self.module, site.path)
             if found is None:

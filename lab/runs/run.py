@@ -96,7 +96,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """How the run ended; None while it has not."""
+        """Record of the end of the run; None while the run is unfinished."""
         path = self.folder / "manifest.json"
         return read_json(path, "run manifest") if path.exists() else None
 
@@ -153,7 +153,7 @@ class Run:
         return state
 
     def artefact(self, name: str, kind: str = "dictionaries") -> Path:
-        """Where the artefact `name` of that kind is, or goes."""
+        """Folder of the artefact `name` of that kind, existing or not."""
         return self.folder / kind / name
 
     def save(self, consumer: Any) -> None:

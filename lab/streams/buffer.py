@@ -77,7 +77,7 @@ class ShuffleBuffer:
 
     @property
     def room(self) -> int:
-        """How many rows `put` accepts now. `take` wants this to be 0, unless the buffer is finished."""
+        """Number of rows that `put` accepts now. `take` wants this to be 0, unless the buffer is finished."""
         if self._passes is not None:
             return 0
         if self._fill < self.rows:
@@ -150,7 +150,7 @@ class ShuffleBuffer:
         return torch.index_select(block, 0, slots.to(block.device), out=out)
 
     def mixing(self) -> Mixing:
-        """How well the last batch mixes documents: the observed share should be near the expected one."""
+        """Mixing of documents in the last batch: the observed share should be near the expected one."""
         if len(self._order) > SAMPLE:  # the tail of a permutation is a fair sample: none of it is refilled
             rest = self._origin[self._order[-SAMPLE:]]
         else:

@@ -144,7 +144,7 @@ class ActivationStore:
     def source(
         self, sites: Sequence[Site | str] | None, *, mix: int, seed: int, dtype: torch.dtype | None
     ) -> StoreSource:
-        """What `ActivationStream.from_store` reads from."""
+        """Row source that `ActivationStream.from_store` reads."""
         named = {str(site): site for site in self.sites}
         for site in sites or ():
             if str(site) not in named:

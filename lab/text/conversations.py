@@ -190,7 +190,7 @@ class GeneratedChats:
         return load_model(self.by) if isinstance(self.by, str) else self.by
 
     def read(self, start: int = 0) -> Iterator[Document]:
-        """As `DocsChats.read`; the first read of a shard may take minutes, the next ones nothing."""
+        """Read conversations (see `DocsChats.read`); the first read of a shard may take minutes."""
         texts = self._asking.passages.read(start // SHARD * SHARD)
         for shard, documents in groupby(texts, lambda document: document.id // SHARD):
             for document in self._shard(shard, list(documents)):
@@ -220,7 +220,7 @@ class GeneratedChats:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the answers are kept: a folder for all that decides them."""
+        """Folder that keeps the answers: a folder for all that decides them."""
         return cache_dir() / "conversations" / self._hash[:16]
 
     @cached_property

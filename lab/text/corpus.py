@@ -46,7 +46,7 @@ REMEMBERED = 32  # documents kept tokenised for `window`
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How a corpus cuts documents into batches of tokens."""
+    """Settings by which a corpus cuts documents into batches of tokens."""
 
     context: int = 128
     """Tokens in a row, BOS included."""
@@ -65,7 +65,7 @@ class TextConfig:
     """Use the first position of a row too, where models keep an attention sink. The stream drops sinks by their norm
     besides: max_norm_multiple=None keeps them."""
     split: Literal["all", "train", "heldout"] = "all"
-    """Which documents to use. The side of a document depends on its text only."""
+    """Side of the split to read. The side of a document depends on its text only."""
     heldout: float = 0.05
     """Expected share of documents on the held-out side."""
     limit: int | None = None

@@ -1,4 +1,4 @@
-"""What every text source yields: documents with a stable ordinal, from which reading can start anywhere."""
+"""`Source` yields `Document`s, each with a stable ordinal from which reading can start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Document(NamedTuple):
     content: str | Conversation
     """Text, or a conversation for the tokenizer's chat template."""
     name: str
-    """Where it stands, for error messages and cards: a path, or a path and a row."""
+    """Location of the document, for error messages and cards: a path, or a path and a row."""
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ def content_key(content: str | Conversation) -> str:
 
 
 def is_heldout(content: str | Conversation, share: float) -> bool:
-    """Whether a document belongs to the held-out side: decided by a hash of its text and by nothing else.
+    """True if a document belongs to the held-out side: decided by a hash of its text and by nothing else.
 
     The same text is on the same side in every source, order and run, so copies of a held-out document cannot
     leak into training. `share` is the expected fraction of documents held out; a larger share keeps

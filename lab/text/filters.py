@@ -42,7 +42,7 @@ class Deduplicated:
         self._undecided = document.id + 1
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the source, and n."""
+        """Fingerprint of the source, and n."""
         found = self._source.fingerprint()
         return {**found, "hash": f"{found['hash']}/without repeated {self._n}-grams"}
 
@@ -70,7 +70,7 @@ class Without:
         return (document for document in self._source.read(start) if document.id not in self._ids)
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the source, and a hash of the ids."""
+        """Fingerprint of the source, and a hash of the ids."""
         found = self._source.fingerprint()
         ids = hashlib.sha256(repr(sorted(self._ids)).encode()).hexdigest()[:16]
         return {**found, "hash": f"{found['hash']}/without {len(self._ids)} documents {ids}"}

@@ -58,7 +58,7 @@ class HubSource:
             yield Document(number, content_of(row, self._field, where), where)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What `datasets` knows the version by: the hub's revision, or size and time of local files."""
+        """Version of the data set in `datasets`: the hub's revision, or size and time of local files."""
         builder = self._builder
         key = f"{builder.hash}/{builder.config_id}/{self._split}/{self._field or ''}"
         return {

@@ -24,7 +24,7 @@ NOWHERE = -1
 
 
 class Position(NamedTuple):
-    """Where the next token of a corpus is."""
+    """Position of the next token of a corpus."""
 
     epoch: int = 0
     """Full passes over the source so far."""

@@ -1,4 +1,4 @@
-"""What a corpus needs of a tokenizer, and nothing else: ids of texts, special ids, text of ids, chats."""
+"""The few operations of a tokenizer that a corpus needs: ids of texts, special ids, text of ids, chats."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ INNER_FOLDS = 4
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How probes are fitted; each kind reads what it needs."""
+    """Settings of fitting probes; each kind reads its own fields."""
 
     scaling: str | None = None
     """`coordinate`, `overall`, `centre` or `none`; by default as the kind and the rows ask for (see `fits.py`)."""
@@ -73,7 +73,7 @@ class FitConfig:
 
     @property
     def balanced(self) -> bool:
-        """Whether classes weigh the same in sum."""
+        """True if all classes have the same total weight."""
         return self.class_weights == "balanced"
 
     def scaling_for(self, kind: str, source: Source) -> str:

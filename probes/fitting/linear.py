@@ -20,7 +20,7 @@ from .scaling import Scaling
 
 @dataclass(frozen=True)
 class LinearFit:
-    """How linear probes are fitted. The defaults are SAEBench's for TPP and SCR."""
+    """Settings of fitting linear probes. The defaults are SAEBench's for TPP and SCR."""
 
     lr: float = 1e-3
     """Learning rate of Adam at the first step."""
@@ -33,7 +33,7 @@ class LinearFit:
     epochs: int = 20
     """Passes over the rows."""
     standardise: bool = True
-    """Whether each coordinate is divided by its own spread; all by one number otherwise, as codes should be, whose
+    """True if each coordinate is divided by its own spread, not all by one number, as codes should be, whose
     rare latents would weigh as much as common ones."""
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ PATIENCE = 15
 
 @dataclass(frozen=True)
 class MLPFit:
-    """How a small MLP is fitted."""
+    """Settings of fitting a small MLP."""
 
     hidden: int = 32
     """Units of its one hidden layer."""
@@ -44,7 +44,7 @@ class MLPFit:
 
 @dataclass(frozen=True)
 class AttentionFit:
-    """How a probe with attention over tokens is fitted, by Adam."""
+    """Settings of fitting a probe with attention over tokens by Adam."""
 
     lr: float = 1e-2
     """Learning rate."""

@@ -1,4 +1,4 @@
-"""How rows are centred and scaled before a probe is fitted, and how that is folded into its weights."""
+"""`Scaling` centres and scales rows before a probe is fitted, and folds into the probe's weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Scaling:
     kind: str
     """One of `SCALINGS`."""
     mean: Float[Tensor, " d"]
-    """What is subtracted."""
+    """Vector that is subtracted."""
     spread: Float[Tensor, " d"]
-    """What each coordinate is divided by; infinite where it is constant, so that it gets no weight."""
+    """Divisor of each coordinate; infinite where it is constant, so that it gets no weight."""
 
     @classmethod
     def of(cls, x: Float[Tensor, "rows d"], kind: str = "coordinate") -> Self:

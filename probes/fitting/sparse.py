@@ -30,7 +30,7 @@ LEAST = 5
 
 @dataclass(frozen=True)
 class SparseProbeConfig:
-    """How a label is probed."""
+    """Settings of probing one label."""
 
     k: tuple[int, ...] = (1, 2, 5)
     """Numbers of latents to probe with."""
@@ -54,7 +54,7 @@ class SparseProbeConfig:
 
 @dataclass(frozen=True)
 class SparseProbe:
-    """What sparse probes of one label found."""
+    """Results of sparse probes of one label."""
 
     scores: dict[str, Evidence]
     """`accuracy_k1`, `auc_k1`, `f1_k1` and so on for every k, and `accuracy_full`, ... of all coordinates."""
@@ -65,7 +65,7 @@ class SparseProbe:
     positives: dict[str, float]
     """Class balance: share of rows with the label, in `train` and `test`."""
     held_out: str
-    """How the split was made."""
+    """Description of the split."""
 
     def __getitem__(self, name: str) -> Evidence:
         return self.scores[name]

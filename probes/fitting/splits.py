@@ -15,7 +15,7 @@ Split = tuple[np.ndarray, np.ndarray]
 
 
 def folds_of_share(share: float) -> int:
-    """How many folds there are when one is about this share of all."""
+    """Number of folds of which each holds about this share of all units."""
     return max(2, round(1 / share))
 
 

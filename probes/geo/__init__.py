@@ -1,1 +1,1 @@
-"""Where on the earth units of a model respond: spatial statistics, their controls and probes for coordinates."""
+"""Spatial statistics of the units of a model: spatial statistics, their controls and probes for coordinates."""

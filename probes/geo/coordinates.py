@@ -36,7 +36,7 @@ CONSTANT = 1e-12
 
 @dataclass(frozen=True)
 class CoordinateProbe:
-    """How coordinates are read off activations."""
+    """Settings of reading coordinates off activations."""
 
     target: Target = "sphere"
     """`sphere`: the three coordinates of the unit vector, which knows no edge; `degrees`: latitude and longitude."""

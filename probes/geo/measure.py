@@ -1,4 +1,4 @@
-"""Which units of a model vary smoothly over a country, and how much of that is in the prompt alone.
+"""Measure of the units of a model that vary smoothly over a country, with the share that the prompt alone explains.
 
     spatial_share_FORM    share of live units with Moran's I of at least `least`, significant at `alpha`
     mean_i_FORM           mean Moran's I of live units
@@ -37,7 +37,7 @@ MEASURED = ("name", "region", "residualised")
 
 @dataclass(frozen=True)
 class SpatialConfig:
-    """What counts as a spatial unit."""
+    """Criteria of a spatial unit."""
 
     k: int = 8
     """Nearest places that count as neighbours."""
@@ -49,7 +49,7 @@ class SpatialConfig:
     permutations: int = 499
     """Shuffles of the places for those."""
     two_tailed: bool = True
-    """Whether order of the other sign (neighbours that differ) counts in p as well."""
+    """True if order of the other sign (neighbours that differ) counts in p as well."""
     top: int = 10
     """Units listed for each country."""
     columns: int = 1024
@@ -110,7 +110,7 @@ def screen(values: Values, weights: Weights, config: SpatialConfig) -> Screen:
 
 
 class Geography(NamedTuple):
-    """What was found in one country about the units of one reader."""
+    """Results for the units of one reader in one country."""
 
     scores: dict[str, Evidence]
     screens: dict[str, Screen]

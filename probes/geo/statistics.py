@@ -39,7 +39,7 @@ class Global(NamedTuple):
     z_normality: Float64[np.ndarray, " units"]
     """Distance from the expectation in standard deviations, for normal values."""
     z_randomisation: Float64[np.ndarray, " units"]
-    """The same for values dealt out at random."""
+    """z-score under values dealt out at random."""
 
     def p(self, assumption: Assumption = "randomisation", two_tailed: bool = True) -> Float64[np.ndarray, " units"]:
         """Chance of a z as far from 0; not two-tailed: on the same side."""

@@ -1,4 +1,4 @@
-"""Which places are neighbours, as sparse matrices of spatial weights."""
+"""Sparse matrices of spatial weights that say which places are neighbours."""
 
 from __future__ import annotations
 

@@ -26,13 +26,13 @@ class LabelledTexts:
     """Texts with one binary label."""
 
     name: str
-    """As in `dataset_names`."""
+    """Name of the data set, one of `dataset_names`."""
     texts: list[str]
     """The texts."""
     labels: list[int]
     """0 or 1 for each; 1 is the value that sorts last in the file."""
     classes: tuple[str, str]
-    """What 0 and 1 stand for in the file."""
+    """Meaning of the labels 0 and 1 in the file."""
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -1,4 +1,4 @@
-"""What a model knows of some facts: its answers to questions about entities, with nothing changed."""
+"""Questions that a model answers rightly: its answers to questions about entities, with nothing changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Questions:
 
     attributes: list[str]
     entities: list[str]
-    """Those of which the model answers every attribute rightly, by at least one template."""
+    """Entities whose every attribute the model answers rightly, by at least one template."""
     prompts: list[Prompt]
     """Marked at the entity's last token."""
     attribute: Int64[Tensor, " prompts"]
@@ -35,13 +35,13 @@ class Questions:
     """Number of the template among all of all attributes."""
     entity: Int64[Tensor, " prompts"]
     right: Bool[Tensor, " prompts"]
-    """Whether the model's answer is the value."""
+    """True where the model's answer is the value."""
     value: Int64[Tensor, "entities attributes"]
     """The column of `tokens` that is right."""
     tokens: Int64[Tensor, " answers"]
     """Token ids of all answers, attribute after attribute."""
     allowed: Bool[Tensor, "attributes answers"]
-    """Which answers belong to which attribute."""
+    """Answers that belong to each attribute."""
 
 
 def ask(model: HookedModel, facts: Facts, *, batch: int = 16, progress: bool = False) -> Questions:

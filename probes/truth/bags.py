@@ -39,7 +39,7 @@ class StatementBags:
     lengths: Int64[Tensor, " bags"]
     """Tokens of every bag."""
     complete: int = COMPLETE
-    """How many last tokens of a bag are those at which its claim is complete (the intra-bag mask)."""
+    """Number of last tokens of each bag at which the claim is complete (the intra-bag mask)."""
 
     def __post_init__(self) -> None:
         if not len(self.lengths) or int(self.lengths.min()) < 1:
@@ -63,7 +63,7 @@ class StatementBags:
 
     @cached_property
     def from_end(self) -> Int64[Tensor, " tokens"]:
-        """How many tokens of its bag come after each token."""
+        """Number of tokens of the bag that come after each token."""
         return self.lengths.cumsum(0)[self.owner] - 1 - torch.arange(len(self.x))
 
     @property
@@ -89,7 +89,7 @@ class StatementBags:
         return StatementBags(self.x[kept], self.lengths.clamp(max=limit), self.complete)
 
     def with_rows(self, x: Float32[Tensor, "tokens d"]) -> StatementBags:
-        """The same bags with other activations."""
+        """Copy of the bags with other activations."""
         return replace(self, x=x)
 
     def means(self) -> Float32[Tensor, "bags d"]:

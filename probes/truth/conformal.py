@@ -39,7 +39,7 @@ def least_points(alpha: float) -> int:
 
 @dataclass(frozen=True)
 class Conformal:
-    """How strange calibration bags are under their own labels.
+    """Strangeness of calibration bags under their own labels.
 
     Raises:
         InputError: alpha is no share, the kind of coverage is unknown, a score is not finite, or there are too few
@@ -51,7 +51,7 @@ class Conformal:
     labels: Int[np.ndarray, " points"]
     """Their labels."""
     alpha: float = 0.1
-    """How often the set may miss the right label."""
+    """Rate at which the set may miss the right label."""
     coverage: Literal["marginal", "class"] = "marginal"
     """`marginal` holds over all bags together, `class` (Mondrian) within each class: it needs enough of each."""
 
@@ -94,7 +94,7 @@ class Conformal:
         return found
 
     def sets(self, strangeness: Float[np.ndarray, "rows classes"]) -> Bool[np.ndarray, "rows classes"]:
-        """Which labels stay."""
+        """Mask of the labels that stay in each set."""
         return self.p_values(strangeness) > self.alpha
 
     def answers(self, strangeness: Float[np.ndarray, "rows classes"]) -> Int[np.ndarray, " rows"]:

@@ -32,7 +32,7 @@ LOCAL = ("localised_effect_ratio", "decoherence")
 
 @dataclass(frozen=True)
 class CausalConfig:
-    """How many statements the model is asked about with their tokens moved."""
+    """Settings of asking the model about statements whose tokens are moved."""
 
     statements: int = 40
     """Half true, half false, drawn from the test split; 0 leaves manipulation and locality out."""

@@ -53,7 +53,7 @@ class Move:
     direction: Float32[Tensor, " d"]
     """Unit vector in activation space, towards true."""
     size: float
-    """How far from false to true statements, in activation units."""
+    """Distance from false to true statements, in activation units."""
 
     @classmethod
     def between(
@@ -77,7 +77,7 @@ class Move:
         return cls(site, unit, strength * float((true.mean(0) - false.mean(0)).norm()))
 
     def along(self, direction: Float[Tensor, " d"]) -> Move:
-        """The same distance in another direction."""
+        """Move of equal distance in another direction."""
         return Move(self.site, F.normalize(direction, dim=0), self.size)
 
 

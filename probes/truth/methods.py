@@ -21,7 +21,7 @@ from .sawmil import SawmilConfig, mean_difference, sawmil, sparse_mil
 
 
 class Method(NamedTuple):
-    """How a bag is read and a direction fitted."""
+    """Reading of a bag and fit of a direction."""
 
     pooling: Pooling
     """The score of a bag: of its best token, of its last one, or of its mean."""
@@ -29,7 +29,7 @@ class Method(NamedTuple):
     """Of the rows it is fitted on, from `scaling.SCALINGS`."""
     fit: Callable[[StatementBags, Tensor, Tensor, SawmilConfig], Linear]
     strengths: bool = True
-    """Whether C plays a part."""
+    """True if the fit has a regularisation C."""
 
 
 METHODS: Mapping[str, Method] = {
@@ -44,7 +44,7 @@ last token. A bag of one token makes stage 1 of sAwMIL an SVM."""
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How directions are fitted."""
+    """Settings of fitting directions."""
 
     strengths: tuple[float, ...] = (0.05, 0.1, 0.5, 1.0, 10.0)
     """Values of C, smallest first."""
@@ -70,13 +70,13 @@ class Fitted(NamedTuple):
     method: str
     linear: Linear
     scaling: Scaling
-    """What was folded into `linear`."""
+    """Scaling that is folded into `linear`."""
     C: list[float]
     """Chosen for every problem."""
     outside: Float[Tensor, "bags problems"]
     """Scores of the training bags, each by the directions fitted without its fold."""
     inside: Float[Tensor, "bags problems"]
-    """The same by the final directions, which saw these bags."""
+    """Scores by the final directions, which saw these bags in the fit."""
 
     def scores(self, bags: StatementBags) -> Float[Tensor, "bags problems"]:
         """The score of every bag for every problem."""

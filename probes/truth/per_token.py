@@ -1,4 +1,4 @@
-"""What single tokens of statements score: where in a statement a read-out finds its class."""
+"""Scores of the single tokens of statements: where in a statement a read-out finds its class."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ CANDIDATES = 80
 
 @dataclass(frozen=True)
 class PlaceConfig:
-    """How many statements are made, and from which places."""
+    """Number of statements and the places they are about."""
 
     statements: int = 1500
     """Statements about cities, six for each; a third is true, a third false, a third neither."""

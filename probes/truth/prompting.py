@@ -76,7 +76,7 @@ def verdicts(
 
 
 def zero_shot(logits: Float[Tensor, "statements classes"], statements: Statements, alpha: float) -> dict[str, Reading]:
-    """What the model says of the test statements: as it is, and with a multinomial on its three logits.
+    """Answers of the model about the test statements: as it is, and with a multinomial on its three logits.
 
     The second, `prompting_fitted`, is fitted on the training split as the probes are: a model may know an answer that
     it has a habit of not giving.

@@ -22,13 +22,13 @@ from .hinge import Linear, fit_hinge
 
 @dataclass(frozen=True)
 class SawmilConfig:
-    """How tokens of positive bags are relabelled, and how both stages are solved."""
+    """Settings of relabelling tokens of positive bags, and of both solvers."""
 
     eta: float | None = None
     """Expected share of tokens of positive bags that are positive; None takes the share of complete ones, two tokens a
     bag over all tokens."""
     masked: bool = True
-    """Whether only tokens at which the claim is complete can become positive."""
+    """True if only tokens at which the claim is complete can become positive."""
     fallback: float = 0.05
     """The mask is dropped where it leaves less than this share of the tokens of positive bags positive."""
     tolerance: float = 3e-3
@@ -47,7 +47,7 @@ class SawmilConfig:
 
 
 def bag_margin(lengths: Float[Tensor, " bags"]) -> Float[Tensor, " bags"]:
-    """What the mean of a positive bag must score: 1 for one token, 0 for two, near -1 for many."""
+    """Least score of the mean of a positive bag: 1 for one token, 0 for two, near -1 for many."""
     return 2 / lengths - 1
 
 

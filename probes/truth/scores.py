@@ -37,13 +37,13 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Reading:
-    """What a read-out says of the statements of a test split."""
+    """Scores and sets of one read-out for the statements of a test split."""
 
     probabilities: Float[np.ndarray, "statements classes"]
     sets: Bool[np.ndarray, "statements classes"]
     """Conformal sets with marginal coverage."""
     class_sets: Bool[np.ndarray, "statements classes"]
-    """Those with coverage in each class."""
+    """Conformal sets with coverage in each class."""
 
     @classmethod
     def of(
@@ -69,7 +69,7 @@ class Reading:
 
     @property
     def accepted(self) -> Bool[np.ndarray, " statements"]:
-        """Whether the conformal set is one class."""
+        """True where the conformal set is one class."""
         return self.sets.sum(1) == 1
 
 

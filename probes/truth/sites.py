@@ -25,12 +25,12 @@ from .three_way import Multinomial, Readout, ThreeWay, effective_rank
 
 @dataclass(frozen=True)
 class TruthConfig:
-    """How truth is probed at a site."""
+    """Settings of probing truth at a site."""
 
     methods: tuple[str, ...] = tuple(METHODS)
     """Some of sawmil, svm_last, svm_mean and mean_difference."""
     alpha: float = 0.1
-    """How often a conformal set may miss the right class."""
+    """Rate at which a conformal set may miss the right class."""
     readout: Readout = "crossfit"
     """`crossfit` fits the three-way read-out to scores of bags that the directions had not seen, `published` to those
     of the bags they were fitted on."""
@@ -55,7 +55,7 @@ class TruthConfig:
 
 
 class SiteResult(NamedTuple):
-    """What one method found at one site."""
+    """Results of one method at one site."""
 
     three_way: ThreeWay
     reading: Reading
@@ -85,7 +85,7 @@ class Part(NamedTuple):
     statements: Statements
 
     def of(self, split: str, negated: bool | None = None) -> Part:
-        """Those of a split, and of one polarity if it is given."""
+        """Bags and statements of one split, of one polarity if `negated` is given."""
         rows = self.statements.rows(split, negated)
         return Part(self.bags.take(torch.from_numpy(rows)), self.statements.take(rows))
 
@@ -195,7 +195,7 @@ class _Parts:
 
 
 def token_count_reading(train: Part, calibration: Part, test: Part, alpha: float) -> Reading:
-    """What the number of tokens and the polarity alone tell: a multinomial on both, their product and the square."""
+    """Baseline of token count and polarity alone: a multinomial on both, their product and the square."""
 
     def columns(part: Part) -> Float[np.ndarray, "bags 4"]:
         n, sign = part.bags.lengths.numpy().astype(float), part.statements.negated.astype(float)

@@ -29,15 +29,15 @@ class Statements:
     """
 
     name: str
-    """What they are about."""
+    """Subject of the statements."""
     texts: tuple[str, ...]
     """The statements."""
     labels: Int[np.ndarray, " statements"]
     """Indexes into `CLASSES`."""
     negated: Bool[np.ndarray, " statements"]
-    """Whether the statement says that something is not so."""
+    """True if the statement is a negation."""
     entities: tuple[str, ...]
-    """What a statement is about; statements of one entity are in one split, and are resampled together."""
+    """Entity of each statement; statements of one entity are in one split, and are resampled together."""
     splits: tuple[str, ...]
     """`train`, `calibration` or `test`."""
 
