@@ -14,7 +14,7 @@ from monosem.saes.architectures.clt.cross_layer import CrossLayer
 from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.architectures.topk import TopK
 from monosem.saes.dictionary import Dictionary
-from monosem.saes.edit import Edit, EditCounts, added, difference
+from monosem.saes.edit import Edit, EditCounts, Stage, added, difference
 from monosem.saes.evaluation.clt.replacement import replacing
 from monosem.saes.place import Place
 from monosem.saes.registry import architectures, build
@@ -247,6 +247,15 @@ def test_rows_above_the_norm_limit_pass_through_from_there_on() -> None:
     above = int((MASK & ~short).sum())
     assert above > 2 and seen == [int(short.sum())] * 2
     assert edit.counts == {Site.parse("mlp_out.1"): EditCounts(2 * int(short.sum()), 2 * int((~MASK).sum()), 2 * above)}
+
+
+def test_terms_stay_with_their_rows_where_a_limit_at_the_target_leaves_one_out() -> None:
+    tens = Stage(("source",), ("target",), lambda read: [10 * read[0]])
+    edit = Edit(("target",), lambda _, x, terms: x + terms[0], (tens,), {"target": 5.0})
+    hooks, x = edit.at(), torch.tensor([[[1.0], [2.0], [3.0]]])
+    assert hooks["source"](x) is x
+    assert hooks["target"](torch.tensor([[[4.0], [6.0], [5.0]]])).flatten().tolist() == [14, 6, 35]
+    assert edit.counts == {"target": EditCounts(2, 0, 1)}
 
 
 def test_heads_are_flattened_and_masks_may_be_functions_of_the_pass(model: HookedModel) -> None:
