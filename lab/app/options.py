@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from ..errors import unknown
 from ..models.hooked_model import HookedModel
-from ..models.loading import load_model
+from ..models.loading import DTYPES, device_named, load_model, outline
 from ..text.corpus import Corpus, TextConfig
+from .checks import check_text, check_trained_on
 
 T = TypeVar("T")
 Flat = Annotated[T, tyro.conf.arg(name="")]
@@ -17,24 +20,59 @@ Flat = Annotated[T, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
-class ModelText:
-    """The model and the text it reads."""
+class ModelOptions:
+    """The model, and how it is loaded."""
 
     model: str = "smollm2-135m"
     """Registry name, hub name, folder with a checkpoint, or .gguf file."""
-    corpus: str = "docs:"
-    """`docs:` (prose of the installed Python packages), `text:PATH`, `jsonl:PATH[#field]` or
-    `hf:NAME[:config][:split][#field]`."""
     dtype: str | None = None
     """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; by default a GPU if there is one."""
-    text: TextConfig = field(default_factory=TextConfig)
-    """How documents are cut into rows."""
 
     def open_model(self) -> HookedModel:
         """Load the model."""
         return load_model(self.model, dtype=self.dtype, device=self.device)
+
+    def check(self, sites: Sequence[Any] = (), dictionaries: Sequence[Any] = ()) -> None:
+        """Refuse what can be refused before the model is loaded.
+
+        Args:
+            sites: names that the model must have; patterns are left to the model itself.
+            dictionaries: dictionaries that are to be used on it.
+
+        Raises:
+            InputError: an unknown model, dtype, device or site, or the dictionary of another model.
+        """
+        device_named(self.device)
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        model = outline(self.model)
+        for dictionary in dictionaries:
+            check_trained_on(dictionary.provenance.model, model)
+        for site in sites:
+            if not any(sign in str(site) for sign in "*?["):
+                model.site(site)
+
+
+@dataclass(frozen=True)
+class ModelText(ModelOptions):
+    """The model and the text it reads."""
+
+    corpus: str = "docs:"
+    """`docs:` (prose of the installed Python packages), `text:PATH`, `jsonl:PATH[#field]` or
+    `hf:NAME[:config][:split][#field]`."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """How documents are cut into rows."""
+
+    def check(self, sites: Sequence[Any] = (), dictionaries: Sequence[Any] = ()) -> None:
+        """Refuse what can be refused before the model is loaded: as `ModelOptions.check`, and the text.
+
+        Raises:
+            InputError: as there, or a text source that is unknown, missing, empty or without the field.
+        """
+        check_text(self.corpus)
+        super().check(sites, dictionaries)
 
     def open_corpus(self, model: HookedModel, **fields: Any) -> Corpus:
         """The corpus through the model's tokenizer; `fields` override the text options."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..runs.trackers import check_sink
 from ..streams.activation_stream import ActivationStream, StreamConfig
 from ..streams.store import ActivationStore
 from ..streams.token_stream import TokenStream
+from .checks import buffer_of, check_run
 from .options import Flat, ModelText
 
 
@@ -29,16 +30,41 @@ class Reading:
     """Train on activations from this store (written by `monosem harvest`), not on a model's."""
     stream: StreamConfig = field(default_factory=StreamConfig)
 
-    def open(self, sites: Sequence[str], model: HookedModel | None = None) -> ActivationStream:
+    def check(self, sites: Sequence[Any], out: Path, resume: bool) -> None:
+        """Refuse what can be refused before the model is loaded.
+
+        Raises:
+            InputError: a folder for the run that cannot be used, or a store, model, site or text that cannot be read.
+        """
+        check_run(out, resume)
+        if self.store is not None:
+            ActivationStore.open(self.store)
+        else:
+            self.source.check(sites)
+
+    def open(
+        self,
+        sites: Sequence[str],
+        model: HookedModel | None = None,
+        *,
+        rows: int | None = None,
+        out: Path | None = None,
+    ) -> ActivationStream:
         """The stream of the training split, or of the store.
 
         Args:
             model: the model if it is loaded already.
+            rows: rows that will be served: a larger buffer would only be waited for.
+            out: folder of the run; a run that is resumed keeps the buffer it began with.
         """
+        config = self.stream
+        if rows is not None and config.buffer > (enough := max(rows, 2 * config.batch)):
+            begun = None if out is None else buffer_of(out)
+            config = replace(config, buffer=enough if begun is None else begun)
         if self.store is not None:
-            return ActivationStream.from_store(ActivationStore.open(self.store), sites=sites, config=self.stream)
+            return ActivationStream.from_store(ActivationStore.open(self.store), sites=sites, config=config)
         model = model or self.source.open_model()
-        return ActivationStream(model, self.source.open_corpus(model, split="train"), sites, config=self.stream)
+        return ActivationStream(model, self.source.open_corpus(model, split="train"), sites, config=config)
 
 
 @dataclass(frozen=True)

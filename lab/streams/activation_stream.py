@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..errors import InputError, unknown
 from ..models.sites import Site
@@ -28,6 +29,8 @@ from .prefetch import Prefetch
 if TYPE_CHECKING:
     from .store import ActivationStore
 
+SILENCE = 3.0
+"""Seconds that the buffer may fill without a bar that shows it."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -220,13 +223,17 @@ class ActivationStream:
         return self
 
     def __next__(self) -> Batch:
-        while self._buffer.room:
-            taken = self._buffer.put(self._acts, self._origin, self._taken)
-            self._taken += taken
-            if not taken:
-                self._pull()
-            if self._exhausted and self._taken == len(self._origin):
-                self._buffer.finish()
+        waiting = self.counts["served"] == 0 and self._buffer.room
+        with tqdm(total=self.config.buffer, desc="fill buffer", unit="row", unit_scale=True, leave=False,
+                  delay=SILENCE, disable=not waiting) as bar:  # fmt: skip
+            while self._buffer.room:
+                taken = self._buffer.put(self._acts, self._origin, self._taken)
+                self._taken += taken
+                bar.update(taken)
+                if not taken:
+                    self._pull()
+                if self._exhausted and self._taken == len(self._origin):
+                    self._buffer.finish()
         if self._buffer.empty:
             raise StopIteration
         acts, origin = self._buffer.take()

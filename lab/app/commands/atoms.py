@@ -30,6 +30,7 @@ from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...streams.store import ActivationStore
 from ...table import aligned
 from ...text.corpus import Corpus
+from ..checks import check_run
 from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..pages.figures_page import Part, write_figures_page
@@ -77,6 +78,8 @@ class AtomsCommand(Command):
     def run(self) -> Result:
         """Measure, train, measure again; the result is also written as `report.json`."""
         given = {str(path): find_dictionary(path)[1] for path in self.dictionaries}
+        check_run(self.out, self.resume)
+        self.source.check([self.site] if self.site else [], list(given.values()))
         model = self.source.open_model()
         site = self._site(model, given)
         side = self._training_side(model, site)

@@ -19,6 +19,7 @@ from ...runs.run import Run
 from ...storage import write_json
 from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...text.corpus import TextConfig
+from ..checks import check_folder
 from ..command import Command, Result
 from ..dictionary_options import DictionaryOptions
 from ..options import Flat, ModelText
@@ -65,6 +66,8 @@ class DemoCommand(Command):
     def run(self) -> Result:
         """Everything, then the summary that is printed as JSON."""
         start = time.perf_counter()
+        check_folder(self.out)
+        self.source.check([self.site])
         model = self.source.open_model()
         log.info("%r", model)
         run = self._train(model)

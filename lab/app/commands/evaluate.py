@@ -16,6 +16,7 @@ from ....saes.evaluation.shared import require_nulls
 from ....saes.files import find_dictionary
 from ...errors import unknown
 from ...storage import write_json
+from ..checks import check_folder
 from ..command import Command, Result
 from ..options import Flat, ModelText
 from .suites import GROUPS, SUITES, Subject, SuiteOptions, measure
@@ -56,6 +57,8 @@ class EvalCommand(Command):
         if "probing" in groups and chosen not in (TextProbing.datasets, ("all",)):
             for name in chosen:
                 load_dataset(name)  # a name that is misspelt should not wait for the model
+        check_folder(folder)
+        self.source.check(dictionaries=[dictionary])
         model = self.source.open_model()
         corpus = self.source.open_corpus(model, split="heldout")
         found = measure(Subject(model, dictionary, corpus, self.options), groups)

@@ -10,6 +10,7 @@ import tyro
 from ....saes import formats
 from ....saes.files import find_dictionary
 from ...errors import unknown
+from ..checks import check_folder
 from ..command import Command, Result
 
 WRITTEN = tuple(name for name, one in formats.FORMATS.items() if one.compose)
@@ -38,6 +39,7 @@ class ExportCommand(Command):
 
     def run(self) -> Result:
         """Convert, check that both sides give the same outputs, write."""
+        check_folder(self.out)
         place = self.dictionary
         if not place.startswith(formats.RELEASED):
             place = str(formats.located(place))

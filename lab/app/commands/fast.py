@@ -32,6 +32,7 @@ from ...text.documents import Source
 from ...text.filters import Without
 from ...text.sources import open_source
 from ...text.tokenization import TextTokenizer
+from ..checks import check_folder, check_text
 from ..command import Command, Result
 from ..options import Flat, ModelText
 from .fast_report import Case, report, table, write_chart
@@ -105,6 +106,9 @@ class FastCommand(Command):
 
     def run(self) -> Result:
         """Train, measure and compare."""
+        check_folder(self.out)
+        check_text(self.chat)
+        self.source.check(self.sites)
         model = self.source.open_model()
         chats = self._open_chats(model)
         heldout = self._corpus(model, chats, split="heldout", keep_first=True)

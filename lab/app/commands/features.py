@@ -9,6 +9,7 @@ import tyro
 
 from ....saes.features.collect import collect
 from ....saes.files import find_dictionary
+from ..checks import check_folder
 from ..command import Command, Result
 from ..options import Flat, ModelText
 
@@ -34,6 +35,8 @@ class FeaturesCommand(Command):
     def run(self) -> Result:
         """Collect and save."""
         _, dictionary = find_dictionary(self.dictionary)
+        check_folder(self.out)
+        self.source.check(dictionaries=[dictionary])
         model = self.source.open_model()
         site = dictionary.check(model).site
         corpus = self.source.open_corpus(model)

@@ -27,6 +27,7 @@ from ...models.sites import Site
 from ...runs.run import Run
 from ...storage import write_json
 from ...streams.token_stream import TokenStream
+from ..checks import check_run
 from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..training_options import LoopOptions
@@ -61,6 +62,8 @@ class FinetuneCommand(Command):
         locally.
         """
         folder, before = find_dictionary(self.dictionary)
+        check_run(self.out, self.loop.resume)
+        self.source.check(dictionaries=[before])
         model = self.source.open_model()
         run = self.train(model, folder, before)
         tuned, local = (load(run.dictionaries[name]) for name in (self.objective.loss, LOCAL))

@@ -22,11 +22,12 @@ from ....saes.files import find_dictionary
 from ...errors import InputError
 from ...evidence import Evidence
 from ...models.fingerprint import parameter_hash
-from ...models.loading import load_model
 from ...runs.run import Run
 from ...storage import write_json
 from ...table import aligned
+from ..checks import check_run
 from ..command import Command, Result
+from ..options import Flat, ModelOptions
 from ..pages.geography_page import geography_cells, write_geography_page
 
 SCHEMA = 1
@@ -52,12 +53,7 @@ class GeographyCommand(Command):
     """Where neurons are read, TransformerLens names included."""
     dictionary: Path | None = None
     """Folder of a dictionary, or of a run with exactly one: its latents are measured too."""
-    model: str = "smollm2-135m"
-    """Registry name, hub name, folder with a checkpoint, or .gguf file."""
-    dtype: str | None = None
-    """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
-    device: str | None = None
-    """cpu, cuda, cuda:1, ...; by default a GPU if there is one."""
+    source: Flat[ModelOptions] = field(default_factory=ModelOptions)
     per_country: int | None = 600
     """Places of each country, the most populous; None takes all."""
     least_population: int = 15000
@@ -89,7 +85,9 @@ class GeographyCommand(Command):
         weights = neighbours_by_country(places, self.spatial.k)
         blocks = {country: self._blocks(places, country) for country in weights}
         dictionary = None if self.dictionary is None else find_dictionary(self.dictionary)[1]
-        model = load_model(self.model, dtype=self.dtype, device=self.device)
+        check_run(self.out, self.resume)
+        self.source.check(self.sites, [] if dictionary is None else [dictionary])
+        model = self.source.open_model()
         if dictionary is not None:
             dictionary.to(model.device)
         readers = readers_of(model, self.sites, dictionary, prompts["name"], self.spatial.seed)

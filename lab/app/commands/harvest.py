@@ -10,6 +10,7 @@ import tyro
 
 from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...streams.store import ActivationStore
+from ..checks import check_folder
 from ..command import Command, Result
 from ..options import Flat, ModelText
 
@@ -33,6 +34,8 @@ class HarvestCommand(Command):
 
     def run(self) -> Result:
         """Harvest and return what is on disk."""
+        check_folder(self.out)
+        self.source.check(self.sites)
         model = self.source.open_model()
         corpus = self.source.open_corpus(model, split="train")
         stream = ActivationStream(model, corpus, self.sites, config=self.stream)

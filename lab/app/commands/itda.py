@@ -39,7 +39,8 @@ class ItdaCommand(Command):
 
     def run(self) -> Result:
         """Build them and return where everything is, and of each how it ended and its last atom's place."""
-        stream = self.reading.open(self.sites)
+        self.reading.check(self.sites, self.out, self.loop.resume)
+        stream = self.reading.open(self.sites, rows=self.growth.rows, out=self.out)
         sites, device = list(dict.fromkeys(map(Site.parse, self.sites))), device_named(self.reading.source.device)
         trainers = [itda_on(stream, site, self.growth, device=device) for site in sites]
         config = {"sites": list(self.sites), "growth": asdict(self.growth)}

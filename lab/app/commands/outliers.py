@@ -14,10 +14,11 @@ from ....probes.outliers.texts import outside_texts, passages
 from ....saes.files import find_dictionary
 from ...errors import InputError
 from ...evidence import Evidence
-from ...models.loading import load_model
 from ...storage import write_json
 from ...table import aligned
+from ..checks import check_folder, check_text
 from ..command import Command, Result
+from ..options import Flat, ModelOptions
 
 SCHEMA = 1
 
@@ -39,12 +40,7 @@ class OutliersCommand(Command):
     """The usual kind: `docs:`, `text:PATH`, `jsonl:PATH[#field]` or `hf:NAME[:config][:split][#field]`."""
     texts: int = 200
     """Texts of each kind; of the usual one twice as many to fit on."""
-    model: str = "smollm2-135m"
-    """Registry name, hub name, folder with a checkpoint, or .gguf file."""
-    dtype: str | None = None
-    """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
-    device: str | None = None
-    """cpu, cuda, cuda:1, ...; by default a GPU if there is one."""
+    source: Flat[ModelOptions] = field(default_factory=ModelOptions)
     scoring: OutlierConfig = field(default_factory=OutlierConfig)
 
     def __post_init__(self) -> None:
@@ -56,7 +52,10 @@ class OutliersCommand(Command):
     def run(self) -> Result:
         """Read, score, write the result, and return it."""
         folder, dictionary = find_dictionary(self.dictionary)
-        model = load_model(self.model, dtype=self.dtype, device=self.device)
+        check_folder(folder)
+        check_text(self.corpus)
+        self.source.check(dictionaries=[dictionary])
+        model = self.source.open_model()
         dictionary.to(model.device)
         tokens, seed = self.scoring.tokens, self.scoring.seed
         outside = {name: outside_texts(model, name, self.texts, tokens, usual=self.corpus, seed=seed)

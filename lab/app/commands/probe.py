@@ -21,12 +21,12 @@ from ....saes.dictionary import Dictionary
 from ....saes.files import find_dictionary
 from ...errors import InputError, unknown
 from ...models.hooked_model import HookedModel
-from ...models.loading import load_model
 from ...runs.run import Run
 from ...storage import atomic_path, write_json
 from ...table import aligned
+from ..checks import check_run
 from ..command import Command, Result
-from ..options import Flat
+from ..options import Flat, ModelOptions
 from ..pages.probe_page import best_table, write_probe_page
 
 SCHEMA = 1
@@ -57,12 +57,7 @@ class ProbeCommand(Command):
     """Labels are numbers to predict."""
     texts: int | None = None
     """Use so many texts: the first of a file, drawn half and half of a data set's classes."""
-    model: str = "smollm2-135m"
-    """Registry name, hub name, folder with a checkpoint, or .gguf file."""
-    dtype: str | None = None
-    """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
-    device: str | None = None
-    """cpu, cuda, cuda:1, ...; by default a GPU if there is one."""
+    source: Flat[ModelOptions] = field(default_factory=ModelOptions)
     read: Flat[ReadConfig] = field(default_factory=ReadConfig)
     measure: Flat[MeasureConfig] = field(default_factory=MeasureConfig)
     calibration: Literal["platt", "isotonic"] = "platt"
@@ -86,7 +81,9 @@ class ProbeCommand(Command):
         data = open_texts(self.data, self.numbers, self.texts, self.measure.seed)
         self.measure.splits(data.labels)
         dictionary = None if self.dictionary is None else find_dictionary(self.dictionary)[1]
-        model = load_model(self.model, dtype=self.dtype, device=self.device)
+        check_run(self.out, self.resume)
+        self.source.check(self.sites, [] if dictionary is None else [dictionary])
+        model = self.source.open_model()
         sites = self.sites or (() if dictionary is not None else ("resid_post.*",))
         if dictionary is not None:
             sites = (*sites, str(dictionary.check(model).site))

@@ -28,6 +28,7 @@ from ...table import aligned
 from ...text.corpus import Corpus, TextConfig
 from ...text.packing import TokenBatch
 from ...text.sentence_encoder import SentenceEncoder
+from ..checks import check_folder
 from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..pages.figures_page import Part, write_figures_page
@@ -75,6 +76,8 @@ class SparsityCommand(Command):
         """Measure and write; the result is also `report.json`."""
         if (self.out / "report.json").exists():
             raise InputError(f"{self.out} already holds a report: choose another folder")
+        check_folder(self.out)
+        self.source.check([f"mlp_out.{layer}" for layer in self.layers])
         model = self.source.open_model()
         modules = linear_modules(model, self.layers, self.maps)
         for layer in self.layers:

@@ -99,10 +99,10 @@ class SweepCommand(Command):
 
     def run(self) -> Result:
         """Train, measure, write the results, and return them as one object."""
-        source = self.reading.source
-        model = None if self.reading.store is not None and not self.evaluate else source.open_model()
-        members = self.members()
+        source, members = self.reading.source, self.members()
         sites = tuple(dict.fromkeys(str(site) for member in members for site in member.place.sites))
+        self.reading.check(sites, self.out, self.loop.resume)
+        model = None if self.reading.store is not None and not self.evaluate else source.open_model()
         place, first = device_named(source.device), self.reading.open(sites, model)
         plan(first, members, self.at_once, device=place)
         first.norm_limit  # noqa: B018 (reads the first rows: what cannot be read or held leaves no run behind)

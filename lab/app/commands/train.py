@@ -79,12 +79,17 @@ class TrainCommand(Command):
 
     def run(self) -> Result:
         """Train and return where everything is."""
+        self.reading.check(self._read_sites, self.out, self.loop.resume)
         run = self.train(self.open_stream())
         return self.result({**outcome(run), "last": {name: run.metrics(name)[-1] for name in run.dictionaries}})
 
     def open_stream(self) -> ActivationStream:
         """The stream of the training split, or of the store."""
-        return self.reading.open((*self.sites, *self.targets, *((self.target,) if self.target else ())))
+        return self.reading.open(self._read_sites, rows=self.training.rows, out=self.out)
+
+    @property
+    def _read_sites(self) -> tuple[str, ...]:
+        return (*self.sites, *self.targets, *((self.target,) if self.target else ()))
 
     def train(self, stream: ActivationStream) -> Run:
         """Run the loop; resumes where `resume` is set."""

@@ -23,13 +23,14 @@ from ....probes.truth.sites import Part, SiteResult, TruthConfig, probe_site, to
 from ....probes.truth.statements import SPLITS, Statements
 from ...errors import InputError
 from ...models.hooked_model import HookedModel
-from ...models.loading import load_model
 from ...models.sites import Site
 from ...runs.run import Run
 from ...storage import atomic_path, read_json, read_tensors, write_json, write_tensors
 from ...table import aligned
 from ...text.tokenization import TextTokenizer
+from ..checks import check_run
 from ..command import Command, Result
+from ..options import Flat, ModelOptions
 from ..pages.truth_page import truth_cells, write_truth_page
 
 SCHEMA = 1
@@ -47,8 +48,7 @@ class TruthCommand(Command):
 
     out: tyro.conf.Positional[Path]
     """Folder of the run."""
-    model: str = "smollm2-135m"
-    """Registry name, hub name, folder with a checkpoint, or .gguf file."""
+    source: Flat[ModelOptions] = field(default_factory=ModelOptions)
     sites: tuple[str, ...] = ("resid_post.*",)
     """Where to probe; `*` stands for every layer."""
     statements: int = 1500
@@ -64,10 +64,6 @@ class TruthCommand(Command):
     causal: CausalConfig = field(default_factory=CausalConfig)
     prompting: bool = True
     """Also ask the model itself, with no probe."""
-    dtype: str | None = None
-    """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
-    device: str | None = None
-    """cpu, cuda, cuda:1, ...; by default a GPU if there is one."""
     batch: int = 32
     """Statements a forward pass."""
     resume: bool = False
@@ -85,7 +81,9 @@ class TruthCommand(Command):
     def run(self) -> Result:
         """Read, fit, measure, write the results, and return them as one object."""
         started = time.monotonic()
-        model = load_model(self.model, dtype=self.dtype, device=self.device)
+        check_run(self.out, self.resume)
+        self.source.check(self.sites)
+        model = self.source.open_model()
         sites = expand_sites(model, self.sites)
         topics = self._statements(model)
         statements = next(iter(topics.values()))

@@ -180,7 +180,7 @@ def test_misspelt_options_are_told_the_right_spelling(tiny: Tiny, monosem: Comma
         ("train", tmp_path / "run", "--training.rows=5"): "--training.rows of monosem train is called --rows now",
         ("train", tmp_path / "run", "--sinks=wandb"): "is called --trackers now",
         ("fast", tmp_path / "run", "--sinks=drop"): "is called --attention-sinks now",
-        ("features", tmp_path / "run", "--max-atoms=5"): "monosem features has no option --max-atoms",
+        ("features", tmp_path / "run", "--out=x", "--max-atoms=5"): "monosem features has no option --max-atoms",
         ("train", tmp_path / "run", "more"): "has no place for 'more'",
         ("trian",): "unknown command 'trian': did you mean 'train'",
         ("bench", "stepp"): "unknown benchmark 'stepp': did you mean 'step'",

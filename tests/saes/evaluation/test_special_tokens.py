@@ -225,7 +225,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 def command(chat: tuple[Path, Path, Path], out: Path, **fields: Any) -> FastCommand:
     model, file, text = chat
     reading = TextConfig(context=48, batch_rows=8, limit=60, heldout=0.3)
-    source = ModelText(str(model), f"text:{text}", "fp32", "cpu", reading)
+    source = ModelText(str(model), "fp32", "cpu", f"text:{text}", reading)
     sizes = {"sites": ("resid_post.1",), "k": (2, 4), "rows": 1024, "batch": 64, "buffer": 256, "n_latents": 48}
     return FastCommand(out, chat=f"jsonl:{file}", source=source, **{**sizes, **fields})
 
