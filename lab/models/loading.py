@@ -111,9 +111,9 @@ def outline(source: str | Path) -> HookedModel:
         with _quiet(), torch.device("meta"):
             config = transformers.AutoConfig.from_pretrained(found.place, **options)
             named = (getattr(config, "architectures", None) or ["AutoModelForCausalLM"])[0]
-            model_class = getattr(transformers, named, transformers.AutoModel)
-            build = model_class if isinstance(model_class, type) and issubclass(model_class, nn.Module) else None
-            module: Any = build(config) if build is not None else model_class.from_config(config)
+            model_class: Any = getattr(transformers, named, transformers.AutoModel)
+            build = model_class.from_config if hasattr(model_class, "from_config") else model_class
+            module = build(config)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _load_error(found, error) from error
     return HookedModel(module, name=str(source), checks=False)

