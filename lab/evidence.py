@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+
+MARK = " †"
+"""Stands after a score that is no better than one of its nulls; tables explain it below."""
+
+_LOSS: dict[str, Callable[[float], float]] = {
+    "lower": float,
+    "higher": lambda score: -score,
+    "nearest one": lambda score: abs(score - 1),
+}
+
+
+def unbeaten(value: float | None, nulls: Mapping[str, float | None], better: str = "lower") -> list[str]:
+    """Names of the nulls that a score is no better than; of numbers that are not finite, none.
+
+    Args:
+        better: the direction that is better: lower, higher, or nearest one.
+    """
+    loss = _LOSS[better]
+    known = {name: null for name, null in nulls.items() if null is not None and np.isfinite(null)}
+    if value is None or not np.isfinite(value):
+        return []
+    return [name for name, null in known.items() if loss(value) >= loss(null)]
+
+
+def mark(value: float | None, nulls: Mapping[str, float | None], better: str = "lower") -> str:
+    """`MARK` if the score is no better than one of its nulls, otherwise nothing."""
+    return MARK if unbeaten(value, nulls, better) else ""
 
 
 @dataclass(frozen=True)
@@ -34,9 +61,7 @@ class Evidence:
 
     def beats_nulls(self) -> bool:
         """True if the score is better than every null."""
-        loss = {"lower": float, "higher": lambda score: -score, "nearest one": lambda score: abs(score - 1)}[
-            self.better
-        ]
+        loss = _LOSS[self.better]
         return all(loss(self.value) < loss(null) for null in self.nulls.values())
 
     def to_json(self) -> dict[str, Any]:

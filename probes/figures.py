@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..lab.figures import COLOURS, GREY, laid_out, plain
 from .labels import Labels
 from .measure import Measured
-from .sweep_figure import COLOURS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -24,9 +24,7 @@ def roc_figure(read_outs: Mapping[str, Measured], labels: Labels) -> Figure:
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure(
-        Scatter(
-            x=[0, 1], y=[0, 1], name="chance", mode="lines", hoverinfo="skip", line={"color": "#9aa3af", "dash": "dot"}
-        )
+        Scatter(x=[0, 1], y=[0, 1], name="chance", mode="lines", hoverinfo="skip", line={"color": GREY, "dash": "dot"})
     )
     colours = itertools.cycle(COLOURS)
     for name, found in read_outs.items():
@@ -35,11 +33,13 @@ def roc_figure(read_outs: Mapping[str, Measured], labels: Labels) -> Figure:
             x, height = roc_curve(scores, own)
             figure.add_trace(
                 Scatter(
-                    x=x, y=height, name=label, mode="lines", line={"color": next(colours), "width": 1.8, "shape": "hv"},
-                    hovertemplate=f"{label}<br>false positives %{{x:.3f}}<br>true positives %{{y:.3f}}<extra></extra>",
+                    x=x, y=height, name=plain(label), mode="lines",
+                    line={"color": next(colours), "width": 1.8, "shape": "hv"},
+                    hovertemplate=f"{plain(label)}<br>false positives %{{x:.3f}}<br>true positives %{{y:.3f}}"
+                    "<extra></extra>",
                 )
             )  # fmt: skip
-    return _laid_out(figure, "false positive rate", "true positive rate")
+    return laid_out(figure, "false positive rate", "true positive rate")
 
 
 def roc_curve(scores: np.ndarray, positive: np.ndarray) -> tuple[list[float], list[float]]:
@@ -57,33 +57,35 @@ def reliability_figure(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
 
     figure = Figure(
         Scatter(x=[0, 1], y=[0, 1], name="calibrated", mode="lines", hoverinfo="skip",
-                line={"color": "#9aa3af", "dash": "dot"})
+                line={"color": GREY, "dash": "dot"})
     )  # fmt: skip
     for colour, (name, held) in zip(itertools.cycle(COLOURS), bins.items(), strict=False):
         figure.add_trace(
             Scatter(
-                x=[one["chance"] for one in held], y=[one["positive"] for one in held], name=name, mode="lines+markers",
+                x=[one["chance"] for one in held], y=[one["positive"] for one in held], name=plain(name),
+                mode="lines+markers",
                 line={"color": colour, "width": 1.5}, marker={"color": colour, "size": 7},
                 text=[f"{one['units']} units" for one in held],
                 hovertemplate="chance %{x:.3f}<br>positive %{y:.3f}<br>%{text}<extra></extra>",
             )
         )  # fmt: skip
-    return _laid_out(figure, "mean chance", "share that is positive")
+    return laid_out(figure, "mean chance", "share that is positive")
 
 
 def predicted_figure(read_outs: Mapping[str, Measured], labels: Labels, output: int = 0) -> Figure:
     """Predicted against true numbers of one output."""
-    from plotly.graph_objects import Figure, Scattergl
+    from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
     for colour, (name, found) in zip(itertools.cycle(COLOURS), read_outs.items(), strict=False):
         figure.add_trace(
-            Scattergl(
-                x=labels.y[found.tested, output].tolist(), y=found.read[:, output].tolist(), name=name, mode="markers",
+            Scatter(
+                x=labels.y[found.tested, output].tolist(), y=found.read[:, output].tolist(), name=plain(name),
+                mode="markers",
                 marker={"color": colour, "size": 5, "opacity": 0.6},
             )
         )  # fmt: skip
-    return _laid_out(figure, "true", "predicted")
+    return laid_out(figure, "true", "predicted")
 
 
 def _one_against_rest(
@@ -94,11 +96,3 @@ def _one_against_rest(
     if len(classes) == 2:
         return [(name, read[:, 1] - read[:, 0], y)]
     return [(f"{name}: {label}", read[:, c], (y == c).astype(int)) for c, label in enumerate(classes)]
-
-
-def _laid_out(figure: Figure, x: str, y: str) -> Figure:
-    figure.update_layout(
-        xaxis={"title": {"text": x}}, yaxis={"title": {"text": y}}, template="plotly_white",
-        margin={"l": 60, "r": 15, "t": 15, "b": 50}, hovermode="closest",
-    )  # fmt: skip
-    return figure

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from ..lab.errors import unknown
 from ..lab.evidence import Evidence
+from ..lab.figures import COLOURS, intervals, laid_out, null_look, plain
 from ..lab.models.sites import PATH, Site
+from ..lab.score_names import null_label
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from .layer_sweep import ProbeSweep
 
-COLOURS = ("#0b6bcb", "#e07a0c", "#17936a", "#b3409b", "#7b61d1", "#8a6d3b", "#c2323f", "#2a9fb0")
-DASHES = {"shuffled_labels": "dot", "token_count": "dash", "random_features": "dashdot", "shuffled_model": "longdash"}
 TITLES = {
     "auc": "AUC on test units",
     "accuracy": "balanced accuracy on test units",
     "r2": "explained variance of test units (R²)",
 }
+LABELLED = 8
+"""Layers that are each named on the axis; more of them leave the choice of ticks to plotly."""
 Series = dict[str, list[tuple[float, str, Evidence]]]
 """From the name of a line to its points: where on the axis, the place's name, the score."""
 
@@ -42,23 +44,21 @@ def sweep_figure(sweep: ProbeSweep, score: str | None = None) -> Figure:
     lines, by_layer = _series(sweep, name)
     figure = Figure()
     for colour, (label, points) in zip(itertools.cycle(COLOURS), lines.items(), strict=False):
-        figure.add_trace(Scatter(name=label, **_line(points, colour)))
-    for null, points in _nulls(lines).items():
+        figure.add_trace(Scatter(name=plain(label), **_line(points, colour)))
+    for number, (null, points) in enumerate(_nulls(lines).items()):
         figure.add_trace(
             Scatter(
-                x=[x for x, _ in points], y=[y for _, y in points], name=f"null: {null}", mode="lines+markers",
-                line={"color": "#6b7280", "width": 1.3, "dash": DASHES.get(null, "dot")}, marker={"size": 4},
-                hovertemplate=f"{null}<br>%{{y:.4g}}<extra></extra>",
+                x=[x for x, _ in points], y=[y for _, y in points], name=f"null: {null_label(null)}",
+                mode="lines+markers",
+                hovertemplate=f"{null_label(null)}<br>%{{y:.4g}}<extra></extra>", **null_look(null, number).trace(),
             )
         )  # fmt: skip
-    axis: dict[str, Any] = (
-        {"title": {"text": "layer"}} if by_layer else {"title": {"text": "place"}, "showticklabels": False}
-    )
-    figure.update_layout(
-        xaxis=axis, yaxis={"title": {"text": TITLES.get(name, name)}}, template="plotly_white",
-        margin={"l": 60, "r": 15, "t": 15, "b": 50}, hovermode="closest",
-    )  # fmt: skip
-    return figure
+    drawn = sorted({x for points in lines.values() for x, _, _ in points})
+    axis: dict[str, Any] = {"title": {"text": "layer" if by_layer else "place"}}
+    if len(drawn) <= LABELLED:
+        axis["tickvals"], axis["ticktext"] = drawn, [str(x) for x in drawn]
+    axis |= {} if by_layer else {"showticklabels": False}
+    return laid_out(figure, axis, TITLES.get(name, name))
 
 
 def _series(sweep: ProbeSweep, score: str) -> tuple[Series, bool]:
@@ -82,14 +82,11 @@ def _family(place: str, site: Site) -> str:
 
 
 def _line(points: Sequence[tuple[float, str, Evidence]], colour: str) -> dict[str, Any]:
-    ends = [one.interval or (one.value, one.value) for _, _, one in points]
     return {
         "x": [x for x, _, _ in points], "y": [one.value for _, _, one in points], "mode": "lines+markers",
-        "text": [f"{place}<br>{one}" for _, place, one in points], "hovertemplate": "%{text}<extra></extra>",
+        "text": [f"{plain(place)}<br>{one}" for _, place, one in points], "hovertemplate": "%{text}<extra></extra>",
         "marker": {"color": colour, "size": 7}, "line": {"color": colour, "width": 1.8},
-        "error_y": {"type": "data", "symmetric": False, "thickness": 1, "width": 3,
-                    "array": [high - one.value for (_, high), (_, _, one) in zip(ends, points, strict=True)],
-                    "arrayminus": [one.value - low for (low, _), (_, _, one) in zip(ends, points, strict=True)]},
+        "error_y": intervals([one.value for _, _, one in points], [one.interval for _, _, one in points]),
     }  # fmt: skip
 
 

@@ -77,15 +77,15 @@ class LoopOptions:
 
     resume: bool = False
     """Continue the run in `out`; it ends in the same bytes as if it had never stopped."""
-    log_every: int = 20
-    """Steps between lines of metrics.jsonl."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl; by default 20, or fewer in a run that would have less than 20 lines."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints."""
     trackers: tuple[str, ...] = ()
     """Also send metrics to wandb, tensorboard or trackio."""
 
     def __post_init__(self) -> None:
-        if self.log_every < 1:
+        if self.log_every is not None and self.log_every < 1:
             raise InputError(f"log_every must be at least 1, got {self.log_every}")
         if not self.checkpoint_minutes > 0:
             raise InputError(f"checkpoint_minutes must be above 0, got {self.checkpoint_minutes:g}")
@@ -94,7 +94,12 @@ class LoopOptions:
 
     def arguments(self) -> dict[str, Any]:
         """What `train` takes of these."""
-        return {"log_every": self.log_every, "checkpoint_minutes": self.checkpoint_minutes, "sinks": self.trackers}
+        return {
+            "log_every": self.log_every,
+            "log_at_most": 20,
+            "checkpoint_minutes": self.checkpoint_minutes,
+            "sinks": self.trackers,
+        }
 
     def train(
         self, stream: ActivationStream | TokenStream, consumers: Sequence[Consumer], run: Run, rows: int | None = None

@@ -26,6 +26,8 @@ from .run import Run
 from .trackers import Sink, open_sink
 
 STREAM = "stream"  # the name of the stream's own lines in the metrics
+LOG_POINTS = 20
+"""Log points that a run has at least, however short, where `log_every` is not given."""
 SHOWN = 4  # metrics beside the bar
 CONSUMER = ("name", "sites", "done", "step", "metrics", "state_dict", "load_state_dict", "save")
 
@@ -36,7 +38,8 @@ def train(
     run: Run,
     *,
     steps: int | None = None,
-    log_every: int = 50,
+    log_every: int | None = None,
+    log_at_most: int = 50,
     checkpoint_every: int | None = None,
     checkpoint_minutes: float | None = 15.0,
     progress: bool = True,
@@ -49,7 +52,10 @@ def train(
 
     Args:
         steps: batches in total, those before a resume included.
-        log_every: steps between log points: a line per consumer and one for the stream in `metrics.jsonl`.
+        log_every: steps between log points: a line per consumer and one for the stream in `metrics.jsonl`. By default
+            `log_at_most`, or fewer in a run so short that it would have less than 20 log points. A run that is
+            continued keeps its interval.
+        log_at_most: steps between log points of a long run, where `log_every` is not given.
         checkpoint_every: steps between checkpoints.
         checkpoint_minutes: minutes between checkpoints; whichever of the two comes first.
         progress: show a bar on stderr.
@@ -61,9 +67,10 @@ def train(
         KeyboardInterrupt: on Ctrl-C, after the current step and a checkpoint.
     """
     consumers = list(consumers) if isinstance(consumers, Sequence) else [consumers]
-    require_counts(log_every=log_every, checkpoint_every=checkpoint_every, steps=steps)
+    require_counts(log_every=log_every, log_at_most=log_at_most, checkpoint_every=checkpoint_every, steps=steps)
     require_consumers(stream, consumers, "train")
     loop = Loop(stream, consumers, run)
+    interval = log_every or _log_interval(loop, run, steps, log_at_most)
     loop.restore()
     every = CheckpointClock(checkpoint_every, checkpoint_minutes)
     with contextlib.ExitStack() as stack:
@@ -75,7 +82,7 @@ def train(
 
         def after_step(rows: int) -> None:
             bar.update(rows)
-            if loop.steps % log_every == 0 or not loop.wants_more(steps):  # before a checkpoint of the last step
+            if loop.steps % interval == 0 or not loop.wants_more(steps):  # before a checkpoint of the last step
                 loop.log(run, outputs, bar)
 
         loop.drive(every, after_step, steps)
@@ -211,6 +218,19 @@ class Loop:
             self.run.save(consumer)
         facts = {"steps": self.steps, "rows": self.rows, "counts": self.stream.counts}
         self.run.finish(**facts, **self.belongs)
+
+
+def _log_interval(loop: Loop, run: Run, steps: int | None, most: int) -> int:
+    """Steps between log points: a run that has logged keeps its own, another has `most`, or fewer if it is short."""
+    logged = next((line["step"] for line in run.metrics() if "step" in line), None)
+    if logged is not None:
+        return min(logged, most)
+    wanted = [getattr(consumer, "rows_wanted", None) for consumer in loop.consumers]
+    rows = [count for count in wanted if count is not None]
+    lengths = [] if steps is None else [steps]
+    if len(rows) == len(wanted):
+        lengths.append(-(-max(rows) // loop.stream.config.batch))
+    return max(1, min(most, min(lengths) // LOG_POINTS)) if lengths else most
 
 
 class CheckpointClock:

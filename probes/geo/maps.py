@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int8, Int64
 
+from ...lab.figures import GREY, laid_out, plain
 from .places import Places
 from .statistics import QUADRANTS
 
@@ -21,7 +22,6 @@ CLASSES = 9
 SEQUENTIAL = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#e8c21c")
 CLUSTERS = {"HH": "#d7191c", "HL": "#f0913a", "LH": "#7fb8e0", "LL": "#2155a8"}
 MEANINGS = {"HH": "high among high", "HL": "high among low", "LH": "low among high", "LL": "low among low"}
-GREY = "#a8afb8"
 
 
 def quantile_classes(
@@ -69,7 +69,7 @@ def _points(
     return {
         "type": "scatter", "mode": "markers", "name": name, "opacity": opacity,
         "x": places.longitude[chosen].tolist(), "y": places.latitude[chosen].tolist(),
-        "text": [f"{places.names[i]}, {places.regions[i]}<br>{values[i]:.4g}" for i in chosen.tolist()],
+        "text": [f"{plain(places.names[i])}, {plain(places.regions[i])}<br>{values[i]:.4g}" for i in chosen.tolist()],
         "hovertemplate": "%{text}<extra></extra>", "marker": {"size": 6, "color": colour},
     }  # fmt: skip
 
@@ -78,13 +78,11 @@ def _figure(places: Places, traces: list[dict[str, Any]]) -> Figure:
     from plotly.graph_objects import Figure
 
     middle = float(np.radians((places.latitude.min() + places.latitude.max()) / 2))
-    return Figure(
-        data=[trace for trace in traces if trace["x"]],
-        layout={
-            "xaxis": {"title": {"text": "degrees east"}, "zeroline": False},
-            "yaxis": {"title": {"text": "degrees north"}, "zeroline": False, "scaleanchor": "x",
-                      "scaleratio": 1 / max(np.cos(middle), 0.05)},
-            "legend": {"itemsizing": "constant"}, "showlegend": True, "hovermode": "closest",
-            "template": "plotly_white", "margin": {"l": 55, "r": 10, "t": 10, "b": 45},
-        },
+    figure = Figure([trace for trace in traces if trace["x"]])
+    return laid_out(
+        figure,
+        {"title": {"text": "degrees east"}, "zeroline": False, "constrain": "domain"},
+        {"title": {"text": "degrees north"}, "zeroline": False, "constrain": "domain", "scaleanchor": "x",
+         "scaleratio": 1 / max(np.cos(middle), 0.05)},
+        showlegend=True,
     )  # fmt: skip

@@ -7,24 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...lab.evidence import Evidence
-from ...lab.figures import COLOURS
+from ...lab.figures import COLOURS, GREY, intervals, laid_out, log_axis, null_look, plain
+from ...lab.score_names import null_label, score_title
 from ..evaluation.results import Evaluation
 from .grid import Member
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-SYMBOLS = {
-    "untrained": "x-thin-open", "pca": "diamond-open", "neurons": "square-open", "linear": "triangle-up-open",
-    "own_layer": "star-open",
-}  # fmt: skip
-TITLES = {
-    "fvu": "fraction of variance unexplained (FVU)",
-    "ce_recovered_zero": "cross-entropy recovered (0: zero ablation, 1: clean)",
-    "ce_recovered_mean": "cross-entropy recovered (0: mean ablation, 1: clean)",
-    "l0": "L0, active latents a token",
-    "dead": "share of latents that are dead",
+TITLES = {name: score_title(name) for name in ("fvu", "ce_recovered_zero", "ce_recovered_mean", "l0")} | {
+    "dead": "share of latents that are dead: none fired for `dead_after` rows"
 }
+"""Of the scores that are drawn."""
 
 
 def against_l0(
@@ -47,7 +41,7 @@ def against_l0(
         figure.add_trace(
             Scatter(
                 x=[x for x, _ in points], y=[y for _, y in points], name="Pareto front", mode="lines",
-                hoverinfo="skip", line={"color": "#9aa3af", "width": 8, "shape": "hv"}, opacity=0.35,
+                hoverinfo="skip", line={"color": GREY, "width": 8, "shape": "hv"}, opacity=0.35,
             )
         )  # fmt: skip
     traces: dict[str, list[Member]] = {}
@@ -55,19 +49,20 @@ def against_l0(
         label = member.label if front is not None else f"{member.label}, {member.site}"
         traces.setdefault(label, []).append(member)
     for colour, (label, mine) in zip(itertools.cycle(COLOURS), traces.items(), strict=False):
-        figure.add_trace(Scatter(name=label, **_trace(mine, evaluations, score, colour)))
+        figure.add_trace(Scatter(name=plain(label), **_trace(mine, evaluations, score, colour)))
     nulls = {} if front is None else _nulls([evaluations[member.name] for member in members], score)
-    for name, places in nulls.items():
+    for number, (name, places) in enumerate(nulls.items()):
         x, y = zip(*sorted(places), strict=True)
         figure.add_trace(
             Scatter(
-                x=x, y=y, name=f"null: {name}", mode="markers",
-                marker={"symbol": SYMBOLS.get(name, "circle-open"), "size": 9, "color": "#6b7280",
-                        "line": {"width": 1.5, "color": "#6b7280"}},
-                hovertemplate=f"{name}<br>L0 %{{x:.4g}}<br>{score} %{{y:.4g}}<extra></extra>",
+                x=x, y=y, name=f"null: {plain(null_label(name))}", mode="markers",
+                marker=null_look(name, number).trace(9)["marker"],
+                hovertemplate=f"{plain(null_label(name))}<br>L0 %{{x:.4g}}<br>{score} %{{y:.4g}}<extra></extra>",
             )
         )  # fmt: skip
-    return _laid_out(figure, {"title": {"text": TITLES["l0"]}, "type": "log"}, score)
+    sizes = [evaluations[member.name]["l0"].value for member in members]
+    sizes += [x for places in nulls.values() for x, _ in places]
+    return _laid_out(figure, log_axis(TITLES["l0"], [x for x in sizes if x > 0]), score)
 
 
 def in_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], score: str) -> Figure:
@@ -85,23 +80,19 @@ def in_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], score: str) ->
             continue
         figure.add_trace(
             Scatter(
-                x=[line["rows"] for line in shown], y=[line[score] for line in shown], name=name, mode="lines+markers",
-                line={"color": colour, "width": 1.5}, marker={"color": colour, "size": 4},
-                hovertemplate=f"{name}<br>%{{x:,}} rows<br>{score} %{{y:.4g}}<extra></extra>",
+                x=[line["rows"] for line in shown], y=[line[score] for line in shown], name=plain(name),
+                mode="lines+markers",
+                line={"color": colour, "width": 1.5}, marker={"color": colour, "size": 6},
+                hovertemplate=f"{plain(name)}<br>%{{x:,}} rows<br>{score} %{{y:.4g}}<extra></extra>",
             )
         )  # fmt: skip
-    return _laid_out(figure, {"title": {"text": "rows"}}, score)
+    return _laid_out(figure, {"title": {"text": "rows"}, "rangemode": "tozero"}, score)
 
 
 def _laid_out(figure: Figure, x: dict[str, Any], score: str) -> Figure:
-    """With its axes, and the names of the traces below, where they leave the plot its width."""
-    figure.update_layout(
-        xaxis=x,
-        yaxis={"title": {"text": TITLES.get(score, score)}, "rangemode": "tozero" if score == "dead" else "normal"},
-        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
-        template="plotly_white", margin={"l": 60, "r": 15, "t": 15, "b": 50}, hovermode="closest",
-    )  # fmt: skip
-    return figure
+    """The figure with its axes."""
+    title = TITLES.get(score) or score_title(score)
+    return laid_out(figure, x, {"title": {"text": title}, "rangemode": "tozero" if score == "dead" else "normal"})
 
 
 def _trace(members: Sequence[Member], evaluations: Mapping[str, Evaluation], score: str, colour: str) -> dict[str, Any]:
@@ -112,32 +103,28 @@ def _trace(members: Sequence[Member], evaluations: Mapping[str, Evaluation], sco
         lines.setdefault(same, []).append(member)
     x: list[float | None] = []
     y: list[float | None] = []
-    above: list[float | None] = []
-    below: list[float | None] = []
+    ends: list[tuple[float, float] | None] = []
     texts: list[str | None] = []
     for line in lines.values():
         for member in sorted(line, key=lambda one: evaluations[one.name]["l0"].value):
             found = evaluations[member.name][score]
-            low, high = found.interval or (found.value, found.value)
             x.append(evaluations[member.name]["l0"].value)
             y.append(found.value)
-            above.append(high - found.value)
-            below.append(found.value - low)
+            ends.append(found.interval)
             texts.append(_hover(member, evaluations[member.name]["l0"], found))
-        for column in (x, y, above, below, texts):
+        for column in (x, y, ends, texts):
             column.append(None)
     return {
         "x": x[:-1], "y": y[:-1], "text": texts[:-1], "mode": "lines+markers",
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {"color": colour, "size": 8}, "line": {"color": colour, "width": 1.5},
-        "error_y": {"type": "data", "symmetric": False, "array": above[:-1], "arrayminus": below[:-1],
-                    "thickness": 1.2, "width": 3},
+        "error_y": intervals(y[:-1], ends[:-1]),
     }  # fmt: skip
 
 
 def _hover(member: Member, l0: Evidence, found: Evidence) -> str:
     spread = f" [{found.interval[0]:.4g}, {found.interval[1]:.4g}]" if found.interval else ""
-    return f"{member.name}<br>L0 {l0.value:.4g}<br>{found.name} {found.value:.4g}{spread}"
+    return f"{plain(member.name)}<br>L0 {l0.value:.4g}<br>{found.name} {found.value:.4g}{spread}"
 
 
 def _nulls(evaluations: Iterable[Evaluation], score: str) -> dict[str, set[tuple[float, float]]]:

@@ -112,6 +112,11 @@ class EndToEnd:
         return f"EndToEnd({self.trainer!r}, {self.config})"
 
     @property
+    def rows_wanted(self) -> int:
+        """Rows of the whole training."""
+        return self.trainer.rows_wanted
+
+    @property
     def done(self) -> bool:
         """True once the configured rows have been trained on."""
         return self.trainer.done

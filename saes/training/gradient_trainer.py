@@ -69,6 +69,11 @@ class GradientTrainer:
         log.info("%s: %s step, %s", name, self.choice.step, self.choice.why)
 
     @property
+    def rows_wanted(self) -> int:
+        """Rows of the whole training."""
+        return self.config.rows
+
+    @property
     def done(self) -> bool:
         """True once the configured rows have been trained on."""
         return self.rows >= self.config.rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ....lab.figures import COLOURS
+from ....lab.figures import COLOURS, intervals, laid_out, null_look
 from .cores import GLOBAL, RANDOM, SENTENCE, LayerCores
 from .curves import LOW_RANK, ORACLE, RANK_AWARE, ModuleCurves
 from .curves import RANDOM as RANDOM_CHANNELS
@@ -13,8 +13,7 @@ from .curves import RANDOM as RANDOM_CHANNELS
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-LOOK = {"template": "plotly_white", "margin": {"l": 60, "r": 15, "t": 15, "b": 50}, "hovermode": "closest"}
-GREY = "#6b7280"
+NULLS = {RANDOM_CHANNELS: null_look("random"), LOW_RANK: null_look("low_rank")}
 LINES = {("abs", 1.0): ("|x|", "solid"), (RANK_AWARE, 1.0): ("|x| |w|", "solid"), (ORACLE, 1.0): ("oracle", "dash"),
          (RANDOM_CHANNELS, 1.0): ("null: random", "dot"), (LOW_RANK, 0.0): ("null: low rank alone", "dot")}  # fmt: skip
 
@@ -24,16 +23,17 @@ def curves_figure(curves: ModuleCurves) -> Figure:
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    for ((criterion, share), (title, dash)), colour in zip(LINES.items(), (*COLOURS[:3], GREY, GREY), strict=True):
+    colours = iter(COLOURS)
+    for (criterion, share), (title, dash) in LINES.items():
         points = [p for p in curves.points if (p.criterion, p.share) == (criterion, share)]
-        spread = [p.error.interval or (p.error.value, p.error.value) for p in points]
+        measured = {"line": {"dash": dash, "width": 1.7}, "marker": {"size": 6}}
+        look = NULLS[criterion].trace() if criterion in NULLS else measured
+        if criterion not in NULLS:
+            look["line"]["color"] = look["marker"]["color"] = next(colours)
         figure.add_trace(
             Scatter(
                 x=[p.sparsity for p in points], y=[p.error.value for p in points], name=title, mode="lines+markers",
-                line={"color": colour, "dash": dash, "width": 1.7},
-                error_y={"type": "data", "symmetric": False, "thickness": 1.2, "width": 3,
-                         "array": [high - p.error.value for p, (_, high) in zip(points, spread, strict=True)],
-                         "arrayminus": [p.error.value - low for p, (low, _) in zip(points, spread, strict=True)]},
+                error_y=intervals([p.error.value for p in points], [p.error.interval for p in points]), **look,
             )
         )  # fmt: skip
     front = [p for p in curves.front() if p.share < 1]
@@ -44,11 +44,10 @@ def curves_figure(curves: ModuleCurves) -> Figure:
             hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_layout(
-        xaxis={"title": {"text": "sparsity (share of weights not read)"}},
-        yaxis={"title": {"text": "relative output error"}, "rangemode": "tozero"}, **LOOK,
+    return laid_out(
+        figure, {"title": {"text": "sparsity (share of weights not read)"}, "range": [0, 1]},
+        {"title": {"text": "relative output error"}, "rangemode": "tozero"},
     )  # fmt: skip
-    return figure
 
 
 def drift_figure(reports: Sequence[LayerCores]) -> Figure:
@@ -64,8 +63,6 @@ def drift_figure(reports: Sequence[LayerCores]) -> Figure:
                     mode="lines+markers", line={"color": colour, "dash": dash, "width": 1.7},
                 )
             )  # fmt: skip
-    figure.update_layout(
-        xaxis={"title": {"text": "tokens after the prompt"}},
-        yaxis={"title": {"text": "share of token cores inside"}, "range": [0, 1]}, **LOOK,
-    )  # fmt: skip
-    return figure
+    return laid_out(
+        figure, "tokens after the prompt", {"title": {"text": "share of token cores inside"}, "range": [0, 1.02]}
+    )

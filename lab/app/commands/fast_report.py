@@ -13,8 +13,9 @@ from ....saes.evaluation.matched_l0 import Curve, matched
 from ....saes.evaluation.results import flat
 from ....saes.evaluation.special_tokens import SETS, SpecialTokens
 from ...errors import InputError
-from ...storage import atomic_path
+from ...figures import laid_out, null_look, plain
 from ...table import markdown
+from ..pages.figures_page import Part, write_figures_page
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +124,8 @@ def write_chart(path: Path, scores: Scores) -> Path:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    names = [" ".join([LABELS[name.partition("/")[0]], *name.split("/")[1:]]) for name in scores]
-    for score in CHARTED:
+    names = [plain(" ".join([LABELS[name.partition("/")[0]], *name.split("/")[1:]])) for name in scores]
+    for number, score in enumerate(CHARTED):
         values = [found[score] for found in scores.values()]
         ends = [(found[f"{score}_low"], found[f"{score}_high"]) for found in scores.values()]
         spread = [(0, 0) if None in (value, low, high) else (value - low, high - value)
@@ -133,11 +134,9 @@ def write_chart(path: Path, scores: Scores) -> Path:
         bars = {"type": "data", "symmetric": False, "array": high, "arrayminus": low}
         figure.add_bar(x=names, y=values, name=score, error_y=bars)
         nulls = [found[f"{score}_null_token_means"] for found in scores.values()]
-        figure.add_scatter(x=names, y=nulls, name=f"{score}, token means", mode="markers", marker_symbol="line-ew-open")
-    figure.update_layout(
-        title="Reconstruction of held-out conversations by training method (lower is better)",
-        yaxis_title="log2 of the mean squared error a dimension", barmode="group", template="plotly_white",
-    )  # fmt: skip
-    with atomic_path(path) as beside:
-        beside.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
-    return path
+        figure.add_scatter(x=names, y=nulls, name=f"null: {score}, token means", mode="markers",
+                           marker=null_look("", number).trace()["marker"])  # fmt: skip
+    laid_out(figure, {"type": "category"}, "log2 of the mean squared error a dimension", barmode="group")
+    lead = "Held-out conversations, by training method; lower is better. Marks: nulls."
+    parts = [Part("Reconstruction", lead, {"log2 MSE": figure})]
+    return write_figures_page(path, "FAST", {}, parts, {})

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...evidence import mark
+from ...figures import laid_out
 from .figures_page import Part, write_figures_page
 
 if TYPE_CHECKING:
@@ -44,8 +46,7 @@ class Heat(NamedTuple):
             z=self.values, x=list(self.columns), y=list(self.rows), colorscale="Viridis",
             hovertemplate="%{y} ~ %{x}: %{z:.3f}<extra></extra>",
         )  # fmt: skip
-        margin = {"t": 8, "r": 8, "l": 8, "b": 8}
-        return go.Figure([trace], {"margin": margin, "xaxis": {"type": "category"}, "yaxis": {"type": "category"}})
+        return laid_out(go.Figure([trace]), {"type": "category"}, {"type": "category"})
 
 
 class Panel(NamedTuple):
@@ -127,4 +128,5 @@ def _cell(score: dict[str, Any] | None, *, nulls: bool = False) -> str:
         return ""
     spread = f" [{score['interval'][0]:.3g}, {score['interval'][1]:.3g}]" if score["interval"] else ""
     beside = ", ".join(f"{name} {value:.3g}" for name, value in score["nulls"].items()) if nulls else ""
-    return f"{score['value']:.3g}{spread}" + (f" ({beside})" if beside else "")
+    marked = mark(score["value"], score["nulls"], score.get("better", "higher"))
+    return f"{score['value']:.3g}{spread}" + (f" ({beside})" if beside else "") + marked

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...storage import atomic_path
+from ...markup import Markup, element, joined
 from ...table import as_html
-from .report import embedded_json, plotly_code
-from .report_sections import asset
+from .page import write_page
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-
-HEIGHT, LINE, ROOM = 460, 24, 6
-"""Pixels of a panel and of a line in its legend, and the lines that it has room for."""
 
 
 class Part(NamedTuple):
@@ -31,8 +24,8 @@ class Part(NamedTuple):
     """By title."""
     table: Sequence[Sequence[str]] = ()
     """A heading and lines of cells."""
-    markup: str = ""
-    """HTML to stand after the table; whatever of it comes from data is escaped already."""
+    markup: Markup = Markup()
+    """HTML to stand after the table (see `monosem.lab.markup`)."""
 
 
 def write_figures_page(
@@ -45,38 +38,21 @@ def write_figures_page(
         data: JSON values that the page carries beside the figures.
     """
     figures: dict[str, Any] = {}
-    body = []
+    body: list[Markup] = []
     for part in parts:
         panels = []
         for heading, figure in part.figures.items():
             anchor = f"plot{len(figures)}"
             figures[anchor] = figure.to_plotly_json()
-            panels.append(
-                f'<figure class="panel plot"><h3>{escape(heading)}</h3>'
-                f'<div id="{anchor}" style="height: {_height(figures[anchor])}px"></div></figure>'
-            )
-        body.append(f'<h2>{escape(part.heading)}</h2><p class="lead">{escape(part.lead)}</p>')
-        body += [f'<div class="plots">{"".join(panels)}</div>'] if panels else []
-        body += [f'<div class="panel"><div class="scroll">{as_html(part.table)}</div></div>'] if part.table else []
+            panels.append(element("figure", element("h3", heading), element("div", id=anchor), class_="panel plot"))
+        body += [element("h2", part.heading), element("p", part.lead, class_="lead")]
+        body += [element("div", *panels, class_="plots large")] if panels else []
+        body += [element("div", scrolling(as_html(part.table)), class_="panel")] if part.table else []
         body.append(part.markup)
-    told = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
-    page = {
-        "title": escape(title),
-        "css": asset("report.css"),
-        "facts": f'<dl class="facts">{told}</dl>',
-        "sections": "",
-        "body": "".join(body),
-        "data": embedded_json({"figures": figures, **data}),
-        "plotly": plotly_code(),
-        "code": asset("figures_page.js"),
-    }
-    text = re.sub(r"\{\{(\w+)\}\}", lambda match: page[match[1]], asset("report.html"))
-    with atomic_path(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-    return Path(path)
+    embedded = {"figures": figures, **data}
+    return write_page(path, title=title, facts=facts, body=joined(body), data=embedded, code=("figures_page.js",))
 
 
-def _height(figure: Mapping[str, Any]) -> int:
-    """Pixels of its panel: names of traces below the plot need lines of their own."""
-    below = figure["layout"].get("legend", {}).get("orientation") == "h"
-    return HEIGHT + LINE * max(0, len(figure["data"]) - ROOM) * below
+def scrolling(table: Markup) -> Markup:
+    """A table in a box of its own, which scrolls where the window is narrower; its heading and first column stay."""
+    return element("div", table, class_="scroll", tabindex=0, role="region", aria_label="Table")

@@ -14,6 +14,7 @@ from ....probes.geo.places import Places
 from ....probes.geo.reading import Values, columns_of
 from ....probes.geo.statistics import local_moran
 from ....probes.geo.weights import Weights
+from ...evidence import mark
 from .figures_page import Part, write_figures_page
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _value(evidence: Data | None) -> str:
     spread = (
         f" [{_number(evidence['interval'][0])}, {_number(evidence['interval'][1])}]" if evidence["interval"] else ""
     )
-    return _number(evidence["value"]) + spread
+    return _number(evidence["value"]) + spread + mark(evidence["value"], evidence["nulls"], evidence["better"])
 
 
 def _number(value: float | None) -> str:

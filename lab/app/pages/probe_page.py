@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,18 @@ from ....probes.labelled_files import TextsToProbe
 from ....probes.labels import Labels
 from ....probes.layer_sweep import ProbeSweep, ReadConfig
 from ....probes.measure import Measured
-from ....probes.sweep_figure import TITLES
 from ....probes.token_scores import TokenScores, score_tokens, worst_errors
 from ....saes.dictionary import Dictionary
+from ...evidence import mark
+from ...markup import Markup, element, joined
 from ...models.hooked_model import HookedModel
 from ...rng import generator
+from ...score_names import null_label, score_label
 from .figures_page import Part, write_figures_page
 
 SWEEP = (
-    "Bars: 95 % interval over groups of test units. Grey: nulls, each at its highest over the kinds of probe; a probe "
+    "Bars: 95 % interval over groups of test units. Grey, with open marks: nulls, each at its highest over the kinds "
+    "of probe; a probe "
     "tells what the model knows only as far as it is above them. Every point was measured on the same test units, so "
     "the best of many points is somewhat lucky."
 )
@@ -31,6 +33,7 @@ TOKENS = (
     "Each token's own activation through the probe, however the fit pooled them. Orange speaks for the class that is "
     "named as positive, blue against it; full colour is the largest score shown. Hover for the number."
 )
+NO_ERROR = element("p", "No test text is called wrongly.")
 ERRORS = "Test texts that the probe is wrong about by most, worst first."
 
 
@@ -54,7 +57,7 @@ def write_probe_page(
         "Held out": next(iter(found.scores.values())).held_out,
     }  # fmt: skip
     parts = [
-        Part("Against the layer", SWEEP, {TITLES.get(name, name): sweep.plot(name) for name in sweep.scores}),
+        Part("Against the layer", SWEEP, {score_label(name): sweep.plot(name) for name in sweep.scores}),
         Part("Best of each kind", "Where its main score is best, beside its nulls there.", {}, best_table(result)),
         _read_outs(result, sweep, labels, bins),
     ]
@@ -69,7 +72,11 @@ def write_probe_page(
         rows = [_line(line, unit, found, labels) for line, unit in zip(lines, shown, strict=True)]
         parts += [
             Part(f"Token scores of {told}", TOKENS, markup=_texts(rows[: len(drawn)])),
-            Part(f"Worst errors of {told}", ERRORS, markup=_texts(rows[len(drawn) :]) or "<p>There is none.</p>"),
+            Part(
+                f"Worst errors of {told}",
+                ERRORS,
+                markup=_texts(rows[len(drawn) :]) or element("p", "No test text is called wrongly."),
+            ),
         ]
     return write_figures_page(path, f"Probes of {data.name}", facts, parts, {"results": dict(result)})
 
@@ -81,9 +88,16 @@ def best_table(result: Mapping[str, Any]) -> list[list[str]]:
         for name, one in result["probes"][place][kind].items():
             lines.append((kind, place, name, one))
     nulls = list(dict.fromkeys(null for *_, one in lines for null in one["nulls"]))
-    head = ["kind", "best at", "score", "value", "95 % interval", *nulls]
+    head = ["kind", "best at", "score", "value", "95 % interval", *map(null_label, nulls)]
     body = [
-        [kind, place, name, f"{one['value']:.3f}", _interval(one), *(_number(one["nulls"].get(null)) for null in nulls)]
+        [
+            kind,
+            place,
+            score_label(name),
+            _value(one, 3),
+            _interval(one),
+            *(_number(one["nulls"].get(null)) for null in nulls),
+        ]
         for kind, place, name, one in lines
     ]
     return [head, *body]
@@ -110,7 +124,7 @@ def _read_outs(
         for kind, scores in result["calibration"].items():
             for name, one in scores.items():
                 nulls = [_number(one["nulls"].get(null)) for null in ("base_rate", "uncalibrated")]
-                table.append([kind, name, f"{one['value']:.4f}", _interval(one), *nulls])
+                table.append([kind, score_label(name), _value(one, 4), _interval(one), *nulls])
     lead = (
         "Every kind where it is best, on test units. Chances were learned from training units; ece and brier are better"
         " the smaller they are, and a constant base rate has no ece and tells nothing."
@@ -158,23 +172,28 @@ def _line(line: TokenScores, unit: int, found: Measured, labels: Labels) -> tupl
     return told, list(zip(line.tokens, line.scores[:, column].tolist(), strict=True))
 
 
-def _texts(rows: Sequence[tuple[str, list[tuple[str, float]]]]) -> str:
-    """Texts with their tokens shaded; everything from data is escaped."""
+def _texts(rows: Sequence[tuple[str, list[tuple[str, float]]]]) -> Markup:
+    """Texts with their tokens shaded."""
     most = max((abs(score) for _, tokens in rows for _, score in tokens), default=0.0) or 1.0
-    panels = []
-    for told, tokens in rows:
-        spans = "".join(_span(token, score, most) for token, score in tokens)
-        text = f'<div class="text">{spans}</div>'
-        panels.append(f'<details class="panel record" open><summary>{escape(told)}</summary>{text}</details>')
-    return "".join(panels)
-
-
-def _span(token: str, score: float, most: float) -> str:
-    colour = "234 121 12" if score > 0 else "11 107 203"
-    return (
-        f'<span class="tok" title="{score:.4g}" style="background: rgb({colour} / {0.75 * abs(score) / most:.3f})">'
-        f"{escape(token)}</span>"
+    return joined(
+        element(
+            "details",
+            element("summary", told),
+            element("div", *(_span(token, score, most) for token, score in tokens), class_="text"),
+            class_="panel record",
+            open=True,
+        )
+        for told, tokens in rows
     )
+
+
+def _span(token: str, score: float, most: float) -> Markup:
+    tint = f"background: rgb(var({'--act' if score > 0 else '--against'}) / {0.75 * abs(score) / most:.3f})"
+    return element("span", token, class_="tok", title=f"{score:.4g}", style=tint)
+
+
+def _value(one: Mapping[str, Any], digits: int) -> str:
+    return f"{one['value']:.{digits}f}" + mark(one["value"], one["nulls"], one.get("better", "higher"))
 
 
 def _interval(one: Mapping[str, Any]) -> str:

@@ -1,27 +1,23 @@
 """`write_report`: a run on one HTML page that needs no network and no server.
 
-The page embeds its numbers once, as JSON in `<script id="data">`; scores are also in the markup, for readers
-without scripts. Its content security policy forbids every request. All text from data is escaped here or enters
-the page as text nodes.
+Scores stand in the markup as well as in the data, for readers without scripts.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
-import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from ....saes.evaluation.results import Evaluation
 from ....saes.features.collect import Features
-from ...storage import atomic_path
+from ...markup import element, joined
+from .page import write_page
 from .report_data import report_data
-from .report_sections import asset, sections, tiles
+from .report_sections import sections, tiles
 
-CODE = ("report_page.js", "report_plots.js", "report_cards.js")
+CODE = ("report_plots.js", "report_cards.js")
 Data = Mapping[str, Any]
 
 
@@ -69,41 +65,22 @@ def write_report(
         seed=seed,
     )
     parts = sections(data)
-    links = "".join(f'<a href="#{part.anchor}">{part.heading}</a>' for part in parts)
-    body = "".join(f'<h2 id="{part.anchor}">{part.heading}</h2>{part.markup}' for part in parts)
-    page = {
-        "title": escape(title),
-        "css": asset("report.css"),
-        "facts": _facts(evaluation, features, manifest, summary),
-        "sections": f'<nav class="sections" aria-label="Sections">{links}</nav>',
-        "body": tiles(data) + body,
-        "data": embedded_json(data),
-        "plotly": plotly_code(),
-        "code": "\n".join(asset(name) for name in CODE),
-    }
-    text = re.sub(r"\{\{(\w+)\}\}", lambda match: page[match[1]], asset("report.html"))
-    with atomic_path(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-    return Path(path)
+    body = [(element("h2", part.heading, id=part.anchor), part.markup) for part in parts]
+    return write_page(
+        path,
+        title=title,
+        facts=_facts(evaluation, features, manifest, summary),
+        body=joined([tiles(data), *(piece for pair in body for piece in pair)]),
+        data=data,
+        sections={part.anchor: part.heading for part in parts},
+        code=CODE,
+    )
 
 
-def embedded_json(value: Any) -> str:
-    """JSON that is safe between script tags: ASCII, and no character that HTML gives a meaning."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def plotly_code() -> str:
-    """plotly.js as it may stand between script tags."""
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs().replace("</script", "<\\/script")
-
-
-def _facts(evaluation: Evaluation | None, features: Features | None, manifest: Data, summary: Data) -> str:
+def _facts(evaluation: Evaluation | None, features: Features | None, manifest: Data, summary: Data) -> Data:
     """Model, site, dictionary, sizes, tokens and time, as far as they are known."""
     about: Data = vars(evaluation) if evaluation else features.source if features else {}
-    facts = {
+    return {
         "Model": about.get("model"),
         "Site": about.get("site"),
         "Dictionary": about.get("dictionary"),
@@ -114,8 +91,6 @@ def _facts(evaluation: Evaluation | None, features: Features | None, manifest: D
         "Time": _duration(summary.get("seconds")),
         "Finished": _day(manifest.get("finished")),
     }
-    items = "".join(f"<div><dt>{key}</dt><dd>{escape(str(value))}</dd></div>" for key, value in facts.items() if value)
-    return f'<dl class="facts">{items}</dl>'
 
 
 def _count(value: float | None) -> str | None:

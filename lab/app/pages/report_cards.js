@@ -77,12 +77,12 @@ function makeCard(card) {
   const id = `feature-${card.latent}`;
   const alive = card.count > 0;
   const head = el("header", {}, el("a", { href: `#${id}` }, `#${card.latent}`),
-    ...(alive ? [`density ${percent(card.density)}`, `${number(card.count)} tokens`, `largest ${number(card.maximum, 4)}`] : ["dead"])
+    ...(alive ? [`density ${percent(card.density)}`, `${number(card.count)} tokens`, `largest ${number(card.maximum, 4)}`] : ["silent"])
       .map((text) => el("span", {}, text)));
   const body = alive
     ? [el("aside", {}, histogram(card), logits(card)),
        el("section", {}, el("h3", {}, "Strongest examples"), exampleList(card, card.examples), lower(card))]
-    : [el("p", { class: "empty" }, `No known activations: it fired on none of the ${number(data.features.measured)} tokens read.`)];
+    : [el("p", { class: "empty" }, `No known activations: the latent fired on none of the ${number(data.features.measured)} tokens read.`)];
   return el("article", { class: "card panel", id, "aria-label": `feature ${card.latent}` }, head, ...body);
 }
 

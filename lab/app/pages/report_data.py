@@ -9,36 +9,12 @@ from typing import Any
 import numpy as np
 
 from ....saes.features.feature_set import Example, Features
-from ...evidence import Evidence
+from ...evidence import Evidence, unbeaten
+from ...score_names import SCORES, null_label, score_label, score_meaning
 
 SCHEMA = 1
 CURVES = ("fvu", "l0", "dead", "lr")
 DENSITY_BINS_PER_DECADE = 8
-
-LABELS = {
-    "fvu": ("FVU", "fraction of variance unexplained"),
-    "mse": ("MSE", "squared error summed over dimensions, mean a token"),
-    "l0": ("L0", "active latents a token"),
-    "cosine": ("Cosine", "cosine of activation and reconstruction, mean a token"),
-    "norm_ratio": ("Norm ratio", "norm of the reconstruction over norm of the activation"),
-    "relative_bias": ("Relative bias", "1 where the reconstruction is neither shrunk nor stretched"),
-    "dead": ("Silent latents", "share of latents that fire on none of the measured tokens; rare ones need many"),
-    "dense_1": ("Dense above 1 %", "share of latents firing on more than 1 % of tokens"),
-    "dense_10": ("Dense above 10 %", "share of latents firing on more than 10 % of tokens"),
-    "ce_recovered_zero": (
-        "CE recovered, zero",
-        "cross-entropy recovered; 0 is zero ablation, 1 the clean model",
-    ),
-    "ce_recovered_mean": (
-        "CE recovered, mean",
-        "cross-entropy recovered; 0 is mean ablation, 1 the clean model",
-    ),
-    "ce_increase": ("CE added", "cross-entropy that splicing adds, nats a token"),
-    "kl": ("KL", "KL divergence from the clean model, nats a token"),
-    "kl_score_zero": ("KL avoided, zero", "share of the KL of zero ablation that is avoided"),
-    "kl_score_mean": ("KL avoided, mean", "share of the KL of mean ablation that is avoided"),
-}
-"""Short label and meaning of each score."""
 
 
 def report_data(
@@ -70,11 +46,11 @@ def report_data(
 
 def _score(name: str, evidence: Evidence) -> dict[str, Any]:
     low, high = evidence.interval or (None, None)
-    label, meaning = LABELS.get(name, (name.replace("_", " "), name))
+    judged = name not in SCORES or SCORES[name].judged
     return {
         "name": name,
-        "label": label,
-        "meaning": meaning,
+        "label": score_label(name),
+        "meaning": score_meaning(name),
         "value": evidence.value,
         "low": low,
         "high": high,
@@ -83,6 +59,7 @@ def _score(name: str, evidence: Evidence) -> dict[str, Any]:
         "better": evidence.better,
         "held_out": evidence.held_out,
         "nulls": [{"name": null, "value": value} for null, value in evidence.nulls.items()],
+        "unbeaten": list(map(null_label, unbeaten(evidence.value, evidence.nulls, evidence.better))) if judged else [],
     }
 
 

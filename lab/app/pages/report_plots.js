@@ -1,25 +1,15 @@
 // Training curves, histograms over latents and tokens, and each score on a scale with its nulls.
 
-const OTHERS = ["#e07a0c", "#17936a", "#b3409b", "#7b61d1", "#8a6d3b"];
+const TINTS = ["#0b76d6", "#e07a0c", "#17936a", "#b3409b", "#7b61d1", "#8a6d3b"]; // COLOURS of monosem.lab.figures
+const tint = (i) => TINTS[i % TINTS.length];
 const CURVES = [
   ["fvu", "FVU on training rows", {}],
   ["l0", "Active latents a row (L0)", { rangemode: "tozero" }],
-  ["dead", "Dead latents", { tickformat: ".1~%", rangemode: "tozero" }],
+  ["dead", data.record.summary?.dead_window_rows ? `Dead latents: silent for ${number(data.record.summary.dead_window_rows)} rows` : "Dead latents", { tickformat: ".1~%", rangemode: "tozero" }],
   ["lr", "Learning rate", { rangemode: "tozero", exponentformat: "power" }],
 ];
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-function layout(x, y, extra = {}) {
-  const axis = { gridcolor: colour("--line"), linecolor: colour("--line"), zerolinecolor: colour("--line"), automargin: true };
-  return {
-    margin: { l: 46, r: 12, t: 6, b: 38 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: colour("--sans"), size: 12, color: colour("--soft") }, bargap: 0.06, hovermode: "x unified",
-    hoverlabel: { bgcolor: colour("--panel"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
-    legend: { orientation: "h", y: 1.12, x: 0 },
-    xaxis: { ...axis, showgrid: false, ...x }, yaxis: { ...axis, ...y }, ...extra,
-  };
-}
+const layout = (x, y, extra = {}) => ({ bargap: 0.06, hovermode: "x unified", xaxis: { showgrid: false, ...x }, yaxis: y, ...extra });
 
 // All panels come before the first plot: a plot takes the width its panel has when it is drawn.
 function drawPlots(parent, plots) {
@@ -30,30 +20,30 @@ function drawPlots(parent, plots) {
     parent.append(el("figure", { class: "panel plot" }, el("h3", {}, title), figure));
     return figure;
   });
-  plots.forEach(({ traces, look }, i) => Plotly.react(figures[i], traces, look, { responsive: true, displayModeBar: false }));
+  plots.forEach(({ traces, look }, i) => drawFigure(figures[i], traces, look));
 }
 
 function drawCurves(parent) {
   const consumers = Object.entries(data.curves);
   const plots = CURVES.map(([key, title, axis]) => {
     const traces = consumers.filter(([, curve]) => curve[key]).map(([name, curve], i) => ({
-      x: curve.rows, y: curve[key], name, type: "scatter", mode: curve.rows.length < 2 ? "markers" : "lines",
-      line: { color: i ? OTHERS[(i - 1) % OTHERS.length] : colour("--accent"), width: 2 }, hovertemplate: "%{y:.4g}",
+      x: curve.rows, y: curve[key], name, type: "scatter", mode: curve.rows.length < 30 ? "lines+markers" : "lines", marker: { size: 4, color: tint(i) },
+      line: { color: tint(i), width: 2 }, hovertemplate: "%{y:.4g}",
     }));
-    return { title, traces, look: layout({ title: { text: "rows" } }, axis, { showlegend: traces.length > 1 }) };
+    return { title, traces, look: layout({ title: { text: "rows" }, rangemode: "tozero" }, axis) };
   });
   drawPlots(parent, plots.filter(({ traces }) => traces.length));
 }
 
 function drawLatents(parent) {
   const { density, l0, dead } = data.latents;
-  const bars = (x, y, hovertemplate, more = {}) => [{ x, y, type: "bar", marker: { color: colour("--accent") }, hovertemplate, ...more }];
+  const bars = (x, y, hovertemplate, more = {}) => [{ x, y, type: "bar", marker: { color: tint(0) }, hovertemplate, ...more }];
   const look = (axis) => layout(axis, {}, { hovermode: "closest" });
   const plots = [];
   if (density.counts.length) {
     const decades = [-7, -6, -5, -4, -3, -2, -1, 0];
     plots.push({
-      title: `Latents by density` + (dead ? ` (${number(dead)} dead left out)` : ""),
+      title: `Latents by density` + (dead ? ` (${number(dead)} silent left out)` : ""),
       traces: bars(density.counts.map((_, i) => (density.edges[i] + density.edges[i + 1]) / 2), density.counts,
         "%{customdata} of tokens: %{y:,} latents<extra></extra>", {
           width: density.edges[1] - density.edges[0],
@@ -97,4 +87,3 @@ function drawAll() {
 for (const score of data.scores)
   if (score.nulls.length) drawScale(document.querySelector(`[data-scale="${CSS.escape(score.name)}"]`), score);
 drawAll();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);

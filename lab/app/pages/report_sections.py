@@ -1,12 +1,17 @@
-"""The sections of a report as markup, from its data. All text from data is escaped here."""
+"""The sections of a report as markup, from its data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from ...evidence import MARK
+from ...markup import Markup, element, joined
+from ...score_names import null_label
+from ...table import NO_BETTER
+from .figures_page import scrolling
+from .page import asset
 
 TILES = ("fvu", "ce_recovered_zero", "kl", "l0")
 """Scores that stand large at the top."""
@@ -19,7 +24,7 @@ class Section(NamedTuple):
 
     anchor: str
     heading: str
-    markup: str
+    markup: Markup
 
 
 def sections(data: Data) -> list[Section]:
@@ -28,80 +33,94 @@ def sections(data: Data) -> list[Section]:
     return [section for section in (make(data) for make in makers) if section]
 
 
-def asset(name: str) -> str:
-    """A text file that comes with this package."""
-    return files("monosem.lab.app.pages").joinpath(name).read_text(encoding="utf-8")
-
-
-def tiles(data: Data) -> str:
+def tiles(data: Data) -> Markup | None:
     """The scores that matter most, each with its interval and nulls."""
     scores = {score["name"]: score for score in data["scores"]}
     found = [_tile(scores[name]) for name in TILES if name in scores]
-    return f'<div class="tiles">{"".join(found)}</div>' if found else ""
+    return element("div", *found, class_="tiles") if found else None
 
 
-def _tile(score: Data) -> str:
-    nulls = " · ".join(f"{escape(null['name'])} {_number(null['value'])}" for null in score["nulls"])
-    spread = f"95 % {_interval(score)}" if score["low"] is not None else "&nbsp;"
-    beside = f"nulls: {nulls}" if nulls else "no null"
-    head = f'<h3 data-tip="{escape(score["meaning"])}">{escape(score["label"])}</h3>'
-    return (
-        f'<div class="panel tile">{head}<div class="big">{_number(score["value"])}</div>'
-        f"<p>{spread}</p><p>{beside}</p></div>"
+def _tile(score: Data) -> Markup:
+    nulls = " · ".join(f"{null_label(null['name'])} {_number(null['value'])}" for null in score["nulls"])
+    return element(
+        "div",
+        element("h3", score["label"], data_tip=score["meaning"]),
+        element("div", _value(score), class_="big worse" if score["unbeaten"] else "big"),
+        element("p", f"95 % {_interval(score)}") if score["low"] is not None else None,
+        element("p", f"nulls: {nulls}" if nulls else "no null"),
+        element("p", _unbeaten(score), class_="worse") if score["unbeaten"] else None,
+        class_="panel tile",
     )
 
 
 def _notes(data: Data) -> Section | None:
     if not data["notes"]:
         return None
-    return Section("notes", "Decisions", "".join(f'<p class="note">{escape(note)}</p>' for note in data["notes"]))
+    return Section("notes", "Decisions", joined(element("p", note, class_="note") for note in data["notes"]))
 
 
 def _scores(data: Data) -> Section | None:
     scores = data["scores"]
     if not scores:
         return None
-    nulls = list(dict.fromkeys(null["name"] for score in scores for null in score["nulls"]))
-    heads = ["score", "value", "95 % interval", "on a scale with its nulls", *nulls, "n"]
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heads)
-    body = "".join(_score_row(score, nulls) for score in scores)
+    head = element("tr", *(element("th", name, scope="col") for name in ("score", *COLUMNS)))
+    body = [_score_row(score) for score in scores]
+    table = element("table", element("thead", head), element("tbody", *body), class_="scores")
     legend = "Filled: this dictionary, with its interval. Open: the nulls. ↑ higher is better, ↓ lower is better."
+    worse = f" {NO_BETTER}." if any(score["unbeaten"] for score in scores) else ""
     held_out = next((score["held_out"] for score in scores if score["held_out"]), "")
-    lead = f"Measured on {held_out}." if held_out else "Every score beside its nulls."
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return Section(
-        "scores",
-        "Scores",
-        f'<p class="lead">{escape(lead)}</p><div class="panel"><div class="scroll">{table}</div>'
-        f'<p class="legend">{legend}</p></div>',
-    )
+    lead = element("p", f"Measured on {held_out}." if held_out else "Every score beside its nulls.", class_="lead")
+    panel = element("div", scrolling(table), element("p", legend + worse, class_="legend"), class_="panel")
+    return Section("scores", "Scores", joined([lead, panel]))
 
 
-def _score_row(score: Data, nulls: Sequence[str]) -> str:
-    beside = {null["name"]: null["value"] for null in score["nulls"]}
-    name, label, meaning = (escape(score[key]) for key in ("name", "label", "meaning"))
+COLUMNS = ("value", "95 % interval", "on a scale with its nulls", "nulls", "n")
+
+
+def _score_row(score: Data) -> Markup:
     arrow = {"higher": "↑", "lower": "↓"}.get(score["better"], "")
-    cells = [f'<td class="value">{_number(score["value"])}</td>', f"<td>{_interval(score)}</td>"]
-    cells.append(f'<td data-scale="{name}"></td>')
-    cells += [f'<td class="null">{_number(beside[null]) if null in beside else ""}</td>' for null in nulls]
-    cells.append(f'<td class="null">{score["n"]:,} {escape(score["unit"])}</td>')
-    head = f'<th scope="row" data-tip="{name}: {meaning}">{label} <span class="better">{arrow}</span></th>'
-    return f"<tr>{head}{''.join(cells)}</tr>"
+    nulls = [
+        element("span", f"{null_label(null['name'])} ", element("em", _number(null["value"])))
+        for null in score["nulls"]
+    ]
+    worse = " worse" if score["unbeaten"] else ""
+    cells = (
+        element("td", _value(score), class_=f"value{worse}", data_tip=_unbeaten(score) or None),
+        element("td", _interval(score)),
+        element("td", data_scale=score["name"]),
+        element("td", *nulls, class_="nulls"),
+        element("td", f"{score['n']:,} {score['unit']}", class_="count"),
+    )
+    labelled = [
+        Markup(cell.replace("<td", f'<td data-label="{name}"', 1)) for name, cell in zip(COLUMNS, cells, strict=True)
+    ]
+    name = element("span", arrow, class_="better")
+    tip = f"{score['name']}: {score['meaning']}"
+    return element("tr", element("th", score["label"], " ", name, scope="row", data_tip=tip), *labelled)
 
 
 def _curves(data: Data) -> Section | None:
     if not data["curves"]:
         return None
-    lead = '<p class="lead">Means since the previous log point, on the rows being trained on.</p>'
-    return Section("training", "Training", f'{lead}<div class="plots" id="curves"></div>')
+    lead = "Means since the previous log point, on the rows being trained on."
+    plots = element("div", class_="plots", id="curves")
+    return Section("training", "Training", joined([element("p", lead, class_="lead"), plots]))
 
 
 def _latents(data: Data) -> Section | None:
     if data["latents"] is None:
         return None
-    dead, total = data["latents"]["dead"], data["latents"]["total"]
-    lead = f"{total:,} latents over {data['features']['measured']:,} tokens; {dead:,} fired on none of them."
-    return Section("density", "Latents", f'<p class="lead">{lead}</p><div class="plots" id="latents"></div>')
+    silent, total = data["latents"]["dead"], data["latents"]["total"]
+    lead = f"{total:,} latents over {data['features']['measured']:,} tokens; {silent:,} fired on none of them."
+    summary = data["record"].get("summary") or {}
+    if silent:
+        lead += " Silent on these tokens is not yet dead: a rare latent needs more tokens to show."
+    window, rows = summary.get("dead_window_rows"), summary.get("rows")
+    if silent and window:
+        lead += f" Dead latents, in the training curves, did not fire for {window:,} rows of training"
+        lead += f"; this run had {rows:,}, too few for any to count." if rows and rows < window else "."
+    plots = element("div", class_="plots", id="latents")
+    return Section("density", "Latents", joined([element("p", lead, class_="lead"), plots]))
 
 
 def _features(data: Data) -> Section | None:
@@ -117,23 +136,28 @@ def _features(data: Data) -> Section | None:
         f"{chosen}; shown are {which}. "
         "Shading is activation over the latent's largest; the underlined token is the one that counts."
     )
-    return Section(
-        "features",
-        "Features",
-        f'<p class="lead">{lead}</p><div id="browser">{asset("report_controls.html")}</div>',
-    )
+    browser = element("div", asset("report_controls.html"), id="browser")
+    return Section("features", "Features", joined([element("p", lead, class_="lead"), browser]))
 
 
 def _record(data: Data) -> Section | None:
     parts = {name: part for name, part in data["record"].items() if part}
     if not parts:
         return None
-    content = "".join(
-        f'<details class="panel record"><summary>{escape(name)}</summary>'
-        f"<pre>{escape(json.dumps(part, indent=1))}</pre></details>"
+    content = [
+        element("details", element("summary", name), element("pre", json.dumps(part, indent=1)), class_="panel record")
         for name, part in parts.items()
-    )
-    return Section("record", "Record", f'<p class="lead">What it takes to repeat this.</p>{content}')
+    ]
+    lead = element("p", "Options, versions and counts that repeat this run.", class_="lead")
+    return Section("record", "Record", joined([lead, *content]))
+
+
+def _value(score: Data) -> str:
+    return _number(score["value"]) + (MARK if score["unbeaten"] else "")
+
+
+def _unbeaten(score: Data) -> str:
+    return f"no better than {', '.join(score['unbeaten'])}" if score["unbeaten"] else ""
 
 
 def _number(value: float | None) -> str:

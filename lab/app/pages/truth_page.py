@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,9 @@ import numpy as np
 from jaxtyping import Int
 
 from ....probes.truth.statements import CLASSES
+from ...evidence import mark
+from ...figures import COLOURS, GREY, intervals, laid_out, null_look, plain
+from ...markup import Markup, element
 from .figures_page import Part, write_figures_page
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ NAMES = {
     "random_direction": "random direction",
     "token_count": "token count",
 }
-COLOURS = ("#0b6bcb", "#e07a0c", "#17936a", "#b3409b")
 SHOWN = ("mcc", "wmcc", "coverage", "coverage_class", "acceptance", "selective_true", "selective_false")
 Data = Mapping[str, Any]
 
@@ -85,7 +86,8 @@ def write_truth_page(
         Part(
             "Sites",
             "Matthews correlation of true, false and neither on statements about entities that were not trained on. "
-            "Band: 95 % interval over entities. Grey: nulls of the first method. Red: the model asked, with no probe.",
+            "Bars: 95 % interval over entities. Grey, with open marks: nulls of the first method. Red: the model "
+            "asked, with no probe.",
             {"Matthews correlation": _sweep_figure(result), "Conformal sets": _conformal_figure(result)},
             cells["sweep"],
         ),
@@ -121,23 +123,18 @@ def _sweep_figure(result: Data) -> Figure:
     for colour, method in zip(COLOURS, methods, strict=False):
         scores = [result["sites"][site][method]["scores"]["mcc"] for site in sites]
         values = [score["value"] for score in scores]
-        if method == methods[0]:
-            low, high = zip(*(score["interval"] or (score["value"],) * 2 for score in scores), strict=True)
-            band = Scatter(
-                x=[*sites, *sites[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.18,
-                mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False,
-            )  # fmt: skip
-            figure.add_trace(band)
-        figure.add_trace(Scatter(x=sites, y=values, name=_name(method), mode="lines+markers", line={"color": colour}))
-    for dash, null in zip(("dot", "dash", "longdash"), _nulls(result), strict=False):
+        bars = intervals(values, [score["interval"] for score in scores]) if method == methods[0] else None
+        figure.add_trace(Scatter(x=sites, y=values, name=plain(_name(method)), mode="lines+markers", error_y=bars,
+                                 line={"color": colour}, marker={"color": colour, "size": 7}))  # fmt: skip
+    for number, null in enumerate(_nulls(result)):
         values = [result["sites"][site][methods[0]]["scores"]["mcc"]["nulls"][null] for site in sites]
-        figure.add_trace(Scatter(x=sites, y=values, name=f"null: {_name(null)}", mode="lines",
-                                 line={"color": "#6b7280", "dash": dash, "width": 1.3}))  # fmt: skip
+        figure.add_trace(Scatter(x=sites, y=values, name=f"null: {_name(null)}", mode="lines+markers",
+                                 **null_look(null, number).trace()))  # fmt: skip
     for name, scores in result["prompting"].items():
         line = {"color": "#b3304a", "dash": "dash" if name == "prompting" else "dot"}
         level = [scores["mcc"]["value"]] * len(sites)
         figure.add_trace(Scatter(x=sites, y=level, name=_name(name), mode="lines", line=line))
-    return _laid_out(figure, "Matthews correlation")
+    return laid_out(figure, "", "Matthews correlation")
 
 
 def _conformal_figure(result: Data) -> Figure:
@@ -150,8 +147,8 @@ def _conformal_figure(result: Data) -> Figure:
         figure.add_trace(Scatter(x=sites, y=values, name=score, mode="lines+markers", line={"color": colour}))
     asked = [1 - result["alpha"]] * len(sites)
     figure.add_trace(Scatter(x=sites, y=asked, name="coverage asked for", mode="lines",
-                             line={"color": "#6b7280", "dash": "dot"}))  # fmt: skip
-    return _laid_out(figure, f"share of test statements ({_name(first)})")
+                             line={"color": GREY, "dash": "dot"}))  # fmt: skip
+    return laid_out(figure, "", {"title": {"text": f"share of test statements ({_name(first)})"}, "range": [0, 1.05]})
 
 
 def _confusion(told: np.ndarray, right: np.ndarray) -> Figure:
@@ -164,38 +161,30 @@ def _confusion(told: np.ndarray, right: np.ndarray) -> Figure:
         y=[f"is {name}" for name in CLASSES], text=counts.tolist(), texttemplate="%{text}", colorscale="Blues",
         zmin=0, zmax=1, colorbar={"title": {"text": "share of row"}},
     ))  # fmt: skip
-    figure.update_layout(yaxis={"autorange": "reversed"}, margin={"l": 80, "r": 15, "t": 15, "b": 50})
-    return figure
+    return laid_out(figure, "", {"autorange": "reversed"})
 
 
-def _laid_out(figure: Figure, title: str) -> Figure:
-    figure.update_layout(
-        yaxis={"title": {"text": title}}, margin={"l": 60, "r": 15, "t": 15, "b": 90}, hovermode="closest",
-        legend={"orientation": "h", "y": -0.35},
-    )  # fmt: skip
-    return figure
+def _token_lines(lines: Sequence[Data]) -> Markup:
+    """Statements with their tokens shaded."""
+    items = element("ol", *map(_token_line, lines), class_="examples padded")
+    return element("div", items, class_="panel")
 
 
-def _token_lines(lines: Sequence[Data]) -> str:
-    """Statements with their tokens shaded; everything in them is escaped."""
-    items = "".join(f"<li>{_token_line(line)}</li>" for line in lines)
-    return f'<div class="panel"><ol class="examples" style="padding:.4rem 1.1rem">{items}</ol></div>'
-
-
-def _token_line(line: Data) -> str:
+def _token_line(line: Data) -> Markup:
     column = CLASSES.index(line["told"])
     top = max(max(scores) for scores in line["scores"])
     spans = []
     for token, scores in zip(line["tokens"], line["scores"], strict=True):
         share = max(0.0, scores[column]) / top if top > 0 else 0.0
         tip = ", ".join(f"{name} {score:.2f}" for name, score in zip(CLASSES, scores, strict=True))
-        spans.append(f'<span class="tok on" style="--a:{share:.2f}" title="{escape(tip)}">{escape(token)}</span>')
+        spans.append(element("span", token, class_="tok on", style=f"--a:{share:.2f}", title=tip))
     chance = ", ".join(f"{name} {p:.2f}" for name, p in zip(CLASSES, line["probabilities"], strict=True))
-    mark = "is" if line["told"] == line["right"] else f"told {line['told']}, is"
-    return (
-        f'<span class="at">{line["probabilities"][CLASSES.index(line["right"])]:.2f}</span>'
-        f'<span class="text">{"".join(spans)}</span><span class="copies" title="{escape(chance)}">'
-        f"{escape(mark)} {escape(line['right'])}</span>"
+    verdict = "is" if line["told"] == line["right"] else f"told {line['told']}, is"
+    return element(
+        "li",
+        element("span", f"{line['probabilities'][CLASSES.index(line['right'])]:.2f}", class_="at"),
+        element("span", *spans, class_="text"),
+        element("span", f"{verdict} {line['right']}", class_="copies", title=chance),
     )
 
 
@@ -209,7 +198,8 @@ def _name(key: str) -> str:
 
 def _spread(one: Data) -> str:
     interval = one["interval"]
-    return _number(one["value"]) + (f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else "")
+    spread = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
+    return _number(one["value"]) + spread + mark(one["value"], one["nulls"], one.get("better", "higher"))
 
 
 def _number(value: float) -> str:

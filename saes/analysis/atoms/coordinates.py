@@ -57,6 +57,11 @@ class WhitenedTrainer:
         self.name, self.sites = trainer.name, trainer.sites
 
     @property
+    def rows_wanted(self) -> int:
+        """Rows of the whole training."""
+        return self.trainer.rows_wanted
+
+    @property
     def done(self) -> bool:
         """True once the configured rows have been trained on."""
         return self.trainer.done

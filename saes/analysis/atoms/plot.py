@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ....lab.figures import COLOURS
+from ....lab.figures import COLOURS, intervals, laid_out, null_look, plain
+from ....lab.score_names import null_label
 from .gram import GramStats
 from .results import AtomsOf
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 POINTS = 160
-LOOK = {"template": "plotly_white", "margin": {"l": 60, "r": 15, "t": 15, "b": 50}, "hovermode": "closest"}
 R2 = {"r2": "fresh", "r2_seen": "seen", "r2_refit": "refit", "r2_dimension": "by dimension",
       "r2_whitened": "whitened", "r2_with_sinks": "with sinks"}  # fmt: skip
 
@@ -30,20 +30,19 @@ def coherence_figure(subjects: Sequence[AtomsOf]) -> Figure:
                                   (f"{one.name}, random null", one.coherence.nulls["random"], "dot")):  # fmt: skip
             x, y = _survival(stats)
             figure.add_trace(
-                Scatter(x=x, y=y, name=name, mode="lines", line={"color": colour, "dash": dash, "width": 1.7})
+                Scatter(x=x, y=y, name=plain(name), mode="lines", line={"color": colour, "dash": dash, "width": 1.7})
             )
         limit = 1 / (2 * max(one.scores["l0"].value, 1) - 1)
         figure.add_trace(
             Scatter(
-                x=[limit, limit], y=[1e-6, 1], name=f"{one.name}, limit at mean L0", mode="lines", showlegend=False,
+                x=[limit, limit], y=[1e-6, 1], name=f"{plain(one.name)}, limit at mean L0", mode="lines",
                 line={"color": colour, "dash": "dash", "width": 1},
             )
         )  # fmt: skip
-    figure.update_layout(
-        xaxis={"title": {"text": "coherence under the atomic inner product"}, "type": "log"},
-        yaxis={"title": {"text": "share of pairs above"}, "type": "log", "range": [-6.5, 0.1]}, **LOOK,
+    return laid_out(
+        figure, {"title": {"text": "coherence under the atomic inner product"}, "type": "log", "dtick": 1},
+        {"title": {"text": "share of pairs above"}, "type": "log", "range": [-6.5, 0.1], "exponentformat": "power"},
     )  # fmt: skip
-    return figure
 
 
 def _survival(stats: GramStats) -> tuple[list[float], list[float]]:
@@ -57,25 +56,20 @@ def faithfulness_figure(subjects: Sequence[AtomsOf]) -> Figure:
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    names = [one.name for one in subjects]
+    names = [plain(one.name) for one in subjects]
     for (score, title), colour in zip(R2.items(), COLOURS, strict=False):
-        found = [(one.name, one.scores[score]) for one in subjects if score in one.scores]
-        ends = [evidence.interval or (evidence.value, evidence.value) for _, evidence in found]
+        found = [(plain(one.name), one.scores[score]) for one in subjects if score in one.scores]
         figure.add_bar(
             x=[name for name, _ in found], y=[evidence.value for _, evidence in found], name=title,
             marker={"color": colour}, offsetgroup=score,
-            error_y={"type": "data", "symmetric": False, "width": 3, "thickness": 1.2,
-                     "array": [high - e.value for (_, e), (_, high) in zip(found, ends, strict=True)],
-                     "arrayminus": [e.value - low for (_, e), (low, _) in zip(found, ends, strict=True)]},
+            error_y=intervals([evidence.value for _, evidence in found], [evidence.interval for _, evidence in found]),
         )  # fmt: skip
-    for null, symbol in {"untrained": "x-thin-open", "pca": "diamond-open", "neurons": "square-open",
-                         "rotation": "circle-open"}.items():  # fmt: skip
+    for null in ("untrained", "pca", "neurons", "rotation"):
         y = [one.scores["r2"].nulls.get(null) for one in subjects]
         figure.add_trace(
-            Scatter(x=names, y=y, name=f"null: {null} (fresh)", mode="markers",
-                    marker={"symbol": symbol, "size": 10, "color": "#6b7280", "line": {"width": 1.5}})
+            Scatter(x=names, y=y, name=f"null: {null_label(null)} (fresh)", mode="markers",
+                    marker=null_look(null).trace(10)["marker"])
         )  # fmt: skip
-    figure.update_layout(
-        barmode="group", yaxis={"title": {"text": "R2"}, "range": [-0.2, 1.05]}, xaxis={"type": "category"}, **LOOK
-    )
-    return figure
+    return laid_out(
+        figure, {"type": "category"}, {"title": {"text": "R²"}, "range": [-0.2, 1.05]}, barmode="group"
+    )  # fmt: skip

@@ -85,6 +85,11 @@ class CrossLayerTrainer:
         return self.layers[0].rows
 
     @property
+    def rows_wanted(self) -> int:
+        """Rows of the whole training."""
+        return self.layers[0].config.rows
+
+    @property
     def done(self) -> bool:
         """Whether the configured rows have been trained on."""
         return self.layers[0].done

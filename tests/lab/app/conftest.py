@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser, why_not
 from monosem.lab.app.cli import main
 from tiny_commands import Ended, Tiny, write_model, write_text
 
@@ -37,3 +38,25 @@ def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     assert main(tiny.train(folder)) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser | None]:
+    """One chromium for all pages; None where there is none."""
+    if why_not() is not None:
+        yield None
+        return
+    opened = Browser()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def look(browser: Browser | None) -> Callable[[Path], None]:
+    """Assert that nothing of a page is cut or outside the window; does nothing where there is no browser."""
+
+    def check(page: Path) -> None:
+        if browser is not None:
+            assert browser.look(page) == {}, page
+
+    return check

@@ -44,7 +44,8 @@ def test_everything_is_written_beside_its_nulls(reported: Path) -> None:
     assert all(one.about["context"] == 24 for one in decisions)
 
 
-def test_the_page_needs_no_network(reported: Path) -> None:
+def test_the_page_needs_no_network(reported: Path, look: Callable[[Path], None]) -> None:
+    look(reported / "sparsity.html")
     page = (reported / "sparsity.html").read_text()
     start = page.index('id="data">') + len('id="data">')
     data = json.loads(page[start : page.index("</script>", start)])

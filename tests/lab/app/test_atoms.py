@@ -44,7 +44,8 @@ def test_the_report_holds_every_figure_beside_its_null(reported: Path) -> None:
     assert told["subjects"][2]["trained_rows"] == 128 and told["subjects"][3]["trained_rows"] == 1280
 
 
-def test_the_page_shows_all_of_it_without_a_network(reported: Path) -> None:
+def test_the_page_shows_all_of_it_without_a_network(reported: Path, look: Callable[[Path], None]) -> None:
+    look(reported / "atoms.html")
     page = (reported / "atoms.html").read_text()
     start = page.index('id="data">') + len('id="data">')
     data = json.loads(page[start : page.index("</script>", start)])

@@ -79,7 +79,7 @@ def demo(tiny: Tiny, out: Path, *options: str) -> list[object]:
     return [*where, *EVALUATION, *sizes, *options]
 
 
-def test_demo_is_the_whole_path(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
+def test_demo_is_the_whole_path(tiny: Tiny, monosem: Command, tmp_path: Path, look: Callable[[Path], None]) -> None:
     ended = monosem(*demo(tiny, tmp_path / "demo"))
     assert ended.status == 0 and len(ended.out.splitlines()) == 1
     summary = ended.result
@@ -87,6 +87,7 @@ def test_demo_is_the_whole_path(tiny: Tiny, monosem: Command, tmp_path: Path) ->
     assert summary["intervals"]["fvu"][0] < summary["fvu"] < summary["intervals"]["fvu"][1]
     assert isinstance(summary["ce_recovered"], float) and summary["nulls"]["ce_recovered_zero"]
     assert 0 <= summary["dead_fraction"] <= 1 and summary["tokens"] > 0 and summary["tokens_per_second"] > 0
+    look(Path(summary["report"]))
     page = Path(summary["report"]).read_text()
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
     assert f"{summary['fvu']:.4g}" in page

@@ -50,7 +50,7 @@ def itda(tiny: Tiny, folder: Path, site: str = "resid_post.1", place: Path | Non
 
 
 def test_models_and_a_copy_are_compared_layer_by_layer(
-    tiny: Tiny, other: Path, monosem: Command, tmp_path: Path
+    tiny: Tiny, other: Path, monosem: Command, tmp_path: Path, look: Callable[[Path], None]
 ) -> None:
     page = tmp_path / "page.html"
     ended = monosem("compare", tiny.model, other, "--against", "rotated", text(tiny), *SMALL, "--out", page, "--json")
@@ -68,6 +68,7 @@ def test_models_and_a_copy_are_compared_layer_by_layer(
     for name in MEASURES:
         assert scores[name]["value"] < same[name]["value"] and {"shuffled"} <= scores[name]["nulls"].keys()
         assert scores[name]["interval"][0] <= scores[name]["value"] <= scores[name]["interval"][1]
+    look(page)
     content = page.read_text()
     start = content.index('id="data">') + len('id="data">')
     data = json.loads(content[start : content.index("</script>", start)])

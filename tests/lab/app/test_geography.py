@@ -58,7 +58,9 @@ def test_rows_are_those_of_one_text_alone(tiny: Tiny, trained: Path) -> None:
         assert (columns_of(found[f"latents of {SITE}"], live).std(0) > 0).all()
 
 
-def test_everything_is_written_and_read_again(tiny: Tiny, trained: Path, monosem: Command, tmp_path: Path) -> None:
+def test_everything_is_written_and_read_again(
+    tiny: Tiny, trained: Path, monosem: Command, tmp_path: Path, look: Callable[[Path], None]
+) -> None:
     out = tmp_path / "geo"
     result = monosem(*command(tiny, out, "--dictionary", trained)).result
     assert result == json.loads((out / "geography.json").read_text())
@@ -74,6 +76,7 @@ def test_everything_is_written_and_read_again(tiny: Tiny, trained: Path, monosem
             assert scores["coordinates_r2_random"]["nulls"].keys() >= {"region_mean", "shuffled_places"}
     latents = result["countries"]["IT"][f"latents of {SITE}"]
     assert "untrained" in latents["scores"]["coordinates_r2_blocks"]["nulls"] and latents["live"]["name"] > 3
+    look(out / "geography.html")
     page = (out / "geography.html").read_text()
     begin = page.index('id="data">') + len('id="data">')
     figures = json.loads(page[begin : page.index("</script>", begin)])["figures"]

@@ -36,7 +36,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_writes_results_probes_and_one_page_and_resumes(
-    monosem: Monosem, tiny: Tiny, texts: Path, tmp_path: Path
+    monosem: Monosem, tiny: Tiny, texts: Path, tmp_path: Path, look: Callable[[Path], None]
 ) -> None:
     command = ("probe", tmp_path / "run", "--data", f"{texts}/rows.jsonl#text,label,noun", f"--model={tiny.model}",
                "--kinds", "ridge", "logistic", "attention", "--pooling=mean", "--fit.attention.epochs=3",
@@ -51,6 +51,7 @@ def test_a_run_writes_results_probes_and_one_page_and_resumes(
     assert result["groups"] == 12
     probe = load(tmp_path / "run" / "probes" / "resid_post.1.ridge")
     assert probe.classes == ("<b>kitchen", "sea") and probe.source.pooling == "mean"
+    look(tmp_path / "run" / "probe.html")
     page = (tmp_path / "run" / "probe.html").read_text().partition("<script")[0]
     assert "&lt;b&gt;kitchen" in page and "<b>" not in page
     for part in ("Against the layer", "Best of each kind", "Read-outs", "Token scores", "Worst errors"):

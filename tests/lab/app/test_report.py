@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from monosem.lab.app.pages.report import embedded_json, write_report
+from monosem.lab.app.pages.page import embedded_json
+from monosem.lab.app.pages.report import write_report
 from monosem.lab.evidence import Evidence
 from monosem.saes.evaluation.results import Evaluation
 from monosem.saes.features.blocks import Windows

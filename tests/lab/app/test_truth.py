@@ -44,7 +44,8 @@ def test_every_site_method_and_criterion_is_measured(run: Path):
     assert json.loads((run / "manifest.json").read_text())["sites"] == 2
 
 
-def test_the_page_needs_no_network_and_shows_tokens(run: Path):
+def test_the_page_needs_no_network_and_shows_tokens(run: Path, look: Callable[[Path], None]):
+    look(run / "truth.html")
     page = (run / "truth.html").read_text()
     assert "default-src 'none'" in page and "Worst errors" in page
     assert page.count('class="tok on"') > 50 and "Five criteria" in page

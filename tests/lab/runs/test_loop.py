@@ -122,6 +122,22 @@ def test_it_ends_when_all_are_done(tmp_path: Path) -> None:
     assert [line["step"] for line in run.metrics("a")] == [8]
 
 
+def test_a_short_run_has_twenty_log_points_and_keeps_its_interval(tmp_path: Path) -> None:
+    def logged(steps: int | None, wanted: int | None = None, folder: str = "run", **options: Any) -> list[int]:
+        consumer = Autoencoder("a", A, until=None if wanted is None else wanted // 32)
+        if wanted is not None:
+            consumer.rows_wanted = wanted  # ty: ignore
+        run = Run.create(tmp_path / folder, resume=True)
+        train(tiny_stream(), consumer, run, steps=steps, progress=False, **options)
+        return [line["step"] for line in run.metrics("a")]
+
+    assert logged(40) == [*range(2, 41, 2)]
+    assert logged(60) == [*range(2, 61, 2)]  # a run of that length alone has every third step
+    assert logged(None, 62 * 32, "rows") == [*range(3, 61, 3), 62]
+    assert logged(None, folder="unknown") == [50, 72]
+    assert logged(40, folder="asked", log_every=15) == [15, 30, 40]
+
+
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_nan_activations_refuse_the_step_and_leave_the_run_valid(whole: Path, tmp_path: Path, prefetch: int) -> None:
     run = Run.create(tmp_path / "run")
