@@ -29,6 +29,7 @@ from ..models.pairs import ModelPair
 from ..models.sites import Site
 from ..storage import State
 from ..text.corpus import Corpus
+from ..text.held import HeldText
 from ..text.packing import TokenBatch
 from .activation_stream import ActivationStream, Batch, ForwardPass
 from .harvest import NO_LIMIT, refuse_non_finite, require_tokenwise
@@ -92,7 +93,7 @@ class TokenStream:
     def reading(
         cls,
         model: HookedModel | ModelPair,
-        corpus: Corpus,
+        corpus: Corpus | HeldText,
         sites: Sequence[Site | str] | Site | str = (),
         *,
         norm_limit: Mapping[Site | str, float | None] | None = None,
@@ -121,7 +122,7 @@ class TokenStream:
     def _set_up(
         self,
         model: HookedModel | ModelPair,
-        corpus: Corpus,
+        corpus: Corpus | HeldText,
         sites: tuple[Site, ...],
         limits: Mapping[Site, float | None],
         config: TokenStreamConfig,
@@ -209,7 +210,7 @@ class TokenStream:
         rows = usable = batch.usable.to(self.model.device)
         for site, x in seen.items():
             norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-            if not bool(norms[usable].isfinite().all()):
+            if not bool(norms[usable.to(norms.device)].isfinite().all()):
                 keep = batch.usable.flatten().nonzero().squeeze(1)
                 refuse_non_finite(self.model, site, x.flatten(0, 1)[keep.to(x.device)], batch, keep)
             if site in self.norm_limit:

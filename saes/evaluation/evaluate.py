@@ -1,26 +1,40 @@
 """`evaluate`: the core scores of dictionaries and their nulls on held-out text.
 
-Two passes over the same documents. The first runs the model up to the site and feeds the rows to every dictionary and
-null at once; the second runs the whole model, clean and spliced, on fewer tokens. Nulls are fitted on the first rows of
-the corpus, and the documents they came from take no part in any score. Dictionaries of the same sites share all that
-does not depend on them: the forward passes, the clean and ablated losses, and every null that would be fitted twice.
+Two passes over the same documents. The first runs the model up to the last site and feeds the rows to every dictionary
+and null at once, whatever their sites; the second runs the whole model, clean and spliced, on fewer tokens. Nulls are
+fitted on the first rows of the corpus, and the documents they came from take no part in any score. Dictionaries of the
+same sites share all that does not depend on them: the clean and ablated losses, and every null that would be fitted
+twice.
+
+Given a folder, both passes keep their state there: stopped by Ctrl-C, the same call continues, and `partial.json` holds
+the scores so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from ...lab.errors import InputError, unknown
+from ...lab.models.fingerprint import parameter_hash
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.pairs import ModelPair
+from ...lab.runs.read import read
+from ...lab.runs.run import Run
+from ...lab.storage import write_json
+from ...lab.streams.token_stream import TokenStream
 from ...lab.text.corpus import Corpus
 from ..dictionary import Dictionary
 from ..place import Place
-from .reading import Reading
 from .results import Evaluation
 from .shared import DICTIONARY, EvaluationConfig, SharedEvaluation
+from .splicing import Splices
+
+ROWS = "reconstruct"
+"""Name of the pass that measures reconstruction, in an evaluation's folder."""
 
 
 def evaluate(
@@ -31,6 +45,7 @@ def evaluate(
     *,
     nulls: Mapping[str, Dictionary] | None = None,
     held_out: str | None = None,
+    folder: Path | str | None = None,
     progress: bool = True,
     **fields: Any,
 ) -> Evaluation:
@@ -45,6 +60,7 @@ def evaluate(
         config: how much to measure; its defaults if None.
         nulls: by name; None fits those of `fit_nulls` on the first rows of the corpus.
         held_out: what the documents are, for the report; None says what the corpus's split says.
+        folder: keep what is measured here while it goes on, and continue from it; empty again at the end.
         progress: show bars on stderr.
         **fields: fields of `EvaluationConfig` to set, over `config`.
 
@@ -54,8 +70,10 @@ def evaluate(
             corpus has no usable token left to measure.
     """
     given = {DICTIONARY: dictionary}
-    found = evaluate_many(model, corpus, given, config, nulls=nulls, held_out=held_out, progress=progress, **fields)
-    return found[DICTIONARY]
+    evaluations = evaluate_many(
+        model, corpus, given, config, nulls=nulls, held_out=held_out, folder=folder, progress=progress, **fields
+    )
+    return evaluations[DICTIONARY]
 
 
 def evaluate_many(
@@ -66,10 +84,11 @@ def evaluate_many(
     *,
     nulls: Mapping[str, Dictionary] | None = None,
     held_out: str | None = None,
+    folder: Path | str | None = None,
     progress: bool = True,
     **fields: Any,
 ) -> dict[str, Evaluation]:
-    """Score dictionaries and their nulls on a corpus they were not trained on: one read of it for each set of sites.
+    """Score dictionaries and their nulls on a corpus they were not trained on, all from one read of it.
 
     Args:
         corpus: held-out text; read from its beginning, not past its end.
@@ -77,6 +96,7 @@ def evaluate_many(
         config: how much to measure; its defaults if None.
         nulls: by name, the same for all; None fits those of `fit_nulls` for each dictionary.
         held_out: what the documents are, for the report; None says what the corpus's split says.
+        folder: keep what is measured here while it goes on, and continue from it; empty again at the end.
         progress: show bars on stderr.
         **fields: fields of `EvaluationConfig` to set, over `config`.
 
@@ -85,6 +105,7 @@ def evaluate_many(
 
     Raises:
         InputError: no dictionaries, or as `evaluate`.
+        KeyboardInterrupt: on Ctrl-C, after the current batch; with a folder, once the scores so far are written.
     """
     for name in fields:
         if name not in EvaluationConfig.__dataclass_fields__:
@@ -102,12 +123,84 @@ def evaluate_many(
         if len(place.sources) == 1 and not isinstance(model, HookedModel):
             raise InputError(f"{dictionary!r} reads one of two models: evaluate it on that model alone")
         groups.setdefault(place.scaled([None] * len(place.ports)), {})[name] = dictionary
-    told = _held_out(corpus) if held_out is None else held_out
-    found: dict[str, Evaluation] = {}
-    for place, group in groups.items():
-        shared = SharedEvaluation(Reading(model, corpus, place.norm_limits), place, config, told)
-        found |= shared.evaluations(group, nulls, progress)
-    return {name: found[name] for name in dictionaries}
+    said = _held_out(corpus) if held_out is None else held_out
+    shares = [
+        SharedEvaluation(
+            model, corpus, place, config, said, group, nulls,
+            name=f"rows-{number}", keep=folder is not None,
+        )
+        for number, (place, group) in enumerate(groups.items())
+    ]  # fmt: skip
+    partial = None if folder is None else _Partial(Path(folder), config, dictionaries)
+    evaluations = _measured(model, corpus, shares, partial, progress)
+    return {name: evaluations[name] for name in dictionaries}
+
+
+class _Partial:
+    """The folder where an evaluation keeps its state while it goes on."""
+
+    def __init__(self, folder: Path, config: EvaluationConfig, dictionaries: Mapping[str, Dictionary]) -> None:
+        self.folder = folder
+        hashes = {name: parameter_hash(dictionary) for name, dictionary in dictionaries.items()}
+        self._config = {"evaluation": asdict(config), "dictionaries": hashes}
+
+    def run(self, name: str) -> Run:
+        """The run of one pass."""
+        return Run.create(self.folder / name, self._config, resume=True)
+
+    def write(self, evaluations: Mapping[str, Evaluation]) -> None:
+        """Write the scores so far."""
+        scores = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
+        write_json(self.folder / "partial.json", {"complete": False, "evaluations": scores})
+
+    def clear(self, names: Sequence[str]) -> None:
+        """Remove the state of every pass, and the scores of an earlier stop."""
+        for name in names:
+            shutil.rmtree(self.folder / name)
+        (self.folder / "partial.json").unlink(missing_ok=True)
+
+
+def _measured(
+    model: HookedModel | ModelPair,
+    corpus: Corpus,
+    shares: Sequence[SharedEvaluation],
+    partial: _Partial | None,
+    progress: bool,
+) -> dict[str, Evaluation]:
+    """Read the rows of all in one pass, then splice each."""
+    spliced: dict[str, Splices] = {}
+    passes = [ROWS]
+
+    def evaluations() -> dict[str, Evaluation]:
+        scores: dict[str, Evaluation] = {}
+        for share in shares:
+            if share.rows.progress[0]:
+                splices = spliced.get(share.name)
+                scores |= share.evaluations(splices.losses if splices and splices.progress[0] else None)
+        return scores
+
+    try:
+        sites = list(dict.fromkeys(site for share in shares for site in share.place.norm_limits))
+        stream = TokenStream.reading(model, corpus, sites)
+        run = None if partial is None else partial.run(ROWS)
+        read(stream, [share.rows for share in shares], run, description="reconstruct", progress=progress)
+        for share in shares:
+            share.rows.require_rows(corpus)
+            if (splices := share.splices()) is None:
+                continue
+            passes.append(splices.name)
+            spliced[share.name] = splices
+            run = None if partial is None else partial.run(splices.name)
+            read(share.batches(), splices, run, description="splice", progress=progress)
+            _ = splices.losses  # refused without a prediction
+    except KeyboardInterrupt:
+        if partial is not None:
+            partial.write(evaluations())
+        raise
+    measured = evaluations()
+    if partial is not None:
+        partial.clear(passes)
+    return measured
 
 
 def _held_out(corpus: Corpus) -> str:

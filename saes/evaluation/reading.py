@@ -1,121 +1,168 @@
-"""One read of held-out text for an evaluation: rows that nulls are fitted on, then what is measured."""
+"""`EvaluationRows`: the rows of one evaluation, as a consumer: some to fit nulls on, then those that are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from ...lab.errors import InputError
-from ...lab.models.hooked_model import HookedModel
-from ...lab.models.pairs import ModelPair
 from ...lab.models.sites import Site
+from ...lab.storage import State
 from ...lab.streams.activation_stream import Batch
-from ...lab.streams.harvest import NO_LIMIT, Chunk, Harvest
-from ...lab.text.corpus import Corpus
-from ...lab.text.packing import TokenBatch
-from ..dictionary import Dictionary
-from .clt.replacement import replace_outputs
 from .reconstruction import Reconstruction
-from .splicing import SpliceLosses, splice
 
-if TYPE_CHECKING:
-    from ..architectures.clt.cross_layer import CrossLayer
+Begin = Callable[[Float[Tensor, "rows d_in"] | None, Float[Tensor, "rows d_out"] | None], Mapping[str, Reconstruction]]
+"""From the rows to fit nulls on (None where none are fitted) and their targets to everything that is measured."""
 
 
-@dataclass
-class Reading:
-    """One read of the corpus: first the rows that nulls are fitted on, then the rows that are measured."""
+class EvaluationRows:
+    """Fits nulls on the first rows of a corpus, then steps measures on rows of the documents that follow.
 
-    model: HookedModel | ModelPair
-    corpus: Corpus
-    limits: dict[Site, float | None]
-    """The sites that are read, those a transcoder predicts last, and the largest norm of a row at each."""
-    start: dict[str, Any] | None = None
-    """The corpus's state where the measured documents begin."""
-    fitted: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    """Documents that nulls were fitted on; one of them may go on after `start`."""
-    counts: dict[str, int] = field(default_factory=lambda: {"dropped_special": 0, "dropped_norm": 0})
-    """Positions read by `feed` that gave no row, and why."""
+    It chooses rows by norm limits of its own, so that evaluations with different limits share one stream that serves
+    every row.
 
-    def _chunks(self) -> Iterator[Chunk]:
-        model = self.model
-        harvest = Harvest(model, self.corpus, tuple(self.limits), model.dtype, torch.device(model.device), epochs=1)
-        limits = {site: NO_LIMIT if limit is None else limit for site, limit in self.limits.items()}
-        return harvest.chunks(self.start, limits)
+    Args:
+        sources: the sites that are read, and `targets` those that are predicted.
+        limits: the largest norm of a row at each of these; None keeps all.
+        fit_rows: rows to fit nulls on; 0 fits none, and measures begin with the first document.
+        begin: makes the measures; called once, when the rows are there.
+        dtype: of the activations, and `device` where measures take them.
+        keep: keep the fitted rows in `state_dict`, which a continued read needs.
+        name: of the consumer.
+    """
 
-    def first_rows(
-        self, n: int, sources: Sequence[Site], targets: Sequence[Site]
-    ) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"] | None]:
-        """At least n rows, unless the corpus ends, and their targets; their documents are left out of what follows."""
-        acts, documents, rows = [], [], 0
-        for chunk in self._chunks():
-            acts.append(chunk.acts)
-            documents.append(chunk.origin[:, 0])
-            self.start = chunk.state
-            rows += len(chunk.origin)
-            if rows >= n:
-                self.fitted = torch.cat(documents).unique()
-                return _columns(acts, sources), _columns(acts, targets) if targets else None
-        raise InputError(
-            f"{self.corpus!r} ends after {rows} usable rows, and fitting the nulls takes {n} of its own: "
-            "give more text, a smaller fit_tokens, or nulls fitted elsewhere"
-        )
+    kind = "measures"
+    needs_text = True
 
-    def feed(self, consumers: Sequence[Reconstruction], progress: bool) -> None:
-        """Step every consumer on every chunk until all are done or the corpus ends."""
-        first = consumers[0]
-        with tqdm(total=first.limit, unit="tok", desc="reconstruct", disable=not progress) as bar:
-            for chunk in self._chunks():
-                fresh = ~torch.isin(chunk.origin[:, 0], self.fitted)
-                acts = {site: rows[fresh.to(rows.device)] for site, rows in chunk.acts.items()}
-                batch = Batch(acts, chunk.origin[fresh])
-                for consumer in consumers:
-                    consumer.step(batch)
-                self.counts["dropped_special"] += chunk.special
-                self.counts["dropped_norm"] += chunk.tokens - chunk.special - len(chunk.origin)
-                bar.update(first.rows - bar.n)
-                if first.done:
-                    return
-        if not first.rows:
-            raise InputError(f"{self.corpus!r} has no usable row left to measure: give more text, or fewer fit_tokens")
-
-    def splice(
+    def __init__(
         self,
-        model: HookedModel,
-        dictionaries: Mapping[str, Dictionary],
-        mean: Float[Tensor, " d"],
-        tokens: int,
-        progress: bool,
-    ) -> SpliceLosses:
-        """Losses with each dictionary spliced in at the last site, from what it reads at the first."""
-        *read, site = self.limits
-        return splice(
-            model, self.batches(), site, dictionaries, mean, tokens=tokens, norm_limit=self.limits[site],
-            reads={source: self.limits[source] for source in read}, progress=progress,
-        )  # fmt: skip
+        sources: Sequence[Site],
+        targets: Sequence[Site],
+        limits: Mapping[Site, float | None],
+        fit_rows: int,
+        begin: Begin,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        keep: bool = False,
+        name: str = "rows",
+    ) -> None:
+        self.sources, self.targets, self.limits = tuple(sources), tuple(targets), dict(limits)
+        self.sites, self.name = tuple(self.limits), name
+        self.start: State | None = None
+        """The corpus's state where the measured documents begin."""
+        self.fitted = torch.empty(0, dtype=torch.int64)
+        """Documents that nulls were fitted on; one of them may go on after `start`."""
+        self.counts = {"dropped_special": 0, "dropped_norm": 0}
+        """Positions of the measured part that gave no row, and why."""
+        self.measures: dict[str, Reconstruction] = {}
+        self._fit_rows, self._begin, self._keep = fit_rows, begin, keep
+        self._dtype, self._device = dtype, torch.device(device)
+        self._fit: list[Batch] = []
+        if not fit_rows:
+            self.measures = dict(begin(None, None))
 
-    def replace(
-        self, model: HookedModel, dictionaries: Mapping[str, CrossLayer], mean: Float[Tensor, " d_out"], tokens: int,
-        progress: bool,
-    ) -> SpliceLosses:  # fmt: skip
-        """Losses with every output that a cross-layer transcoder predicts replaced at once."""
-        return replace_outputs(model, self.batches(), dictionaries, mean, tokens=tokens, progress=progress)
+    @property
+    def fit_rows(self) -> int:
+        """Rows read so far to fit nulls on."""
+        return sum(len(batch.origin) for batch in self._fit)
 
-    def batches(self) -> Iterator[TokenBatch]:
-        """The measured part again, as tokens; what nulls were fitted on is unusable, or left out by the row."""
-        for batch, _ in self.corpus.iterate(self.start, epochs=1):
-            usable = batch.usable & ~torch.isin(batch.doc, self.fitted)
-            rows = usable.any(1)
-            if rows.any():
-                yield TokenBatch(*(field[rows] for field in batch._replace(usable=usable)))
+    @property
+    def done(self) -> bool:
+        """True once the first measure has its rows."""
+        return bool(self.measures) and self._first.done
 
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Rows measured, and rows asked for."""
+        return self._first.progress if self.measures else (0, None)
 
-def _columns(chunks: Sequence[Mapping[Site, Tensor]], sites: Sequence[Site]) -> Float[Tensor, "rows d"]:
-    """The activations of several sites side by side, fp32."""
-    return torch.cat([torch.cat([acts[site] for acts in chunks]) for site in sites], 1).float()
+    @property
+    def _first(self) -> Reconstruction:
+        return next(iter(self.measures.values()))
+
+    def step(self, batch: Batch) -> None:
+        """Take the rows of one token batch, to fit on or to measure."""
+        assert batch.source is not None, "served by a TokenStream"
+        rows = self._within_limits(batch)
+        if not self.measures:
+            self._fit.append(rows)
+            if self.fit_rows >= self._fit_rows:
+                self.start = batch.source.position
+                self._fit_nulls()
+            return
+        fresh = ~torch.isin(rows.origin[:, 0], self.fitted)
+        acts = {site: x[fresh.to(x.device)] for site, x in rows.acts.items()}
+        for measure in self.measures.values():
+            measure.step(Batch(acts, rows.origin[fresh]))
+        self.counts["dropped_special"] += batch.source.batch.tokens.numel() - len(batch.origin)
+        self.counts["dropped_norm"] += len(batch.origin) - len(rows.origin)
+
+    def _within_limits(self, batch: Batch) -> Batch:
+        acts = {site: batch.acts[site].to(self._dtype) for site in self.sites}
+        too_long = torch.zeros(len(batch.origin), dtype=torch.bool)
+        for site, limit in self.limits.items():
+            if limit is not None:
+                too_long |= (torch.linalg.vector_norm(acts[site], dim=-1, dtype=torch.float32) > limit).cpu()
+        keep = (~too_long).nonzero().squeeze(1)
+        chosen = {site: x.index_select(0, keep.to(x.device)).to(self._device) for site, x in acts.items()}
+        return Batch(chosen, batch.origin[keep])
+
+    def _fit_nulls(self) -> None:
+        """Make the measures from the rows that are there; their documents are left out of what follows."""
+        self.fitted = torch.cat([batch.origin[:, 0] for batch in self._fit]).unique()
+        x, y = (self._columns(sites) if sites else None for sites in (self.sources, self.targets))
+        self.measures = dict(self._begin(x, y))
+        if not self._keep:
+            self._fit = []
+
+    def _columns(self, sites: Sequence[Site]) -> Float[Tensor, "rows d"]:
+        """The activations of several sites side by side, fp32."""
+        return torch.cat([torch.cat([batch.acts[site] for batch in self._fit]) for site in sites], 1).float()
+
+    def require_rows(self, corpus: Any) -> None:
+        """Refuse to go on without rows.
+
+        Raises:
+            InputError: the corpus ended before the nulls were fitted, or before a row was measured.
+        """
+        if not self.measures:
+            raise InputError(
+                f"{corpus!r} ends after {self.fit_rows} usable rows, and fitting the nulls takes {self._fit_rows} of "
+                "its own: give more text, a smaller fit_tokens, or nulls fitted elsewhere"
+            )
+        if not self._first.rows:
+            raise InputError(f"{corpus!r} has no usable row left to measure: give more text, or fewer fit_tokens")
+
+    def metrics(self) -> dict[str, int | float]:
+        """Rows measured so far."""
+        return {"rows": self._first.rows if self.measures else 0}
+
+    def state_dict(self) -> State:
+        """The rows that nulls are fitted on, and the sums of every measure."""
+        fit = {}
+        if self._fit:
+            fit = {"origin": torch.cat([batch.origin for batch in self._fit])}
+            fit |= {str(site): torch.cat([batch.acts[site] for batch in self._fit]) for site in self.sites}
+        measures = {key: measure.state_dict() for key, measure in self.measures.items()}
+        return {"fit": fit, "start": self.start, "counts": dict(self.counts), "measures": measures}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where `state_dict` was taken: nulls are fitted again, on the same rows."""
+        if fit := state.get("fit", {}):
+            acts = {site: fit[str(site)].to(self._device) for site in self.sites}
+            self._fit = [Batch(acts, fit["origin"])]
+        self.start, self.counts = state["start"], dict(state["counts"])
+        if states := state.get("measures", {}):
+            if self._fit:
+                self._fit_nulls()
+            for key, measure in self.measures.items():
+                measure.load_state_dict(states[key])
+
+    def save(self, folder: Path) -> None:
+        """Write nothing: the evaluation is made of the measures."""

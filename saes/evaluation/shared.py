@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -13,17 +14,20 @@ from torch import Tensor
 from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence
 from ...lab.models.hooked_model import HookedModel
+from ...lab.models.pairs import ModelPair
+from ...lab.streams.token_stream import TokenStream
 from ...lab.text.corpus import Corpus
 from ..dictionary import Dictionary
 from ..place import CROSS_LAYER, CROSSCODER, Place
 from .clt.nulls import fit_cross_layer_nulls
+from .clt.replacement import replacements
 from .clt.scores import CrossLayerReconstruction
 from .nulls import fit_nulls
-from .reading import Reading
+from .reading import EvaluationRows
 from .reconstruction import Reconstruction, total_variance
 from .results import Evaluation
 from .saebench import saebench_scores, whole_rows
-from .splicing import ABLATIONS, CLEAN, SpliceLosses
+from .splicing import ABLATIONS, CLEAN, SpliceLosses, Splices, splices
 from .weights import weight_evidence
 
 DICTIONARY = "dictionary"
@@ -61,38 +65,56 @@ class EvaluationConfig:
 
 @dataclass
 class SharedEvaluation:
-    """What dictionaries of the same sites are measured with, together."""
+    """Dictionaries of the same sites, the nulls of each, and what is measured of them together."""
 
-    reading: Reading
+    model: HookedModel | ModelPair
+    corpus: Corpus
     place: Place
     config: EvaluationConfig
     held_out: str
+    group: Mapping[str, Dictionary]
+    """The dictionaries by name."""
+    given: Mapping[str, Dictionary] | None = None
+    """Nulls by name, the same for all; None fits those of every dictionary."""
+    name: str = "rows"
+    keep: bool = False
+    """Keep in checkpoints what a continued read needs."""
     distinct: dict[str, Dictionary] = field(default_factory=dict)
     """Every dictionary and null that is measured, once, by a key of its own."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """The key of every dictionary."""
+    nulls: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Keys of the nulls of every dictionary, by the null's name."""
 
-    def evaluations(
-        self, group: Mapping[str, Dictionary], given: Mapping[str, Dictionary] | None, progress: bool
-    ) -> dict[str, Evaluation]:
-        """Measure all of a group, then tell of each."""
-        beside = self._nulls(group, given)
-        mine = {name: self._key(dictionary) for name, dictionary in group.items()}
-        measured = {key: _reconstruction(one, self.place, self.config.tokens) for key, one in self.distinct.items()}
-        self.reading.feed(list(measured.values()), progress)
-        losses = self._spliced(mine, beside, measured[next(iter(mine.values()))], progress)
-        return {name: self._evaluation(mine[name], beside[name], measured, losses) for name in group}
+    @cached_property
+    def rows(self) -> EvaluationRows:
+        """The consumer that measures reconstruction."""
+        fit_rows = self.config.fit_tokens if self.given is None else 0
+        return EvaluationRows(
+            self.place.reads, self.place.predicts, self.place.norm_limits, fit_rows, self._begin,
+            dtype=self.model.dtype, device=self.model.device, keep=self.keep, name=self.name,
+        )  # fmt: skip
 
-    def _nulls(
-        self, group: Mapping[str, Dictionary], given: Mapping[str, Dictionary] | None
-    ) -> dict[str, dict[str, str]]:
-        """Keys of the nulls of each dictionary, by the null's name."""
-        if given is not None:
-            keys = {null: self._key(one) for null, one in given.items()}
-            return {name: keys for name in group}
-        x, y = self.reading.first_rows(self.config.fit_tokens, self.place.reads, self.place.predicts)
+    def _begin(
+        self, x: Float[Tensor, "rows d_in"] | None, y: Float[Tensor, "rows d_out"] | None
+    ) -> dict[str, Reconstruction]:
+        """Fit the nulls, and measure everything once."""
+        for name, dictionary in self.group.items():
+            nulls = self.given if x is None else _fitted(x, dictionary, self.config.seed, y)
+            self.nulls[name] = {null: self._key(fitted) for null, fitted in (nulls or {}).items()}
+        self.keys = {name: self._key(dictionary) for name, dictionary in self.group.items()}
         return {
-            name: {null: self._key(one) for null, one in _fitted(x, dictionary, self.config.seed, y).items()}
-            for name, dictionary in group.items()
+            key: _reconstruction(dictionary, self.place, self.config.tokens)
+            for key, dictionary in self.distinct.items()
         }
+
+    def batches(self) -> TokenStream:
+        """The measured part of the text as tokens; what nulls were fitted on is left out."""
+        return TokenStream.reading(self.model, self.corpus, start=self.rows.start, without=self.rows.fitted)
+
+    def evaluations(self, losses: SpliceLosses | None) -> dict[str, Evaluation]:
+        """What was measured of every dictionary."""
+        return {name: self._evaluation(key, self.nulls[name], losses) for name, key in self.keys.items()}
 
     def _key(self, dictionary: Dictionary) -> str:
         """The key of a dictionary, or that of an equal one."""
@@ -102,39 +124,35 @@ class SharedEvaluation:
         self.distinct[key := f"number {len(self.distinct)}"] = dictionary
         return key
 
-    def _spliced(
-        self,
-        mine: Mapping[str, str],
-        beside: Mapping[str, Mapping[str, str]],
-        first: Reconstruction,
-        progress: bool,
-    ) -> SpliceLosses | None:
-        """Losses of all at once; None for crosscoders, which are not spliced."""
-        model = self.reading.model
+    def splices(self) -> Splices | None:
+        """The consumer of `batches` that splices all of them in; None for crosscoders, which are not spliced."""
+        model = self.model
         if not isinstance(model, HookedModel) or (self.place.kind == CROSSCODER and len(self.place.sources) > 1):
             return None
-        keys = [key for name in mine for key in (mine[name], *self._spliced_nulls(beside[name]).values())]
+        keys = [key for name in self.keys for key in (self.keys[name], *self._spliced_nulls(self.nulls[name]).values())]
+        mean = self.rows.measures[next(iter(self.keys.values()))].mean
+        tokens, name = self.config.ce_tokens, self.name.replace("rows", "splice")
         replacing: dict[str, Any] = {key: self.distinct[key] for key in dict.fromkeys(keys)}
         if self.place.kind == CROSS_LAYER:
-            return self.reading.replace(model, replacing, first.mean, self.config.ce_tokens, progress)
-        return self.reading.splice(model, replacing, first.mean, self.config.ce_tokens, progress)
+            return replacements(model, replacing, mean, tokens=tokens, name=name)
+        limits = self.place.norm_limits
+        *reads, site = limits
+        return splices(
+            model, site, replacing, mean, tokens=tokens, name=name, norm_limit=limits[site],
+            reads={source: limits[source] for source in reads},
+        )  # fmt: skip
 
     def _spliced_nulls(self, nulls: Mapping[str, str]) -> dict[str, str]:
         chosen = _to_splice({name: self.distinct[key] for name, key in nulls.items()}, self.config)
         return {name: nulls[name] for name in chosen}
 
-    def _evaluation(
-        self,
-        key: str,
-        nulls: Mapping[str, str],
-        measured: Mapping[str, Reconstruction],
-        losses: SpliceLosses | None,
-    ) -> Evaluation:
-        dictionary, mine = self.distinct[key], measured[key]
-        model, corpus = self.reading.model, self.reading.corpus
+    def _evaluation(self, key: str, nulls: Mapping[str, str], losses: SpliceLosses | None) -> Evaluation:
+        dictionary, measured = self.distinct[key], self.rows.measures
+        mine = measured[key]
+        model, corpus = self.model, self.corpus
         told = {"held_out": self.held_out, "seed": self.config.seed}
         scores = mine.evidence({name: measured[null] for name, null in nulls.items()}, **told)
-        references, counts = {"variance": total_variance(mine.sums.total)}, dict(self.reading.counts)
+        references, counts = {"variance": total_variance(mine.sums.total)}, dict(self.rows.counts)
         if losses is not None:
             spliced = self._spliced_nulls(nulls)
             named = {key: DICTIONARY, **{null: name for name, null in spliced.items()}}
@@ -145,7 +163,7 @@ class SharedEvaluation:
         scores |= weight_evidence(dictionary, {name: self.distinct[null] for name, null in nulls.items()})
         published = {}
         if self.config.compat == "saebench" and isinstance(model, HookedModel):
-            rows = whole_rows(self.reading.batches())
+            rows = whole_rows(batch.source.batch for batch in self.batches() if batch.source)
             published = saebench_scores(model, rows, self.place.site, dictionary, _ends(corpus))
         return Evaluation(
             dictionary=repr(dictionary),

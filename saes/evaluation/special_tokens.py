@@ -14,19 +14,22 @@ by its id, whatever its text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
+from ...lab.storage import State, write_json, write_tensors
+from ...lab.streams.activation_stream import Batch
+from ...lab.streams.token_stream import TokenStream
 from ...lab.text.corpus import Corpus
 from ..dictionary import Dictionary
 from .document_sums import DocumentSums, Formula, ratio
@@ -36,7 +39,7 @@ SETS = (*KINDS, *(f"{kind}_no_first" for kind in KINDS))
 SCORES = ("mse", "log2_mse", "fvu", "l0")
 
 
-class Rows(NamedTuple):
+class ConversationRows(NamedTuple):
     """Activations of n tokens, every one with its place."""
 
     acts: dict[Site, Float[Tensor, "n d"]]
@@ -46,11 +49,18 @@ class Rows(NamedTuple):
     first: Bool[Tensor, " n"]
     """True at absolute position 0."""
 
+    @classmethod
+    def of(cls, batch: Batch, sites: Sequence[Site]) -> ConversationRows:
+        """The rows of a batch that a `conversations` stream served."""
+        assert batch.source is not None, "served by a TokenStream"
+        text = batch.source.batch
+        column = torch.arange(text.usable.shape[1]).expand(text.usable.shape)
+        acts = {site: batch.acts[site].float() for site in sites}
+        return cls(acts, text.tokens[text.usable], text.doc[text.usable], column[text.usable] == 0)
 
-def conversation_rows(
-    model: HookedModel, corpus: Corpus, sites: Sequence[Site], progress: bool = False
-) -> Iterator[Rows]:
-    """The activations of every token of every conversation, position 0 and template tokens included, once.
+
+def conversations(model: HookedModel, corpus: Corpus, sites: Sequence[Site]) -> TokenStream:
+    """A stream of whole conversations for `read`: every token once, position 0 and template tokens included.
 
     Args:
         corpus: one conversation a row, as `TextConfig(keep_first=True).sequential()` reads them.
@@ -63,49 +73,167 @@ def conversation_rows(
         raise InputError(
             f"{corpus!r} does not give whole conversations: read them with TextConfig(keep_first=True).sequential()"
         )
-    for batch in tqdm(corpus, unit="batch", desc="conversations", disable=not progress):
-        with torch.no_grad():
-            found = model.capture(batch.tokens, sites, attention_mask=batch.attention)
-        keep = batch.usable
-        column = torch.arange(keep.shape[1]).expand(keep.shape)
-        acts = {site: found[site][keep.to(found[site].device)].float() for site in sites}
-        yield Rows(acts, batch.tokens[keep], batch.doc[keep], column[keep] == 0)
+    return TokenStream.reading(model, corpus, sites)
+
+
+class FirstConversations:
+    """A consumer that keeps the rows of whole batches of conversations until there are enough, to fit nulls on.
+
+    Args:
+        rows: how many are enough.
+    """
+
+    kind = "measures"
+    needs_text = True
+
+    def __init__(self, sites: Sequence[Site], rows: int, *, name: str = "conversations") -> None:
+        self.sites, self.limit, self.name = tuple(sites), rows, name
+        self.parts: list[ConversationRows] = []
+
+    @property
+    def done(self) -> bool:
+        """True once there are enough rows."""
+        return self.progress[0] >= self.limit
+
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Rows kept, and rows asked for."""
+        return sum(len(part.tokens) for part in self.parts), self.limit
+
+    def step(self, batch: Batch) -> None:
+        """Keep a batch."""
+        self.parts.append(ConversationRows.of(batch, self.sites))
+
+    def merge(self, other: FirstConversations) -> None:
+        """Append later batches until there are enough rows; exact."""
+        for part in other.parts:
+            if not self.done:
+                self.parts.append(part)
+
+    def metrics(self) -> dict[str, int | float]:
+        """Rows kept so far."""
+        return {"rows": self.progress[0]}
+
+    def state_dict(self) -> State:
+        """Every batch kept."""
+        return {
+            "parts": {
+                str(number): {**part._asdict(), "acts": {str(site): x for site, x in part.acts.items()}}
+                for number, part in enumerate(self.parts)
+            }
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where `state_dict` was taken."""
+        by_name = {str(site): site for site in self.sites}
+        self.parts = [
+            ConversationRows(**{**part, "acts": {by_name[name]: x for name, x in part["acts"].items()}})
+            for _, part in sorted(state.get("parts", {}).items(), key=lambda item: int(item[0]))
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write nothing: rows are for whoever asked for them."""
 
 
 class TokenMeans:
     """A null: every special token is reconstructed by the mean of its id, position 0 apart, the rest by their mean.
 
-    A dictionary that does no better than this on special tokens has learned which token it is and no more.
+    A dictionary that does no better than this on special tokens has learned which token it is and no more. The means
+    are those of the conversations that it reads, as a consumer of `conversations`.
+
+    Args:
+        special: ids of the special tokens.
+        rows: read whole batches until this many rows; None reads to the end of the stream.
     """
 
-    def __init__(self, rows: Sequence[Rows], site: Site, special: Sequence[int]) -> None:
-        self.site = site
+    kind = "measures"
+    needs_text = True
+
+    def __init__(self, site: Site, special: Sequence[int], *, rows: int | None = None, name: str | None = None) -> None:
+        self.site, self.sites, self.limit = site, (site,), rows
+        self.name = name or f"token-means-{site}"
+        self.rows = 0
         self._special = torch.tensor(sorted(special), dtype=torch.int64)
-        width = rows[0].acts[site].shape[1]
-        sums = torch.zeros(2 * len(special) + 1, width, dtype=torch.float64)
-        counts = torch.zeros(len(sums), dtype=torch.float64)
-        for part in rows:
-            key = self._key(part)
-            sums.index_add_(0, key, part.acts[site].cpu().double())
-            counts += key.bincount(minlength=len(counts))
-        seen = counts > 0
-        self._means = torch.where(
-            seen[:, None], sums / counts.clamp(min=1)[:, None], sums[-1] / counts[-1].clamp(min=1)
+        self._sums = torch.zeros(2 * len(special) + 1, 0, dtype=torch.float64)
+        self._counts = torch.zeros(len(self._sums), dtype=torch.float64)
+
+    @property
+    def done(self) -> bool:
+        """True once the rows asked for have been read."""
+        return self.limit is not None and self.rows >= self.limit
+
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Rows read, and rows asked for."""
+        return self.rows, self.limit
+
+    def step(self, batch: Batch) -> None:
+        """Add whole conversations to the means."""
+        self.add(ConversationRows.of(batch, self.sites))
+
+    def add(self, rows: ConversationRows) -> None:
+        """Add rows to the means."""
+        x = rows.acts[self.site].cpu().double()
+        if not self._sums.shape[1]:
+            self._sums = torch.zeros(len(self._sums), x.shape[1], dtype=torch.float64)
+        key = self._key(rows)
+        self._sums.index_add_(0, key, x)
+        self._counts += key.bincount(minlength=len(self._counts))
+        self.rows += len(x)
+
+    @property
+    def means(self) -> Float64[Tensor, "keys d"]:
+        """The mean of every key; the mean of all ordinary tokens where a key was not seen."""
+        sums, counts = self._sums, self._counts
+        return torch.where(
+            (counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], sums[-1] / counts[-1].clamp(min=1)
         )
 
-    def _key(self, rows: Rows) -> Int64[Tensor, " n"]:
+    def merge(self, other: TokenMeans) -> None:
+        """Add the sums of other conversations.
+
+        Raises:
+            InputError: the other is of another site or other special tokens.
+        """
+        if self.sites != other.sites or not torch.equal(self._special, other._special):
+            raise InputError(f"{other.name} and {self.name} are of different sites or special tokens: merge equal ones")
+        self._sums = (
+            self._sums + other._sums
+            if self._sums.shape[1] and other.rows
+            else (self._sums if self._sums.shape[1] else other._sums.clone())
+        )
+        self._counts = self._counts + other._counts
+        self.rows += other.rows
+
+    def metrics(self) -> dict[str, int | float]:
+        """Rows read, and keys that were seen."""
+        return {"rows": self.rows, "keys": int((self._counts > 0).sum())}
+
+    def state_dict(self) -> State:
+        """The sums and the counts."""
+        return {"sums": self._sums.clone(), "counts": self._counts.clone(), "rows": self.rows}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where `state_dict` was taken."""
+        self._sums, self._counts, self.rows = state["sums"].clone(), state["counts"].clone(), state["rows"]
+
+    def save(self, folder: Path) -> None:
+        """Write `means.safetensors`."""
+        write_tensors(folder / "means.safetensors", {"means": self.means})
+
+    def _key(self, rows: ConversationRows) -> Int64[Tensor, " n"]:
         """2 i for the i-th special id, 2 i + 1 at position 0, and the last for every other token."""
         place = torch.searchsorted(self._special, rows.tokens).clamp(max=len(self._special) - 1)
         return torch.where(self._special[place] == rows.tokens, 2 * place + rows.first, 2 * len(self._special))
 
-    def measured(self, rows: Rows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    def measured(self, rows: ConversationRows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Squared error and L0 of every token; a mean counts as one code."""
-        error = (rows.acts[self.site].cpu().double() - self._means[self._key(rows)]).square().sum(1)
+        error = (rows.acts[self.site].cpu().double() - self.means[self._key(rows)]).square().sum(1)
         return error, torch.ones_like(error)
 
 
 class SpecialTokens:
-    """Measures any number of dictionaries on the same conversations.
+    """Measures any number of dictionaries on the same conversations: a consumer of `conversations`.
 
     Args:
         subjects: dictionaries, and nulls of any kind, by name; each is measured at its provenance's site.
@@ -115,27 +243,65 @@ class SpecialTokens:
         InputError: no special ids, no subject, or a dictionary that names no site.
     """
 
-    def __init__(self, subjects: Mapping[str, Dictionary | TokenMeans], special: Sequence[int]) -> None:
+    kind = "measures"
+    needs_text = True
+
+    def __init__(
+        self, subjects: Mapping[str, Dictionary | TokenMeans], special: Sequence[int], *, name: str = "special-tokens"
+    ) -> None:
         if not subjects or not len(special):
             raise InputError("special-token measures need at least one dictionary and at least one special token id")
+        self.name = name
         self.subjects, self.special = dict(subjects), torch.tensor(list(special), dtype=torch.int64)
         self.site_of = {name: _site(name, subject) for name, subject in self.subjects.items()}
+        self.sites: tuple[Site, ...] = tuple(dict.fromkeys(self.site_of.values()))
+        """Where activations are needed."""
         self.sums = DocumentSums()
         """One entry a conversation in every column; columns [6] hold one value for each of `SETS`."""
 
     @property
-    def sites(self) -> tuple[Site, ...]:
-        """Where activations are needed."""
-        return tuple(dict.fromkeys(self.site_of.values()))
+    def done(self) -> bool:
+        """False: the stream's end decides."""
+        return False
 
-    def read(self, model: HookedModel, corpus: Corpus, *, progress: bool = False) -> SpecialTokens:
-        """Measure every conversation of a corpus; see `conversation_rows`."""
-        for rows in conversation_rows(model, corpus, self.sites, progress):
-            self.add(rows)
-        return self
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Conversations measured; the stream's end decides how many there will be."""
+        return len(self.sums), None
+
+    def step(self, batch: Batch) -> None:
+        """Measure whole conversations of a `conversations` stream."""
+        self.add(ConversationRows.of(batch, self.sites))
+
+    def merge(self, other: SpecialTokens) -> None:
+        """Add what the same subjects gave on other conversations.
+
+        Raises:
+            InputError: the other measures other subjects or special tokens.
+        """
+        if self.site_of != other.site_of or not torch.equal(self.special, other.special):
+            raise InputError(f"{', '.join(other.subjects)} and {', '.join(self.subjects)} are not the same subjects")
+        self.sums.merge(other.sums)
+
+    def metrics(self) -> dict[str, int | float]:
+        """Conversations measured so far."""
+        return {"conversations": len(self.sums)}
+
+    def state_dict(self) -> State:
+        """The sums."""
+        return {"sums": self.sums.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where `state_dict` was taken."""
+        self.sums.load_state_dict(state["sums"])
+
+    def save(self, folder: Path) -> None:
+        """Write `special_tokens.json`: every score of every subject."""
+        scores = {name: {score: one.to_json() for score, one in self.evidence(name).items()} for name in self.subjects}
+        write_json(folder / "special_tokens.json", scores)
 
     @torch.no_grad()
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: ConversationRows) -> None:
         """Measure whole conversations: all tokens of one come in one call."""
         documents, place = rows.doc.unique(return_inverse=True)
         kinds = torch.ones(3, len(rows.doc), dtype=torch.bool)
@@ -238,7 +404,7 @@ class SpecialTokens:
         return self.sums.total
 
 
-def _measured(subject: Dictionary | TokenMeans, rows: Rows, site: Site) -> tuple[Tensor, Tensor]:
+def _measured(subject: Dictionary | TokenMeans, rows: ConversationRows, site: Site) -> tuple[Tensor, Tensor]:
     if isinstance(subject, TokenMeans):
         return subject.measured(rows)
     x = subject.rows(rows.acts[site].to(subject.W_dec.device))

@@ -19,16 +19,22 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from ...lab.errors import InputError
 from ...lab.evidence import Evidence
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import PATH, Site
+from ...lab.runs.read import read
+from ...lab.storage import State, write_json
+from ...lab.streams.activation_stream import Batch
+from ...lab.streams.token_stream import TokenStream
+from ...lab.text.corpus import Corpus
+from ...lab.text.held import HeldText
 from ...lab.text.packing import TokenBatch
 from ..dictionary import Dictionary
 from ..edit import Edit, EditableRows, EditCounts, Hook, Replace, predicting
@@ -99,9 +105,123 @@ def measures(name: str) -> dict[str, Measure]:
     return found
 
 
+class Splices:
+    """A consumer of token batches that runs the model on each: clean, ablated, and with every dictionary.
+
+    Args:
+        measure: adds the losses of one block of rows to the sums, and counts its positions.
+        tokens: measure this many next-token predictions, then be done.
+        vocab: size of the vocabulary; batches are cut into blocks whose logits fit `LOGIT_BYTES`.
+        name: of the consumer.
+
+    Raises:
+        InputError: `tokens` is below 1.
+    """
+
+    kind = "measures"
+    needs_text = True
+    sites: tuple[Site, ...] = ()
+
+    def __init__(
+        self,
+        measure: Callable[[TokenBatch, DocumentSums], Mapping[str, int]],
+        tokens: int,
+        vocab: int,
+        *,
+        name: str = "splice",
+    ) -> None:
+        if tokens < 1:
+            raise InputError(f"tokens must be at least 1, got {tokens}")
+        self.limit, self.name = tokens, name
+        self._measure, self._vocab = measure, vocab
+        self._sums = DocumentSums()
+        self._counts: Counter[str] = Counter(edited=0, unedited_special=0, unedited_norm=0, predictions=0)
+
+    @property
+    def done(self) -> bool:
+        """True once the predictions asked for are measured."""
+        return self._counts["predictions"] >= self.limit
+
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Next-token predictions measured, and those asked for."""
+        return self._counts["predictions"], self.limit
+
+    def step(self, batch: Batch) -> None:
+        """Measure a token batch, block by block, until there are enough predictions."""
+        assert batch.source is not None, "served by a TokenStream"
+        for block in parts_of([batch.source.batch], self._vocab):
+            if not self.done:
+                self._counts.update(self._measure(block, self._sums))
+
+    @property
+    def losses(self) -> SpliceLosses:
+        """Losses so far.
+
+        Raises:
+            InputError: no prediction was measured.
+        """
+        if not self._counts["predictions"]:
+            raise InputError("no usable token with a usable next token was found: give a corpus with longer documents")
+        return SpliceLosses(self._sums, dict(self._counts))
+
+    def merge(self, other: Splices) -> None:
+        """Add the losses of an equal measure on later text."""
+        self._sums.merge(other._sums)
+        self._counts.update(other._counts)
+
+    def metrics(self) -> dict[str, int | float]:
+        """Positions so far, by what was done with them."""
+        return dict(self._counts)
+
+    def state_dict(self) -> State:
+        """The sums and the counts."""
+        return {"sums": self._sums.state_dict(), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where `state_dict` was taken."""
+        self._sums.load_state_dict(state["sums"])
+        self._counts = Counter(state["counts"])
+
+    def save(self, folder: Path) -> None:
+        """Write `losses.json`: the cross-entropy of every variant (nats a token), and the counts."""
+        total = self.losses.sums.total
+        entropies = {name: ratio(total[name], total["predictions"]) for name in total if name.startswith("ce_")}
+        write_json(folder / "losses.json", {**entropies, **self._counts})
+
+
+def splices(
+    model: HookedModel,
+    site: Site | str,
+    dictionaries: Mapping[str, Dictionary],
+    mean: Float[Tensor, " d"],
+    *,
+    tokens: int,
+    norm_limit: float | None = None,
+    reads: Mapping[Site, float | None] | None = None,
+    name: str = "splice",
+) -> Splices:
+    """The consumer that splices dictionaries in at one site; arguments as in `splice`.
+
+    Raises:
+        InputError: as `splice`.
+    """
+    require_free_names(dictionaries)
+    site = model.site(site)
+    for source in reads or ():
+        if PATH not in (source.kind, site.kind) and source > site:  # when a path runs, only the module knows
+            raise InputError(f"a transcoder that is spliced in at {site} must read an earlier site, not {source}")
+    limits = {site: norm_limit, **(reads or {})}
+
+    def measure(block: TokenBatch, sums: DocumentSums) -> dict[str, int]:
+        return _measure(model, block, limits, dictionaries, mean, sums)
+
+    return Splices(measure, tokens, model.vocab_size or 1, name=name)
+
+
 def splice(
     model: HookedModel,
-    batches: Iterable[TokenBatch],
+    text: Corpus | Iterable[TokenBatch],
     site: Site | str,
     dictionaries: Mapping[str, Dictionary],
     mean: Float[Tensor, " d"],
@@ -114,6 +234,7 @@ def splice(
     """Run the model clean, ablated and with each dictionary spliced in: one forward pass for each.
 
     Args:
+        text: a corpus, read from its beginning, or token batches.
         site: what is replaced.
         dictionaries: by name; "clean", "zero" and "mean" are taken.
         mean: what the mean ablation writes.
@@ -122,27 +243,23 @@ def splice(
         reads: of transcoders, the one site they read, which must run before `site`, and its norm limit.
 
     Raises:
-        InputError: a taken name, `tokens` below 1, or batches without a single prediction.
+        InputError: a taken name, `tokens` below 1, or text without a single prediction.
     """
-    require_free_names(dictionaries)
-    if tokens < 1:
-        raise InputError(f"tokens must be at least 1, got {tokens}")
-    site = model.site(site)
-    for source in reads or ():
-        if PATH not in (source.kind, site.kind) and source > site:  # when a path runs, only the module knows
-            raise InputError(f"a transcoder that is spliced in at {site} must read an earlier site, not {source}")
-    limits = {site: norm_limit, **(reads or {})}
-    sums = DocumentSums()
-    counts: Counter[str] = Counter(edited=0, unedited_special=0, unedited_norm=0, predictions=0)
-    with tqdm(total=tokens, unit="tok", desc="splice", disable=not progress) as bar:
-        for part in parts_of(batches, model.vocab_size or 1):
-            counts.update(_measure(model, part, limits, dictionaries, mean, sums))
-            bar.update(min(counts["predictions"], tokens) - bar.n)
-            if counts["predictions"] >= tokens:
-                break
-    if not counts["predictions"]:
-        raise InputError("no usable token with a usable next token was found: give a corpus with longer documents")
-    return SpliceLosses(sums, dict(counts))
+    consumer = splices(model, site, dictionaries, mean, tokens=tokens, norm_limit=norm_limit, reads=reads)
+    return read_splices(model, text, consumer, progress=progress)
+
+
+def read_splices(
+    model: HookedModel, text: Corpus | Iterable[TokenBatch], consumer: Splices, *, progress: bool = False
+) -> SpliceLosses:
+    """Read text until the consumer has its predictions, and give its losses.
+
+    Raises:
+        InputError: the text holds no prediction.
+    """
+    corpus = text if isinstance(text, Corpus) else HeldText(text)
+    read(TokenStream.reading(model, corpus), consumer, description=consumer.name, progress=progress)
+    return consumer.losses
 
 
 def require_free_names(names: Iterable[str]) -> None:

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from ....saes.dictionary import Dictionary, Provenance
 from ....saes.evaluation.nulls import fit_nulls
-from ....saes.evaluation.special_tokens import Rows, SpecialTokens, TokenMeans, conversation_rows
+from ....saes.evaluation.special_tokens import (
+    ConversationRows,
+    FirstConversations,
+    SpecialTokens,
+    TokenMeans,
+    conversations,
+)
 from ....saes.place import Place
 from ....saes.registry import build_trainable
 from ....saes.training.trainer import TrainConfig, Trainer
@@ -23,6 +29,7 @@ from ...errors import InputError
 from ...models.hooked_model import HookedModel
 from ...models.sites import Site
 from ...runs.loop import train
+from ...runs.read import read
 from ...runs.run import Run
 from ...storage import write_json
 from ...streams.activation_stream import ActivationStream, StreamConfig
@@ -122,7 +129,8 @@ class FastCommand(Command):
         }
         training = self._corpus(model, chats, split="train", keep_first=True)
         subjects, nulls = self._with_nulls(model, training, trained, special)
-        measured = SpecialTokens(subjects, special).read(model, heldout, progress=True)
+        measured = SpecialTokens(subjects, special)
+        read(conversations(model, heldout, measured.sites), measured, description="conversations")
         held_out = f"held-out conversations of {chats.name} (share {self.source.text.heldout:g})"
         result = report(measured, nulls, held_out=held_out, seed=self.seed)
         log.info("%s", table(result["scores"]))
@@ -192,7 +200,8 @@ class FastCommand(Command):
 
         Nulls see training conversations one by one, with position 0 where the dictionary trained with it.
         """
-        parts = list(_first(conversation_rows(model, training, [model.site(site) for site in self.sites])))
+        first = FirstConversations([model.site(site) for site in self.sites], FIT_ROWS)
+        read(conversations(model, training, first.sites), first, description="conversations for nulls")
         subjects: dict[str, Dictionary | TokenMeans] = {case.name: one for case, one in trained.items()}
         nulls: dict[Case, dict[str, str]] = {}
         for case, dictionary in trained.items():
@@ -201,23 +210,16 @@ class FastCommand(Command):
                            "token_means": f"token_means/{case.site}"}  # fmt: skip
             site = Site.parse(case.site)
             if nulls[case]["token_means"] not in subjects:
-                subjects[nulls[case]["token_means"]] = TokenMeans(parts, site, special)
+                means = TokenMeans(site, special)
+                for part in first.parts:
+                    means.add(part)
+                subjects[nulls[case]["token_means"]] = means
             if nulls[case]["pca"] not in subjects:
-                fitted = fit_nulls(_acts(parts, site, case.sinks), dictionary, self.seed)
+                fitted = fit_nulls(_acts(first.parts, site, case.sinks), dictionary, self.seed)
                 subjects |= {nulls[case][name]: fitted[name] for name in ("untrained", "pca")}
         return subjects, nulls
 
 
-def _first(parts: Iterator[Rows]) -> Iterator[Rows]:
-    """Parts up to `FIT_ROWS` tokens."""
-    count = 0
-    for part in parts:
-        yield part
-        count += len(part.tokens)
-        if count >= FIT_ROWS:
-            return
-
-
-def _acts(parts: list[Rows], site: Site, sinks: str) -> Tensor:
+def _acts(parts: list[ConversationRows], site: Site, sinks: str) -> Tensor:
     kept = (part.acts[site][~part.first] if sinks == "drop" else part.acts[site] for part in parts)
     return torch.cat(list(kept))

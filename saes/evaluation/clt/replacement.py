@@ -7,28 +7,60 @@ Ameisen et al. 2025, section "Building an interpretable replacement model"). Sco
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from ....lab.errors import InputError
 from ....lab.models.hooked_model import HookedModel
 from ....lab.models.sites import Site
+from ....lab.text.corpus import Corpus
 from ....lab.text.packing import TokenBatch
 from ...architectures.clt.cross_layer import CrossLayer
 from ...edit import Edit, EditableRows, Stage, predicting
 from ...place import Place
 from ..document_sums import DocumentSums
-from ..splicing import Edits, SpliceLosses, counted, log_softmax_, parts_of, require_free_names, score_edits
+from ..splicing import (
+    Edits,
+    SpliceLosses,
+    Splices,
+    counted,
+    log_softmax_,
+    read_splices,
+    require_free_names,
+    score_edits,
+)
+
+
+def replacements(
+    model: HookedModel,
+    dictionaries: Mapping[str, CrossLayer],
+    mean: Float[Tensor, " d_out"],
+    *,
+    tokens: int,
+    name: str = "replace",
+) -> Splices:
+    """The consumer that runs replacement models; arguments as in `replace_outputs`.
+
+    Raises:
+        InputError: as `replace_outputs`.
+    """
+    require_free_names(dictionaries)
+    place = _place(model, list(dictionaries.values()))
+    sources, targets = place.reads, place.predicts
+    limits = {site: limit for site, limit in place.norm_limits.items() if limit is not None}
+
+    def measure(block: TokenBatch, sums: DocumentSums) -> dict[str, int]:
+        return _measure(model, block, dictionaries, sources, targets, limits, mean, sums)
+
+    return Splices(measure, tokens, model.vocab_size or 1, name=name)
 
 
 def replace_outputs(
     model: HookedModel,
-    batches: Iterable[TokenBatch],
+    text: Corpus | Iterable[TokenBatch],
     dictionaries: Mapping[str, CrossLayer],
     mean: Float[Tensor, " d_out"],
     *,
@@ -38,6 +70,7 @@ def replace_outputs(
     """Run the model clean, ablated and as each replacement model, until `tokens` predictions are measured.
 
     Args:
+        text: a corpus, read from its beginning, or token batches.
         dictionaries: by name, all of the same sites; "clean", "zero" and "mean" are taken. The rows that the first
             one's norm limits leave out are left out for all.
         mean: of all outputs side by side; what the mean ablation writes.
@@ -46,20 +79,8 @@ def replace_outputs(
         InputError: a taken name; dictionaries that name no sites or different ones; a site that is read after the
             output of its layer; or batches that hold no prediction.
     """
-    require_free_names(dictionaries)
-    place = _place(model, list(dictionaries.values()))
-    sources, targets = place.reads, place.predicts
-    limits = {site: limit for site, limit in place.norm_limits.items() if limit is not None}
-    sums, counts = DocumentSums(), Counter()
-    with tqdm(total=tokens, unit="tok", desc="replace", disable=not progress) as bar:
-        for batch in parts_of(batches, model.vocab_size or 1):
-            counts.update(_measure(model, batch, dictionaries, sources, targets, limits, mean, sums))
-            bar.update(min(counts["predictions"], tokens) - bar.n)
-            if counts["predictions"] >= tokens:
-                break
-    if not counts["predictions"]:
-        raise InputError("no usable token with a usable next token was found: give a corpus with longer documents")
-    return SpliceLosses(sums, dict(counts))
+    consumer = replacements(model, dictionaries, mean, tokens=tokens)
+    return read_splices(model, text, consumer, progress=progress)
 
 
 def _place(model: HookedModel, dictionaries: Sequence[CrossLayer]) -> Place:

@@ -21,7 +21,14 @@ from monosem.lab.rng import generator
 from monosem.lab.streams.activation_stream import Batch
 from monosem.lab.text.corpus import Corpus, TextConfig
 from monosem.saes.dictionary import Dictionary
-from monosem.saes.evaluation.special_tokens import SCORES, SETS, Rows, SpecialTokens, TokenMeans, conversation_rows
+from monosem.saes.evaluation.special_tokens import (
+    SCORES,
+    SETS,
+    ConversationRows,
+    SpecialTokens,
+    TokenMeans,
+    conversations,
+)
 from monosem.saes.registry import build_trainable
 from monosem.saes.training.trainer import TrainConfig, Trainer
 from torch import Tensor
@@ -48,13 +55,13 @@ class Planted:
         x = torch.where((tokens < 2)[:, None], self.fixed[tokens.clamp(max=1)] + 0.3 * content, content)
         return x + first[:, None] * self.sink
 
-    def rows(self, method: str, count: int, seed: int) -> Rows:
+    def rows(self, method: str, count: int, seed: int) -> ConversationRows:
         """`count` tokens read as FAST, BT(F) or BT(P) do: they differ in the tokens and in where position 0 is."""
         tokens = TEMPLATE.repeat(-(-count // LENGTH))[:count] if method != "bt-p" else torch.full((count,), 9)
         place = torch.arange(count)
         first = place % (LENGTH if method == "fast" else BLOCK) == 0
         acts = self.acts(tokens, first, generator(seed, "rows", method))
-        return Rows({SITE: acts}, tokens, place // LENGTH, first)
+        return ConversationRows({SITE: acts}, tokens, place // LENGTH, first)
 
 
 def trained(planted: Planted, method: str, rows: int = 98_304, batch: int = 512) -> Dictionary:
@@ -119,10 +126,10 @@ def constant(value: float) -> Dictionary:
     return found
 
 
-def two_conversations() -> Rows:
+def two_conversations() -> ConversationRows:
     x = torch.randn(7, 4, generator=generator(0, "rows"))
     first = torch.tensor([1, 0, 0, 0, 0, 1, 0]).bool()
-    return Rows({SITE: x}, torch.tensor([0, 5, 5, 1, 5, 0, 5]), torch.tensor([3, 3, 3, 3, 3, 8, 8]), first)
+    return ConversationRows({SITE: x}, torch.tensor([0, 5, 5, 1, 5, 0, 5]), torch.tensor([3, 3, 3, 3, 3, 8, 8]), first)
 
 
 def test_means_run_over_tokens_of_a_conversation_and_then_over_conversations():
@@ -155,7 +162,9 @@ def test_the_order_of_reading_does_not_matter():
     measured = [SpecialTokens({"mean": constant(0.5)}, SPECIAL) for _ in range(2)]
     measured[0].add(rows)
     for part in (slice(5, 7), slice(0, 5)):
-        measured[1].add(Rows({SITE: rows.acts[SITE][part]}, rows.tokens[part], rows.doc[part], rows.first[part]))
+        measured[1].add(
+            ConversationRows({SITE: rows.acts[SITE][part]}, rows.tokens[part], rows.doc[part], rows.first[part])
+        )
     for name in (f"{kind}.{tokens}" for kind in SCORES for tokens in SETS):
         one, two = (score(each, "mean", name) for each in measured)
         assert one == pytest.approx(two, nan_ok=True)
@@ -169,13 +178,16 @@ def test_token_means_know_which_token_it_is_and_position_0_and_no_more():
     x = torch.where((rows.tokens < 2)[:, None], fixed[rows.tokens.clamp(max=1)], rows.acts[SITE])
     x[rows.first] += 100
     rows = rows._replace(acts={SITE: x})
-    means = TokenMeans([rows], SITE, SPECIAL)
+    means = TokenMeans(SITE, SPECIAL)
+    means.add(rows)
     measured = SpecialTokens({"means": means, "dictionary": constant(0.0)}, SPECIAL)
     measured.add(rows)
     found = measured.evidence("dictionary", {"token_means": "means"})
     assert found["mse.special"].nulls["token_means"] == pytest.approx(0) and not found["mse.special"].beats_nulls()
     assert found["fvu.content"].nulls["token_means"] == pytest.approx(1) and found["l0.all"].nulls["token_means"] == 1
-    unseen = TokenMeans([rows], SITE, (*SPECIAL, 7)).measured(rows._replace(tokens=torch.full((7,), 7)))[0]
+    wider = TokenMeans(SITE, (*SPECIAL, 7))
+    wider.add(rows)
+    unseen = wider.measured(rows._replace(tokens=torch.full((7,), 7)))[0]
     content = x[rows.tokens == 5].double().mean(0)
     assert torch.allclose(unseen, (x.double() - content).square().sum(1))  # as any other token
 
@@ -255,4 +267,4 @@ def test_options_that_cannot_be_used(chat, tmp_path):
         command(chat, tmp_path, special=("the old boat",)).run()
     with pytest.raises(InputError, match="does not give whole conversations"):
         model = load_model(chat[0], dtype="fp32", device="cpu")
-        next(conversation_rows(model, Corpus(["the boat"], model.tokenizer), [SITE]))
+        conversations(model, Corpus(["the boat"], model.tokenizer), [SITE])
