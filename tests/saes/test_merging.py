@@ -23,6 +23,8 @@ from monosem.saes.architectures.topk import TopK
 from monosem.saes.dictionary import Provenance
 from monosem.saes.evaluation.document_sums import UNITS, DocumentSums
 from monosem.saes.evaluation.reconstruction import Reconstruction
+from monosem.saes.evaluation.special_tokens import SpecialTokens, TokenMeans, conversations
+from monosem.saes.evaluation.splicing import splices
 from monosem.saes.features.collect import FeatureCollector
 from monosem.saes.features.examples import ExampleTable, FeatureExamples
 from tiny_models import Letters, build
@@ -154,3 +156,45 @@ def test_cross_moments() -> None:
     unlike.add(x[:9], y[:9], doc[:9])
     with pytest.raises(InputError, match="about different means"):
         first.merge(unlike)
+
+
+def test_splice_losses(model: HookedModel) -> None:
+    limit = float(next(TokenStream.reading(model, corpus(), SITE)).acts[model.site(SITE)].norm(dim=1).median())
+    make = lambda: splices(  # noqa: E731
+        model, SITE, {"mine": dictionary()}, torch.zeros(WIDTH), tokens=10**6, norm_limit=limit
+    )
+    whole, first, rest = make(), make(), make()
+    for number, batch in enumerate(TokenStream.reading(model, corpus())):
+        whole.step(batch)
+        (first if number < 5 else rest).step(batch)
+    first.merge(restored(rest, make))
+    assert first.losses.counts == whole.losses.counts and whole.losses.counts["unedited_norm"] > 0
+    for name, evidence in whole.losses.evidence("mine").items():
+        merged = first.losses.evidence("mine")[name]
+        assert merged.value == pytest.approx(evidence.value, rel=1e-12)
+        assert merged.interval == pytest.approx(evidence.interval, rel=1e-9)
+
+
+def test_special_tokens_and_their_means(model: HookedModel) -> None:
+    site, special = model.site(SITE), [40, 41, 42]
+    text = lambda: corpus(pack=False, long="truncate", keep_first=True, keep_special=True, sort_by_length=False)  # noqa: E731
+    means = lambda: TokenMeans(site, special)  # noqa: E731
+    first, rest, whole = means(), means(), means()
+    for number, batch in enumerate(conversations(model, text(), [site])):
+        whole.step(batch)
+        (first if number < 5 else rest).step(batch)
+    empty = means()
+    for part in (first, restored(rest, means), means()):
+        empty.merge(part)
+    torch.testing.assert_close(empty.means, whole.means, rtol=1e-12, atol=1e-12)
+    make = lambda: SpecialTokens({"dictionary": dictionary(), "means": whole}, special)  # noqa: E731
+    all_of_it, half, other = make(), make(), make()
+    for number, batch in enumerate(conversations(model, text(), [site])):
+        all_of_it.step(batch)
+        (half if number < 5 else other).step(batch)
+    half.merge(restored(other, make))
+    assert half.counts() == all_of_it.counts()
+    for name, evidence in all_of_it.evidence("dictionary", {"null": "means"}).items():
+        merged = half.evidence("dictionary", {"null": "means"})[name]
+        assert merged.value == pytest.approx(evidence.value, rel=1e-10, nan_ok=True)
+        assert merged.nulls == pytest.approx(evidence.nulls, rel=1e-10, nan_ok=True)
