@@ -20,7 +20,6 @@ from monosem.saes.analysis.atoms.inner_product import SecondMoment
 from monosem.saes.analysis.similarity.moments import GROUPS, CrossMoments
 from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.architectures.topk import TopK
-from monosem.saes.dictionary import Provenance
 from monosem.saes.evaluation.document_sums import UNITS, DocumentSums
 from monosem.saes.evaluation.reconstruction import Reconstruction
 from monosem.saes.evaluation.special_tokens import SpecialTokens, TokenMeans, conversations
@@ -47,7 +46,7 @@ def dictionary(seed: int = 0, site: str = SITE) -> TopK:
     made = TopK(SAEConfig(WIDTH, 64, 4))
     made.W_dec.copy_(F.normalize(torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(seed)), dim=1))
     made.W_enc.copy_(0.5 * made.W_dec)
-    made.provenance = Provenance(site)
+    made.place = site
     return made
 
 

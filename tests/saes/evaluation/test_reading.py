@@ -17,7 +17,6 @@ from monosem.lab.streams.token_stream import TokenStream
 from monosem.lab.text.corpus import Corpus
 from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.architectures.topk import TopK
-from monosem.saes.dictionary import Provenance
 from monosem.saes.evaluation.evaluate import evaluate, evaluate_many
 from monosem.saes.evaluation.reconstruction import Reconstruction
 from monosem.saes.evaluation.splicing import Splices
@@ -42,7 +41,7 @@ def dictionary(site: str, seed: int = 0) -> TopK:
     made = TopK(SAEConfig(WIDTH, 64, 4))
     made.W_dec.copy_(F.normalize(torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(seed)), dim=1))
     made.W_enc.copy_(0.5 * made.W_dec)
-    made.provenance = Provenance(site)
+    made.place = site
     return made
 
 
