@@ -7,14 +7,14 @@
     threshold     all pre-activations above a bound
     jumprelu      thresholds per latent, and their straight-through gradients
     decode        sparse decode over CSR codes, plain or with residual, loss and code gradients
-    sampled       the gradient to given codes from any residual
+    code_gradients  the gradient to given codes from any residual
     update        the latent-major update: gradients, Adam, projection and unit norm in one pass, or gradients alone
     auxk          the dead-latent aid, on the compacted dead set
     pursuit       batched matching pursuit
     growth        a dictionary grown by the rows that matching pursuit misses
     dense         the same step by dense products, where a large share of the latents is active
     dispatch      which implementation runs where, and why; `explain` says it for a shape
-    custom        kernels as PyTorch operators; `sharding` gives them DTensor rules
+    operators     kernels as PyTorch operators; `sharding` gives them DTensor rules
     graph         a step recorded as a CUDA graph
     cpu, gpu      the compiled loops and the Triton kernels, a file for each operation
     measure       one script that measures everything on a GPU

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from .encode import chunk_rows
+from .chunks import chunk_rows
 from .topk import topk
-from .update import RowGradients, Weights
+from .tuples import RowGradients, Weights
 
 
 def auxk_gradients(

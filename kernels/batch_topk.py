@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from .encode import Shadow, chunk_rows, encode_topk
+from .chunks import chunk_rows
+from .encode import encode_topk
 from .kth import among_largest, kth_largest
-from .ragged import Ragged
 from .threshold import encode_above
+from .tuples import LowPrecisionCopy, Ragged
 
 HEADROOM = 3
 """Candidates a row in the first pass, in multiples of k: 3 measured fastest of 1 to 4 on a CPU."""
@@ -27,7 +28,7 @@ def encode_batch_topk(
     k: int,
     *,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
-    shadow: Shadow | None = None,
+    low_precision: LowPrecisionCopy | None = None,
 ) -> Ragged:
     """The batch * k largest pre-activations of the batch, less those at or below zero.
 
@@ -45,7 +46,7 @@ def encode_batch_topk(
     if not 1 <= k <= n:
         raise ValueError(f"k must be from 1 to the {n} latents, got {k}")
     width = min(n, HEADROOM * k)
-    found = encode_topk(x, W_enc, b_enc, width, precision=precision, shadow=shadow)
+    found = encode_topk(x, W_enc, b_enc, width, precision=precision, low_precision=low_precision)
     pool = Ragged(torch.arange(batch + 1, device=x.device) * width, found.columns.flatten(), found.values.flatten())
     whole = torch.full((batch,), width == n, device=x.device)  # rows of which every possible candidate is in the pool
     while batch:
@@ -57,7 +58,9 @@ def encode_batch_topk(
             return kept
         whole = whole.index_fill(0, rows, True)
         bound = (kth.value.clamp(0, torch.finfo().max) * (1 - MARGIN)).nan_to_num(torch.inf)
-        pool = _replace(pool, rows, encode_above(x[rows], W_enc, b_enc, bound, precision=precision, shadow=shadow))
+        pool = _replace(
+            pool, rows, encode_above(x[rows], W_enc, b_enc, bound, precision=precision, low_precision=low_precision)
+        )
     return pool
 
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from .custom import operator
+from .csr import row_of_entry
 from .dispatch import backend, dense_is_faster
-
-
-class Residual(NamedTuple):
-    """Of one batch: x_hat - x [batch, d] (x is what is to be reconstructed, whatever was encoded), its squared norms
-    [batch], and W_dec[index] . residual per code [nnz]."""
-
-    residual: Float32[Tensor, "batch d"]
-    squares: Float32[Tensor, " batch"]
-    grads: Float32[Tensor, " nnz"]
+from .operators import operator
+from .tuples import Residual
 
 
 def decode(
@@ -57,7 +48,7 @@ def _keep_for_backward(ctx, inputs, output):
 
 def _decode_backward(ctx, grad):
     """Gradients to the codes by sampled products and to W_dec (dense) by summing each latent's rows."""
-    from .sampled import code_gradients
+    from .code_gradients import code_gradients
 
     indptr, indices, values, W_dec = ctx.saved_tensors
     grad = grad.contiguous()
@@ -112,12 +103,6 @@ def _residual(indptr, indices, values, W_dec, b_dec, x, width):
         case _:
             run = residual_reference
     return tuple(run(indptr, indices, values, W_dec, b_dec, x, width))
-
-
-def row_of_entry(indptr: Tensor, nnz: int) -> Tensor:
-    """The row that each of the nnz entries belongs to."""
-    counts = indptr[1:] - indptr[:-1]
-    return torch.repeat_interleave(torch.arange(len(counts), device=indptr.device), counts, output_size=nnz)
 
 
 def decode_reference(indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .decode import Residual, row_of_entry
-from .update import RowGradients
+from .csr import row_of_entry
+from .tuples import Residual, RowGradients
 
 
 def scattered(indptr: Tensor, indices: Tensor, values: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

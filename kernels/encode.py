@@ -9,72 +9,36 @@ Memory is one chunk of pre-activations, whatever the batch. Three precisions pro
 
 from __future__ import annotations
 
-import threading
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from .custom import operator
+from .chunks import chunk_buffer, chunk_rows
 from .dispatch import backend
-from .topk import Codes, topk
+from .operators import operator
 from .topk import reference as select
-
-CHUNK_BYTES = {"cpu": 80 << 20, "cuda": 512 << 20}
-"""Pre-activations held at once, in fp32; on a CPU 75 MiB took 0.95 of the time of 48 and 0.80 of that of 16."""
-
-LEAST_ROWS = {"cpu": 256, "cuda": 1024}
-"""Rows a chunk has at least: the weights are read once a chunk, and with few rows the product waits for memory."""
+from .topk import topk
+from .tuples import Codes, LowPrecisionCopy
 
 
-class Shadow(NamedTuple):
-    """Low-precision copies of the weights, kept up by the update: what the products and gathers read.
-
-    int8 (CPU): W_enc rows with one scale and one norm a latent. bf16: W_enc and W_dec.
-    """
-
-    W_enc: Tensor
-    scale: Float32[Tensor, " n"] | None = None
-    norm: Float32[Tensor, " n"] | None = None
-    W_dec: Tensor | None = None
-
-
-def make_shadow(W_enc: Tensor, W_dec: Tensor, precision: Literal["fp32", "bf16", "int8"]) -> Shadow | None:
+def low_precision_copy(
+    W_enc: Tensor, W_dec: Tensor, precision: Literal["fp32", "bf16", "int8"]
+) -> LowPrecisionCopy | None:
     """The copies that `precision` reads; None for fp32. The compiled CPU decode reads fp32 rows: no copy for it."""
     if precision == "int8":
         return quantise(W_enc)
     if precision == "fp32":
         return None
-    return Shadow(W_enc.bfloat16(), W_dec=None if backend(W_dec.device) == "compiled" else W_dec.bfloat16())
+    return LowPrecisionCopy(W_enc.bfloat16(), W_dec=None if backend(W_dec.device) == "compiled" else W_dec.bfloat16())
 
 
-def quantise(rows: Float32[Tensor, "n d"]) -> Shadow:
+def quantise(rows: Float32[Tensor, "n d"]) -> LowPrecisionCopy:
     """Symmetric int8 rows with one scale a row."""
     from .cpu.encode import quantise as run
 
     return run(rows)
-
-
-def chunk_rows(n_latents: int, device: str = "cpu") -> int:
-    """Rows per chunk of pre-activations: a multiple of 64 within `CHUNK_BYTES`, but no fewer than `LEAST_ROWS`."""
-    kind = "cpu" if device == "cpu" else "cuda"
-    return max(LEAST_ROWS[kind], CHUNK_BYTES[kind] // (4 * n_latents) // 64 * 64)
-
-
-_kept = threading.local()
-
-
-def chunk_buffer(rows: int, n_latents: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Room [rows, n_latents] for a chunk of 4-byte products: this thread's buffer, made larger where it must be.
-
-    Kept between calls, because allocating tens of MiB anew at each step costs page faults and fragments the heap.
-    """
-    buffer: Tensor | None = getattr(_kept, "buffer", None)
-    if buffer is None or buffer.device != device or buffer.numel() < rows * n_latents:
-        _kept.buffer = None  # the old one is freed first
-        _kept.buffer = buffer = torch.empty(rows * n_latents, dtype=torch.float32, device=device)
-    return buffer[: rows * n_latents].view(dtype).view(rows, n_latents)
 
 
 def encode_topk(
@@ -84,20 +48,20 @@ def encode_topk(
     k: int,
     *,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
-    shadow: Shadow | None = None,
+    low_precision: LowPrecisionCopy | None = None,
     mask: Bool[Tensor, " n"] | None = None,
 ) -> Codes:
     """The k largest pre-activations of each row, ascending by column; no relu is applied.
 
     Args:
         x: rows in the dictionary's input space, already centred.
-        shadow: the copy of the weights that `precision` reads, where the caller keeps one; made here otherwise.
+        low_precision: the copy of the weights that `precision` reads, where the caller keeps one; made here otherwise.
         mask: latents that may be kept.
 
     Returns:
         values [batch, k] fp32 and columns [batch, k] int32.
     """
-    copies = (None, None, None) if shadow is None else shadow[:3]
+    copies = (None, None, None) if low_precision is None else low_precision[:3]
     return Codes(*_encode(x, W_enc, b_enc, k, precision, *copies, mask))
 
 
@@ -112,14 +76,14 @@ def encode_topk(
 def _encode(x, W_enc, b_enc, k, precision, s_enc, s_scale, s_norm, mask):
     """`encode_topk` with its arguments laid out flat."""
     x = x.float().contiguous()
-    shadow = None if s_enc is None else Shadow(s_enc, s_scale, s_norm)
+    low_precision = None if s_enc is None else LowPrecisionCopy(s_enc, s_scale, s_norm)
     if precision == "int8" and mask is None:
         from .cpu.screen import encode_topk as screened
 
-        return tuple(screened(x, W_enc, b_enc, k, shadow or quantise(W_enc)))
+        return tuple(screened(x, W_enc, b_enc, k, low_precision or quantise(W_enc)))
     weight = W_enc
     if precision == "bf16":
-        x, weight = x.bfloat16(), W_enc.bfloat16() if shadow is None else shadow.W_enc
+        x, weight = x.bfloat16(), W_enc.bfloat16() if low_precision is None else low_precision.W_enc
     out = Codes(x.new_empty(len(x), k, dtype=torch.float32), x.new_empty(len(x), k, dtype=torch.int32))
     chunk = max(1, min(len(x), chunk_rows(len(W_enc), x.device.type)))
     held = chunk_buffer(chunk, len(W_enc), torch.float32, x.device)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .chunks import chunk_rows
 from .dispatch import LATENTS_PER_CODE, Precision, choose, dense_is_faster
-from .encode import chunk_rows
 
 
 def explain(

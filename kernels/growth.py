@@ -12,8 +12,8 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from . import pursuit
+from .chunks import chunk_rows
 from .dispatch import backend
-from .encode import chunk_rows
 
 
 def admit(

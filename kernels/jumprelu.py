@@ -11,23 +11,15 @@ holds what is active and what lies in the window's lower half, and nothing else 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 from .dispatch import backend
-from .encode import Shadow
-from .ragged import Ragged
 from .threshold import encode_above
-
-
-class JumpGradients(NamedTuple):
-    """Gradients to the pre-activation of every entry [nnz] and to every threshold [n]."""
-
-    to_pre: Float32[Tensor, " nnz"]
-    to_theta: Float32[Tensor, " n"]
+from .tuples import JumpGradients, LowPrecisionCopy, Ragged
 
 
 def encode_jumprelu(
@@ -38,17 +30,17 @@ def encode_jumprelu(
     bandwidth: float,
     *,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
-    shadow: Shadow | None = None,
+    low_precision: LowPrecisionCopy | None = None,
 ) -> Ragged:
     """The raw pre-activations above theta - bandwidth / 2: the active ones and the window's lower half.
 
-    Decode `jumprelu_values` of it. Precision, shadow, NaN and host waits as in `encode_above`.
+    Decode `jumprelu_values` of it. Precision, low-precision copy, NaN and host waits as in `encode_above`.
 
     Raises:
         ValueError: bandwidth is not positive.
     """
     _check(bandwidth)
-    return encode_above(x, W_enc, b_enc, theta - bandwidth / 2, precision=precision, shadow=shadow)
+    return encode_above(x, W_enc, b_enc, theta - bandwidth / 2, precision=precision, low_precision=low_precision)
 
 
 def jumprelu_values(codes: Ragged, theta: Float32[Tensor, " n"]) -> Float32[Tensor, " nnz"]:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from .dispatch import backend
-
-
-class Kth(NamedTuple):
-    """The m-th largest value, and how many entries equal to it belong to the m largest; both on the device."""
-
-    value: Float32[Tensor, ""]
-    spare: Int32[Tensor, ""]
+from .tuples import Kth
 
 
 def kth_largest(values: Float32[Tensor, " size"], m: int) -> Kth:

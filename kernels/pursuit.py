@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 
-from .custom import operator
+from .chunks import chunk_rows
 from .decode import decode_residual
 from .dispatch import backend
-from .encode import chunk_rows
+from .operators import operator
 
 
 class Pursuit(NamedTuple):

@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from .custom import operator
+from .chunks import chunk_buffer, chunk_rows
+from .csr import concatenate
 from .dispatch import backend
-from .encode import Shadow, chunk_buffer, chunk_rows, product, quantise
-from .ragged import Ragged, concatenate
+from .encode import product, quantise
+from .operators import operator
+from .tuples import LowPrecisionCopy, Ragged
 
 
 def encode_above(
@@ -24,7 +26,7 @@ def encode_above(
     bound: Float32[Tensor, " n"] | Float32[Tensor, ""],
     *,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
-    shadow: Shadow | None = None,
+    low_precision: LowPrecisionCopy | None = None,
 ) -> Ragged:
     """Every pre-activation strictly above its latent's bound; no relu is applied.
 
@@ -35,17 +37,17 @@ def encode_above(
         bound: one a latent, or one for all.
         precision: int8 (CPU only) screens with int8 products; the values are exact and an entry is missed only
             at a rounding error of six deviations.
-        shadow: the copy of the weights that `precision` reads, where the caller keeps one; made here otherwise.
+        low_precision: the copy of the weights that `precision` reads, where the caller keeps one; made here otherwise.
     """
     x = x.float().contiguous()
     bound = bound.float().expand(len(W_enc)).contiguous()
     if precision == "int8":
         from .cpu.threshold import encode_above as screened
 
-        return screened(x, W_enc, b_enc, bound, shadow or quantise(W_enc))
+        return screened(x, W_enc, b_enc, bound, low_precision or quantise(W_enc))
     weight = W_enc
     if precision == "bf16":
-        x, weight = x.bfloat16(), W_enc.bfloat16() if shadow is None else shadow.W_enc
+        x, weight = x.bfloat16(), W_enc.bfloat16() if low_precision is None else low_precision.W_enc
     chunk = max(1, min(len(x), chunk_rows(len(W_enc), x.device.type)))
     held = chunk_buffer(chunk, len(W_enc), torch.float32, x.device)
     return concatenate([above(product(part, weight, held[: len(part)]), b_enc, bound) for part in x.split(chunk)])

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from jaxtyping import Bool, Float, Float32, Int32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from .custom import operator
 from .dispatch import backend
-
-
-class Codes(NamedTuple):
-    """k entries a row: fp32 values and int32 columns, ascending by column."""
-
-    values: Float32[Tensor, "rows k"]
-    columns: Int32[Tensor, "rows k"]
+from .operators import operator
+from .tuples import Codes
 
 
 def topk(

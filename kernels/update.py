@@ -7,94 +7,15 @@ clipping, accumulation, distribution or another optimiser; `latent_step` without
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .custom import operator
-from .decode import Residual, row_of_entry
+from .csr import row_of_entry
 from .dispatch import backend, dense_is_faster
-from .encode import Shadow, make_shadow
-
-
-class Weights(NamedTuple):
-    """W_enc [n, d], W_dec [n, d_out] with unit rows, b_enc [n]; the same tuple holds Adam's moments."""
-
-    W_enc: Tensor
-    W_dec: Tensor
-    b_enc: Tensor
-
-
-class RowGradients(NamedTuple):
-    """Gradient rows of some latents: their distinct ids [r] int64, then [r, d], [r, d_out] and [r, 1]."""
-
-    latents: Tensor
-    W_enc: Tensor
-    W_dec: Tensor
-    b_enc: Tensor
-
-    def plus(self, other: RowGradients) -> RowGradients:
-        """The sum: a row for each latent of either (accumulation, other ranks, the dead-latent aid)."""
-        latents, place = torch.cat([self.latents, other.latents]).unique(return_inverse=True)
-        parts = (
-            mine.new_zeros(len(latents), mine.shape[1]).index_add_(0, place, torch.cat([mine, theirs]))
-            for mine, theirs in zip(self[1:], other[1:], strict=True)
-        )
-        return RowGradients(latents, *parts)
-
-    def times(self, factor: float | Tensor) -> RowGradients:
-        """Every row multiplied by `factor`."""
-        return RowGradients(self.latents, *(part * factor for part in self[1:]))
-
-    def norm(self) -> Tensor:
-        """The global norm over all rows."""
-        return torch.stack([part.square().sum() for part in self[1:]]).sum().sqrt()
-
-
-class Moments(NamedTuple):
-    """Adam's state. `first` is None where beta1 is 0; `touched` [n] int32, the step of each latent's last update, is
-    there where only latents with a gradient are updated."""
-
-    first: Weights | None
-    second: Weights
-    touched: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Adam's scalars for one step (Kingma & Ba 2015, algorithm 1); `t` counts from 1.
-
-    With `Moments.touched` only latents with a gradient this step are updated; their moments first decay by the steps
-    missed. For beta1 = 0 that equals the dense update exactly (a zero gradient moves nothing); for beta1 > 0 it is a
-    different optimiser, known as `active_row`.
-    """
-
-    lr: float
-    t: int
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    device: Tensor | None = None
-    """`scalars()` on the GPU, where a captured graph must read them anew at each replay."""
-
-    @property
-    def corrections(self) -> tuple[float, float]:
-        """1 - beta^t for both moments."""
-        return 1 - self.beta1**self.t, 1 - self.beta2**self.t
-
-    def scalars(self) -> Tensor:
-        """[lr, beta1, beta2, 1 - beta1^t, 1 - beta2^t, eps, t] in fp64: 1 - 0.999 loses five digits in fp32."""
-        return torch.tensor([self.lr, self.beta1, self.beta2, *self.corrections, self.eps, self.t], dtype=torch.float64)
-
-
-class Updated(NamedTuple):
-    """What the caller still needs from the batch: the encoder's share of the gradient to the centred input's
-    offset, summed over rows [d] (b_dec takes its negative), and how often each latent fired [n] int64."""
-
-    to_input: Tensor
-    fired: Tensor
+from .encode import low_precision_copy
+from .operators import operator
+from .tuples import Adam, LowPrecisionCopy, Moments, Residual, RowGradients, Updated, Weights
 
 
 def new_moments(weights: Weights, beta1: float, active_rows: bool) -> Moments:
@@ -112,10 +33,10 @@ def latent_step(
     weights: Weights,
     moments: Moments,
     adam: Adam,
-    shadow: Shadow | None = None,
+    low_precision: LowPrecisionCopy | None = None,
     extra: RowGradients | None = None,
 ) -> Updated:
-    """Update weights, moments and shadow in place from one batch.
+    """Update weights, moments and low-precision copy in place from one batch.
 
     The gradient is `scale` times that of half the squared error: with dz from `out.grads`,
     dW_enc[j] = sum dz x, dW_dec[j] = sum z residual (less its part along W_dec[j]), db_enc[j] = sum dz.
@@ -133,7 +54,7 @@ def latent_step(
     return Updated(
         *_step(
             *codes, out.residual, out.squares, out.grads, x, scale, *weights, *first, *moments.second, moments.touched,
-            adam.lr, adam.t, adam.beta1, adam.beta2, adam.eps, adam.device, *(shadow or (None,) * 4),
+            adam.lr, adam.t, adam.beta1, adam.beta2, adam.eps, adam.device, *(low_precision or (None,) * 4),
             *(extra or (None,) * 4),
         )
     )  # fmt: skip
@@ -160,7 +81,7 @@ def _step(indptr, indices, values, residual, squares, grads, x, scale, W_enc, *r
     weights, first, second, touched = Weights(W_enc, *rest[:2]), rest[2:5], Weights(*rest[5:8]), rest[8]
     moments = Moments(None if first[0] is None else Weights(*first), second, touched)
     adam = Adam(*rest[9:15])
-    shadow = None if rest[15] is None else Shadow(*rest[15:19])
+    low_precision = None if rest[15] is None else LowPrecisionCopy(*rest[15:19])
     extra = None if rest[19] is None else RowGradients(*rest[19:])
     match backend(x.device):
         case "compiled":
@@ -177,7 +98,7 @@ def _step(indptr, indices, values, residual, squares, grads, x, scale, W_enc, *r
         extra = rows if extra is None else rows.plus(extra)
         codes = (torch.zeros_like(indptr), indices[:0], values[:0])
         out = Residual(residual, squares, grads[:0])
-    updated = run(codes, out, x, scale, weights, moments, adam, shadow, extra)
+    updated = run(codes, out, x, scale, weights, moments, adam, low_precision, extra)
     return updated.to_input, updated.fired if fired is None else fired
 
 
@@ -196,13 +117,13 @@ def latent_gradients(
 
 
 def apply_gradients(
-    rows: RowGradients, weights: Weights, moments: Moments, adam: Adam, shadow: Shadow | None = None
+    rows: RowGradients, weights: Weights, moments: Moments, adam: Adam, low_precision: LowPrecisionCopy | None = None
 ) -> Updated:
     """The update of `latent_step` from gradient rows alone; `fired` counts nothing."""
     nothing = rows.W_enc.new_zeros(0)
     codes = (torch.zeros(2, dtype=torch.int64, device=nothing.device), nothing.int(), nothing)
     x, residual = (part.new_zeros(1, part.shape[1]) for part in (rows.W_enc, rows.W_dec))
-    return latent_step(codes, Residual(residual, x[:, 0], nothing), x, 1.0, weights, moments, adam, shadow, rows)
+    return latent_step(codes, Residual(residual, x[:, 0], nothing), x, 1.0, weights, moments, adam, low_precision, rows)
 
 
 def gradients_reference(
@@ -236,7 +157,7 @@ def reference(
     weights: Weights,
     moments: Moments,
     adam: Adam,
-    shadow: Shadow | None = None,
+    low_precision: LowPrecisionCopy | None = None,
     extra: RowGradients | None = None,
 ) -> Updated:
     """Dense gradients, then Adam, projection and unit norm one after another: the specification."""
@@ -261,9 +182,11 @@ def reference(
     weights.W_dec.copy_(torch.where(keep[:, None], weights.W_dec / norm, weights.W_dec))
     if moments.touched is not None:
         moments.touched.copy_(torch.where(keep, adam.t, moments.touched))
-    if shadow is not None:
-        precision = "int8" if shadow.scale is not None else "bf16"
-        for kept, new in zip(shadow, make_shadow(weights.W_enc, weights.W_dec, precision) or (), strict=True):
+    if low_precision is not None:
+        precision = "int8" if low_precision.scale is not None else "bf16"
+        for kept, new in zip(
+            low_precision, low_precision_copy(weights.W_enc, weights.W_dec, precision) or (), strict=True
+        ):
             if kept is not None and new is not None:
                 kept.copy_(new)
     return Updated(to_input, fired)

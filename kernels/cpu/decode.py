@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..decode import Residual
+from ..tuples import Residual
 from .compiled import compiled
 from .products import add_rows, dot, dot_rows
 from .threads import run_rows

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encode import Shadow, chunk_buffer, chunk_rows
-from ..topk import Codes
+from ..chunks import chunk_buffer, chunk_rows
+from ..tuples import Codes, LowPrecisionCopy
 from .compiled import compiled, inlined
 from .keys import (
     GROUP,
@@ -173,14 +173,14 @@ def screen_rows(
         )  # fmt: skip
 
 
-def quantise(rows: Tensor) -> Shadow:
+def quantise(rows: Tensor) -> LowPrecisionCopy:
     """Symmetric int8 rows with one scale a row."""
     made = torch.empty(rows.shape, dtype=torch.int8), torch.empty(len(rows)), torch.empty(len(rows))
     run_rows(quantise_rows, len(rows), rows.numpy(), *(part.numpy() for part in made))
-    return Shadow(*made)
+    return LowPrecisionCopy(*made)
 
 
-def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow) -> Codes:
+def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, low_precision: LowPrecisionCopy) -> Codes:
     """`kernels.encode.encode_topk` with the int8 screen."""
     batch, n = len(x), len(W_enc)
     out = Codes(torch.zeros(batch, k), torch.zeros(batch, k, dtype=torch.int32))
@@ -191,17 +191,17 @@ def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow)
         part = x[rows]
         quantised = quantise(part)
         for first in range(0, n, BLOCK):
-            weight = shadow.W_enc[first : first + BLOCK]
+            weight = low_precision.W_enc[first : first + BLOCK]
             block = products[len(part) * first : len(part) * (first + len(weight))].view(len(part), -1)
             torch._int_mm(quantised.W_enc, weight.T, out=block)
-        rounded = margins(quantised), margins(shadow)
+        rounded = margins(quantised), margins(low_precision)
         inputs = (products, part, *rounded[0], W_enc, b_enc, *rounded[1])
         outputs = (out.values[rows], out.columns[rows])
         run_rows(screen_rows, len(part), *(t.numpy() for t in inputs), k, *(t.numpy() for t in outputs))
     return out
 
 
-def margins(copy: Shadow) -> tuple[Tensor, Tensor]:
+def margins(copy: LowPrecisionCopy) -> tuple[Tensor, Tensor]:
     """Scale and norm of the rows of an int8 copy."""
     if copy.scale is None or copy.norm is None:
         raise ValueError("the int8 screen needs an int8 copy of the encoder, and this one is bf16")

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..jumprelu import JumpGradients
-from ..ragged import Ragged
+from ..tuples import JumpGradients, Ragged
 from .compiled import compiled
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kth import Kth
+from ..tuples import Kth
 
 
 def kth_largest(values: Tensor, m: int) -> Kth:

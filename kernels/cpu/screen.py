@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..encode import Shadow, chunk_buffer
-from ..topk import Codes
+from ..chunks import chunk_buffer
+from ..tuples import Codes, LowPrecisionCopy
 from .compiled import compiled, inlined
 from .encode import MARGIN, decide, margins, quantise_row
 from .encode import encode_topk as from_products
@@ -174,14 +174,14 @@ def screen_tiles(
             )  # fmt: skip
 
 
-def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, shadow: Shadow) -> Codes:
+def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, low_precision: LowPrecisionCopy) -> Codes:
     """`kernels.encode.encode_topk` with the int8 screen; products by oneDNN on a CPU without these instructions."""
     if not has_vnni():
-        return from_products(x, W_enc, b_enc, k, shadow)
-    rows, whole = shadow.W_enc, len(W_enc) + PANEL
+        return from_products(x, W_enc, b_enc, k, low_precision)
+    rows, whole = low_precision.W_enc, len(W_enc) + PANEL
     if rows.shape[1] % 4:
         rows = pad(rows, (0, -rows.shape[1] % 4))
-    fixed = W_enc, b_enc, rows, *margins(shadow)
+    fixed = W_enc, b_enc, rows, *margins(low_precision)
     out, spilled = _screen(x, fixed, k, min(whole, 8 * k + 512))
     again = spilled.nonzero()[:, 0]
     if len(again):

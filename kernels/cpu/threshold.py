@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encode import Shadow, chunk_buffer, chunk_rows
-from ..ragged import Ragged, concatenate
+from ..chunks import chunk_buffer, chunk_rows
+from ..csr import concatenate
+from ..tuples import LowPrecisionCopy, Ragged
 from .compiled import compiled, inlined
 from .encode import MARGIN, quantise
 from .products import dot, dot_rows
@@ -117,19 +118,19 @@ def above(pre: Tensor, bias: Tensor, bound: Tensor) -> Ragged:
     return out
 
 
-def encode_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, bound: Tensor, shadow: Shadow) -> Ragged:
+def encode_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, bound: Tensor, low_precision: LowPrecisionCopy) -> Ragged:
     """`kernels.threshold.encode_above` with the int8 screen."""
     batch, n = len(x), len(W_enc)
     rounded, scale, norm, _ = quantise(x)
     assert scale is not None and norm is not None
-    columns = _screened_columns(b_enc - bound, shadow)
+    columns = _screened_columns(b_enc - bound, low_precision)
     chunk = max(1, min(chunk_rows(n), batch))
     held, counts = chunk_buffer(chunk, n, torch.int32, x.device), torch.empty(chunk, dtype=torch.int64)
     parts = []
     for start in range(0, max(batch, 1), chunk):
         rows = slice(start, min(start + chunk, batch))
         products, found = held[: rows.stop - start], counts[: rows.stop - start]
-        torch._int_mm(rounded[rows], shadow.W_enc.T, out=products)
+        torch._int_mm(rounded[rows], low_precision.W_enc.T, out=products)
         screen = (products, x[rows], scale[rows], norm[rows], *columns, found)
         run_rows(screen_rows, len(products), *(part.numpy() for part in screen))
         maybe = _empty(found)
@@ -139,13 +140,13 @@ def encode_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, bound: Tensor, shadow:
     return concatenate(parts)
 
 
-def _screened_columns(offset: Tensor, shadow: Shadow) -> tuple[Tensor, Tensor, Tensor]:
+def _screened_columns(offset: Tensor, low_precision: LowPrecisionCopy) -> tuple[Tensor, Tensor, Tensor]:
     """Scale, norm and offset of each column; columns that int8 cannot hold get an offset that always passes.
 
     A norm of zero is a row of zeros or of NaN.
     """
-    _, scale, norm, _ = shadow
-    assert scale is not None and norm is not None  # an int8 shadow has both
+    _, scale, norm, _ = low_precision
+    assert scale is not None and norm is not None  # an int8 copy has both
     doubtful = ~(norm.isfinite() & (norm > 0)) | offset.isnan()
     return scale.masked_fill(doubtful, 0), norm.masked_fill(doubtful, 0), offset.masked_fill(doubtful, torch.inf)
 

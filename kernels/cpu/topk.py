@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..topk import Codes
+from ..tuples import Codes
 from .compiled import compiled, inlined
 from .keys import GROUP, LOWEST, flip, fold_keys, gather_reaching, keep_best, kth_key, n_groups
 from .threads import run_rows

@@ -8,9 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..decode import Residual
-from ..encode import Shadow
-from ..update import Adam, Moments, RowGradients, Updated, Weights
+from ..tuples import Adam, LowPrecisionCopy, Moments, Residual, RowGradients, Updated, Weights
 from .compiled import compiled, fused, inlined
 from .decode import arrays
 from .encode import quantise_row
@@ -117,14 +115,14 @@ def sum_gradients(entries, tokens, values, grads, x, residual, scale, factors, g
 @compiled
 def latent_rows(
     start, stop, pointers, tokens, entries, values, grads, x, residual, scale, extra_row, extra,
-    weights, first, second, touched, step, shadow, bias_grads, fired,
+    weights, first, second, touched, step, low_precision, bias_grads, fired,
 ):  # fmt: skip
-    """Both weight gradients, Adam, projection, unit norm and the int8 shadow of latents start..stop, in one pass.
+    """Both weight gradients, Adam, projection, unit norm and the int8 copy of latents start..stop, in one pass.
 
     weights, first, second: (W_enc [n, d], W_dec [n, d_out], b_enc [n]) and Adam moments; first empty if beta1 is 0.
     extra: (encoder, decoder) gradient rows added where extra_row[j] >= 0.
     touched: step of each latent's last update, or empty where every latent is updated at every step.
-    shadow: (rows int8 [n, d], scale [n], norm [n]) of the updated encoder, or empty.
+    low_precision: (rows int8 [n, d], scale [n], norm [n]) of the updated encoder, or empty.
     """
     grad_enc, grad_dec = np.empty(x.shape[1], np.float32), np.empty(residual.shape[1], np.float32)
     factors = np.empty((2, longest(pointers[start : stop + 1])), np.float32)
@@ -152,8 +150,8 @@ def latent_rows(
             momentless_row(row, grad_dec, second[1][j], keep2, step)
             momentless_row(bias, grad_bias, second[2][j : j + 1], keep2, step)
         normalise_row(row)
-        if shadow[1].shape[0] > 0:
-            shadow[1][j], shadow[2][j] = quantise_row(weights[0][j], shadow[0][j])
+        if low_precision[1].shape[0] > 0:
+            low_precision[1][j], low_precision[2][j] = quantise_row(weights[0][j], low_precision[0][j])
 
 
 @compiled
@@ -191,7 +189,7 @@ def latent_step(
     weights: Weights,
     moments: Moments,
     adam: Adam,
-    shadow: Shadow | None = None,
+    low_precision: LowPrecisionCopy | None = None,
     extra: RowGradients | None = None,
 ) -> Updated:
     """`kernels.update.latent_step` on a CPU."""
@@ -213,8 +211,8 @@ def latent_step(
         work[(fired.numpy() == 0) & (extra_row < 0)] = 0.01
     empty = torch.empty(0, 0), torch.empty(0, 0), torch.empty(0)
     copies = arrays(torch.empty(0, 0, dtype=torch.int8), *empty[1:])
-    if shadow is not None and shadow.scale is not None and shadow.norm is not None:
-        copies = arrays(shadow.W_enc, shadow.scale, shadow.norm)
+    if low_precision is not None and low_precision.scale is not None and low_precision.norm is not None:
+        copies = arrays(low_precision.W_enc, low_precision.scale, low_precision.norm)
     numbers = map(np.float32, (adam.lr, adam.beta1, adam.beta2, *adam.corrections, adam.eps))
     step = AdamStep._make((*numbers, adam.t))
     run_parts(
@@ -222,8 +220,8 @@ def latent_step(
         factor, extra_row, extra_rows, arrays(*weights), arrays(*(moments.first or empty)), arrays(*moments.second),
         touched, step, copies, *arrays(bias_grads, fired),
     )  # fmt: skip
-    if shadow is not None and shadow.scale is None:
-        shadow.W_enc.copy_(weights.W_enc)
+    if low_precision is not None and low_precision.scale is None:
+        low_precision.W_enc.copy_(weights.W_enc)
     return updated
 
 

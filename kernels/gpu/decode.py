@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..decode import Residual
+from ..tuples import Residual
 from .compile import Shape, Spec
 from .launch import describe, launch
 

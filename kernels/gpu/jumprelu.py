@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..jumprelu import JumpGradients
-from ..ragged import Ragged
+from ..tuples import JumpGradients, Ragged
 from .compile import Shape, Spec
 
 BLOCK = 128

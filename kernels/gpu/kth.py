@@ -13,7 +13,7 @@ import triton.language as tl
 from jaxtyping import Float32
 from torch import Tensor
 
-from ..kth import Kth
+from ..tuples import Kth
 from .compile import Shape, Spec
 from .keys import LOWEST, key_value, order_key
 

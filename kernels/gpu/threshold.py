@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ragged import Ragged
+from ..tuples import Ragged
 from .compile import Shape, Spec
 
 BLOCK = 2048

@@ -18,7 +18,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from ..topk import Codes
+from ..tuples import Codes
 from .compile import Shape, Spec
 from .keys import LOWEST, compact, compact_largest, entries, order_key, row_start
 

@@ -11,9 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..decode import Residual
-from ..encode import Shadow
-from ..update import Adam, Moments, RowGradients, Updated, Weights
+from ..tuples import Adam, LowPrecisionCopy, Moments, Residual, RowGradients, Updated, Weights
 from .compile import Shape, Spec
 from .launch import describe, launch
 from .pieces import bias_sum, latent_sum, layout, prepare, warps
@@ -58,7 +56,7 @@ def update_kernel(
     pointers, tokens, dz, x, z, residual, piece_ends, piece_enc, piece_dec,
     extra_place, extra_enc, extra_dec, extra_bias, latents, n_latents, scale, scalars,
     W_enc, W_dec, b_enc, first_enc, first_dec, first_bias, second_enc, second_dec, second_bias, touched,
-    shadow_enc, shadow_dec, to_input, n, D: tl.constexpr, PAD: tl.constexpr, TOKENS: tl.constexpr,
+    copy_enc, copy_dec, to_input, n, D: tl.constexpr, PAD: tl.constexpr, TOKENS: tl.constexpr,
     D_OUT: tl.constexpr, PAD_OUT: tl.constexpr, TOKENS_OUT: tl.constexpr,
 ):  # fmt: skip
     """Every so-manyth latent of all n, or of the first n_latents[0] of `latents`. Decoder rows are D_OUT wide.
@@ -100,8 +98,8 @@ def update_kernel(
             tl.store(offset, tl.load(offset, mask=inside, other=0.0) + bias * w, mask=inside)
         w = adam_step(w, grad, first_enc, second_enc, start, columns, inside, scalars, keep1, keep2)
         tl.store(W_enc + start + columns, w, mask=inside)
-        if shadow_enc is not None:
-            tl.store(shadow_enc + start + columns, w.to(shadow_enc.dtype.element_ty), mask=inside)
+        if copy_enc is not None:
+            tl.store(copy_enc + start + columns, w.to(copy_enc.dtype.element_ty), mask=inside)
 
         columns_out = tl.arange(0, PAD_OUT)
         inside_out = columns_out < D_OUT
@@ -118,8 +116,8 @@ def update_kernel(
         row = adam_step(row, grad_out, first_dec, second_dec, start_out, columns_out, inside_out, scalars, keep1, keep2)
         row *= 1.0 / tl.maximum(tl.sqrt(tl.sum(row * row, 0)), 1e-12)
         tl.store(W_dec + start_out + columns_out, row, mask=inside_out)
-        if shadow_dec is not None:
-            tl.store(shadow_dec + start_out + columns_out, row.to(shadow_dec.dtype.element_ty), mask=inside_out)
+        if copy_dec is not None:
+            tl.store(copy_dec + start_out + columns_out, row.to(copy_dec.dtype.element_ty), mask=inside_out)
 
 
 @triton.jit
@@ -148,7 +146,7 @@ def latent_step(
     weights: Weights,
     moments: Moments,
     adam: Adam,
-    shadow: Shadow | None = None,
+    low_precision: LowPrecisionCopy | None = None,
     extra: RowGradients | None = None,
 ) -> Updated:
     """`kernels.update.latent_step` on a GPU; x and the residual may be bf16.
@@ -157,9 +155,14 @@ def latent_step(
         ValueError: d is above what one program holds, or a tensor to be updated is not contiguous.
     """
     n, d = weights.W_enc.shape
-    kept = (*weights, *(moments.first or ()), *moments.second, *(part for part in shadow or () if part is not None))
+    kept = (
+        *weights,
+        *(moments.first or ()),
+        *moments.second,
+        *(part for part in low_precision or () if part is not None),
+    )
     if not all(part.is_contiguous() for part in kept):
-        raise ValueError("weights, moments and shadow are updated in place and must be contiguous")
+        raise ValueError("weights, moments and low-precision copy are updated in place and must be contiguous")
     lists = transpose(codes, n)
     sums = prepare(lists, codes[2], out, x)
     active = lists.fired > 0
@@ -178,7 +181,7 @@ def latent_step(
     passed = (
         *sums, *extra_rows, *some, on_device(scale, x), scalars,
         *weights, *(moments.first or (None,) * 3), *moments.second, moments.touched,
-        *((None, None) if shadow is None else (shadow.W_enc, shadow.W_dec)), to_input, n,
+        *((None, None) if low_precision is None else (low_precision.W_enc, low_precision.W_dec)), to_input, n,
     )  # fmt: skip
     d_out = weights.W_dec.shape[1]
     launch(update_kernel, len(to_input), passed, layouts(d, d_out), warps(max(d, d_out)))
@@ -230,23 +233,23 @@ SOME = {"latents": "*i32", "n_latents": "*i64"}
 STATE = fp32(
     "W_enc", "W_dec", "b_enc", "first_enc", "first_dec", "first_bias", "second_enc", "second_dec", "second_bias"
 )
-WRITTEN = {"shadow_enc": "*bf16", "shadow_dec": "*bf16", "to_input": "*fp32", "n": "i32"}
+WRITTEN = {"copy_enc": "*bf16", "copy_dec": "*bf16", "to_input": "*fp32", "n": "i32"}
 BF16_ROWS = {"x": "*bf16", "residual": "*bf16"}
 
 
 def specs(shape: Shape) -> list[Spec]:
-    """The update in its modes, with pieces, extra rows and shadow where they cost most, and the compact gradients."""
+    """The update in its modes, with pieces, extra rows and bf16 copy where they cost most, and compact gradients."""
     everything = {
         **LISTS, **PIECES, **EXTRA, **SOME, **fp32("scale"), "scalars": "*fp64", **STATE, "touched": "*i32", **WRITTEN,
     }  # fmt: skip
     dense = {**everything, **dict.fromkeys((*SOME, "touched"))}
-    plain = {**dense, **dict.fromkeys((*PIECES, *EXTRA, "shadow_enc", "shadow_dec"))}
+    plain = {**dense, **dict.fromkeys((*PIECES, *EXTRA, "copy_enc", "copy_dec"))}
     no_first = dict.fromkeys(("first_enc", "first_dec", "first_bias"))
     compact = {**LISTS, **PIECES, "latents": "*i64", **fp32("scale", "grad_enc", "grad_dec", "grad_bias")}
     every = {
         "dense Adam": (update_kernel, dense),
         "dense Adam, bf16 rows": (update_kernel, {**dense, **BF16_ROWS}),
-        "dense Adam, no pieces, extra rows or shadow": (update_kernel, plain),
+        "dense Adam, no pieces, extra rows or low-precision copy": (update_kernel, plain),
         "row-sparse Adam, beta1 = 0": (update_kernel, {**everything, **no_first}),
         "active_row Adam": (update_kernel, everything),
         "compact gradients": (gradients_kernel, compact),

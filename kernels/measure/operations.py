@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .. import decode, topk, update
-from ..encode import Shadow, chunk_rows, make_shadow
-from ..update import Weights
+from ..chunks import chunk_rows
+from ..encode import low_precision_copy
+from ..tuples import LowPrecisionCopy, Weights
 from .session import Session, Shape
 
 Sections = list[tuple[str, float, list[tuple[str, Callable[[], None]]]]]
@@ -119,7 +120,7 @@ def decoding(session: Session, shape: Shape) -> None:
 def updating(session: Session, shape: Shape) -> None:
     """Both gradients, Adam, projection and unit norm, at even and log-normal firing, with and without a latent that
     fires on half of the batch."""
-    weights, shadow = start(session, shape)
+    weights, low_precision = start(session, shape)
     moments = update.new_moments(weights, 0.9, False)
     b_dec = torch.zeros(shape.d, device=session.device)
     for name, spread, heavy in (("even", 0.0, False), ("log-normal", 2.0, False), ("log-normal, heavy", 2.0, True)):
@@ -127,7 +128,7 @@ def updating(session: Session, shape: Shape) -> None:
         out = decode.decode_residual(*codes, weights.W_dec, b_dec, x, shape.k)
 
         def step(number: int, codes=codes, out=out, x=x) -> None:
-            update.latent_step(codes, out, x, 1e-4, weights, moments, update.Adam(1e-5, number + 1), shadow)
+            update.latent_step(codes, out, x, 1e-4, weights, moments, update.Adam(1e-5, number + 1), low_precision)
 
         bytes = 8 * shape.batch * shape.k * shape.d + 26 * 2 * shape.d * shape.n
         note = f"{len(codes[1].unique()) / shape.n:.0%} of latents fire"
@@ -151,12 +152,12 @@ def update_error(codes: tuple[Tensor, Tensor, Tensor], out: decode.Residual, x: 
     return max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(*found, strict=True))
 
 
-def start(session: Session, shape: Shape) -> tuple[Weights, Shadow]:
+def start(session: Session, shape: Shape) -> tuple[Weights, LowPrecisionCopy]:
     """Tied starting weights with unit rows, and their bf16 copies."""
     decoder = torch.randn(shape.n, shape.d, device=session.device)
     for part in decoder.split(65536):
         part.div_(part.norm(dim=1, keepdim=True))
     weights = Weights(decoder.clone(), decoder, torch.zeros(shape.n, device=session.device))
-    shadow = make_shadow(weights.W_enc, weights.W_dec, "bf16")
-    assert shadow is not None
-    return weights, shadow
+    low_precision = low_precision_copy(weights.W_enc, weights.W_dec, "bf16")
+    assert low_precision is not None
+    return weights, low_precision

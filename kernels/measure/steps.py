@@ -36,7 +36,7 @@ class Step:
     """The training step out of kernels: encode and select, decode with residual, update; and Adam for b_dec."""
 
     def __init__(self, session: Session, shape: Shape, beta1: float, active_rows: bool) -> None:
-        self.weights, self.shadow = start(session, shape)
+        self.weights, self.low_precision = start(session, shape)
         self.moments = update.new_moments(self.weights, beta1, active_rows)
         self.b_dec = torch.zeros(shape.d, device=session.device)
         self.bias_moments = torch.zeros(2, shape.d, device=session.device)
@@ -53,12 +53,12 @@ class Step:
         adam = update.Adam(1e-4, self.steps, self.beta1, device=self.scalars)
         centred = x - self.b_dec
         values, columns = encode_topk(
-            centred, self.weights.W_enc, self.weights.b_enc, self.k, precision="bf16", shadow=self.shadow
+            centred, self.weights.W_enc, self.weights.b_enc, self.k, precision="bf16", low_precision=self.low_precision
         )
         codes = (self.indptr, columns.flatten(), values.clamp_min_(0).flatten())
-        out = decode.decode_residual(*codes, self.shadow.W_dec, self.b_dec, x, self.k)  # pyright: ignore[reportArgumentType]
+        out = decode.decode_residual(*codes, self.low_precision.W_dec, self.b_dec, x, self.k)  # pyright: ignore[reportArgumentType]
         scale = 2 / (x - x.mean(0)).square().sum()
-        updated = update.latent_step(codes, out, centred, scale, self.weights, self.moments, adam, self.shadow)
+        updated = update.latent_step(codes, out, centred, scale, self.weights, self.moments, adam, self.low_precision)
         first, second = self.bias_moments
         grad = out.residual.sum(0) * scale - updated.to_input
         first.lerp_(grad, 1 - self.beta1)

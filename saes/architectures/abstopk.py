@@ -8,8 +8,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ...kernels.encode import Shadow
-from ...kernels.topk import Codes, topk
+from ...kernels.topk import topk
+from ...kernels.tuples import Codes, LowPrecisionCopy
 from ..registry import register
 from ..sparse_code import SparseCode
 from .sae import SparseAutoencoder, select_rows
@@ -21,9 +21,9 @@ class AbsTopK(SparseAutoencoder):
 
     architecture = "abstopk"
 
-    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def training_code(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """k signed codes a row."""
-        return select_rows(self, centred, shadow, self._largest)
+        return select_rows(self, centred, low_precision, self._largest)
 
     def _largest(self, pre: Float[Tensor, "rows n"]) -> Codes:
         columns = topk(pre.abs(), self.config.k).columns

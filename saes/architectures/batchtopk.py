@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ...kernels.batch_topk import encode_batch_topk
 from ...kernels.dispatch import choose
-from ...kernels.encode import Shadow
 from ...kernels.threshold import encode_threshold
+from ...kernels.tuples import LowPrecisionCopy
 from ..registry import register
 from ..sparse_code import SparseCode
 from .sae import SAEConfig, SparseAutoencoder
@@ -43,10 +43,12 @@ class BatchTopK(SparseAutoencoder):
         """Every pre-activation above the threshold: about k a row."""
         return SparseCode(*encode_threshold(self.centred(x), self.W_enc, self.b_enc, self.threshold), self.n_latents)
 
-    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def training_code(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """batch * k codes."""
         precision = choose(centred.device, self.precision).encode
-        ragged = encode_batch_topk(centred, self.W_enc, self.b_enc, self.config.k, precision=precision, shadow=shadow)
+        ragged = encode_batch_topk(
+            centred, self.W_enc, self.b_enc, self.config.k, precision=precision, low_precision=low_precision
+        )
         return SparseCode(*ragged, self.n_latents)
 
     def observe(self, code: SparseCode, step: int) -> None:

@@ -1,6 +1,6 @@
 """Updating the weights block by block: each block of latents against its own residual (one block for most objectives).
 
-Blocks are consecutive rows, so that the kernels work on views of weights, moments and shadow.
+Blocks are consecutive rows, so that the kernels work on views of weights, moments and low-precision copy.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.decode import Residual
-from ...kernels.encode import Shadow
-from ...kernels.update import Adam, Moments, RowGradients, Updated, Weights, latent_gradients, latent_step
+from ...kernels.tuples import Adam, LowPrecisionCopy, Moments, Residual, RowGradients, Updated, Weights
+from ...kernels.update import latent_gradients, latent_step
 
 
 class LatentBlock(NamedTuple):
@@ -30,16 +29,18 @@ class State(NamedTuple):
 
     weights: Weights
     moments: Moments
-    shadow: Shadow | None
+    low_precision: LowPrecisionCopy | None
 
     def block(self, latents: slice) -> State:
         """Views of some rows of everything."""
-        weights, moments, shadow = self
+        weights, moments, low_precision = self
         first = None if moments.first is None else Weights(*(part[latents] for part in moments.first))
         second = Weights(*(part[latents] for part in moments.second))
         touched = None if moments.touched is None else moments.touched[latents]
-        copies = None if shadow is None else Shadow(*(None if copy is None else copy[latents] for copy in shadow))  # pyright: ignore[reportArgumentType]
-        return State(Weights(*(part[latents] for part in weights)), Moments(first, second, touched), copies)
+        if low_precision is not None:
+            rows = (None if copy is None else copy[latents] for copy in low_precision)
+            low_precision = LowPrecisionCopy(*rows)  # pyright: ignore[reportArgumentType]
+        return State(Weights(*(part[latents] for part in weights)), Moments(first, second, touched), low_precision)
 
 
 def step_parts(
@@ -54,12 +55,14 @@ def step_parts(
     """
     if len(parts) == 1:
         (part,) = parts
-        return latent_step(part.codes, part.out, x, scale, state.weights, state.moments, adam, state.shadow, extra)
+        return latent_step(
+            part.codes, part.out, x, scale, state.weights, state.moments, adam, state.low_precision, extra
+        )
     updates = []
     for part in parts:
-        weights, moments, shadow = state.block(part.latents)
+        weights, moments, low_precision = state.block(part.latents)
         rows = None if extra is None else _within(extra, part.latents)
-        updates.append(latent_step(part.codes, part.out, x, scale, weights, moments, adam, shadow, rows))
+        updates.append(latent_step(part.codes, part.out, x, scale, weights, moments, adam, low_precision, rows))
     to_input = torch.stack([updated.to_input for updated in updates]).sum(0)
     return Updated(to_input, torch.cat([updated.fired for updated in updates]))
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...kernels.encode import Shadow
+from ...kernels.tuples import LowPrecisionCopy
 from ..registry import register
 from ..sparse_code import SparseCode
 from .block_update import LatentBlock
@@ -39,13 +39,13 @@ class Gated(SparseAutoencoder):
         for name in ("r_mag", "b_mag"):
             self.register_parameter(name, nn.Parameter(torch.zeros(config.n_latents), requires_grad=False))
 
-    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def training_code(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """A code for every open gate, zero where its magnitude is not positive."""
-        return self.magnitudes(self.gates(centred, shadow))
+        return self.magnitudes(self.gates(centred, low_precision))
 
-    def gates(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def gates(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """Every positive pre-activation of the gates."""
-        return keep_above(self, centred, self.b_enc.new_zeros(()), shadow)
+        return keep_above(self, centred, self.b_enc.new_zeros(()), low_precision)
 
     def magnitudes(self, gates: SparseCode) -> SparseCode:
         """The codes of some open gates."""
@@ -114,9 +114,9 @@ class GatedObjective(PenalisedObjective):
         self.extra_parameters["r_mag"][latents] = 0
         self.extra_parameters["offset"][latents] = bound
 
-    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, low_precision: LowPrecisionCopy | None) -> Gradients:
         """Sum each gate's gradient from its magnitude, its own reconstruction and the penalty."""
-        gates = self.dictionary.gates(rows.input, shadow)
+        gates = self.dictionary.gates(rows.input, low_precision)
         code = self.dictionary.magnitudes(gates)
         out = self.decoded(code, rows, decoder)
         n, columns = gates.n_latents, gates.indices

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...kernels.encode import Shadow
-from ...kernels.topk import Codes
+from ...kernels.tuples import Codes, LowPrecisionCopy
 from ...lab.errors import InputError
 from ..registry import register
 from ..sparse_code import SparseCode
@@ -39,9 +38,9 @@ class GroupMax(SparseAutoencoder):
     config_type = GroupMaxConfig
     k_is_free = False
 
-    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def training_code(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """k codes a row, zero where a whole group was negative."""
-        return select_rows(self, centred, shadow, self._largest)
+        return select_rows(self, centred, low_precision, self._largest)
 
     def _largest(self, pre: Float[Tensor, "rows n"]) -> Codes:
         size = self.n_latents // self.config.k

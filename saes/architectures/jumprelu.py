@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ...kernels.code_gradients import code_gradients
 from ...kernels.dispatch import choose
-from ...kernels.encode import Shadow
 from ...kernels.jumprelu import encode_jumprelu, jumprelu_gradients, jumprelu_values
-from ...kernels.sampled import code_gradients
+from ...kernels.tuples import LowPrecisionCopy
 from ...lab.errors import InputError, unknown
 from ..registry import register
 from ..sparse_code import SparseCode
@@ -68,9 +68,9 @@ class JumpReLU(SparseAutoencoder):
         super().__init__(config)
         self.register_parameter("theta", nn.Parameter(torch.zeros(config.n_latents), requires_grad=False))
 
-    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def training_code(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """Every pre-activation above its threshold."""
-        return keep_above(self, centred, self.theta, shadow)
+        return keep_above(self, centred, self.theta, low_precision)
 
     def fold_scale(self, scale: float) -> None:
         """Divide biases and thresholds by the scale."""
@@ -106,11 +106,13 @@ class JumpReLUObjective(PenalisedObjective):
         self.unit = float(self.dictionary.theta.mean())
         self.control.begin(self.unit**2 / 2)
 
-    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, low_precision: LowPrecisionCopy | None) -> Gradients:
         """Codes above theta teach encoder and decoder; theta learns from its window."""
         sae, config = self.dictionary, self.dictionary.config
         precision, width = choose(rows.input.device, sae.precision).encode, config.bandwidth * self.unit
-        raw = encode_jumprelu(rows.input, sae.W_enc, sae.b_enc, sae.theta, width, precision=precision, shadow=shadow)
+        raw = encode_jumprelu(
+            rows.input, sae.W_enc, sae.b_enc, sae.theta, width, precision=precision, low_precision=low_precision
+        )
         code = SparseCode(raw.indptr, raw.indices, jumprelu_values(raw, sae.theta), sae.n_latents)
         out = self.decoded(code, rows, decoder)
         per_code, per_active = self._penalty(code)

@@ -20,11 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
-from ...kernels.decode import Residual
-from ...kernels.encode import Shadow
 from ...kernels.pursuit import pursuit
-from ...kernels.topk import Codes
-from ...kernels.update import RowGradients, latent_gradients
+from ...kernels.tuples import Codes, LowPrecisionCopy, Residual, RowGradients
+from ...kernels.update import latent_gradients
 from ...lab.errors import InputError
 from ..place import AUTOENCODER
 from ..registry import register
@@ -99,7 +97,7 @@ class MatchingPursuit(SparseAutoencoder):
                              " activations, give tolerance")  # fmt: skip
         return MatchingPursuitObjective(self)
 
-    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def training_code(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """k codes a row, zero after a stop."""
         return merged(self.steps(centred), self.n_latents)
 
@@ -149,7 +147,7 @@ class MatchingPursuitObjective(Objective):
         """The start scales encoders; here it is the decoder."""
         self.dictionary.tie()
 
-    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, low_precision: LowPrecisionCopy | None) -> Gradients:
         """Codes held constant teach as in any dictionary, but no encoder; what they depend on adds rows of its own."""
         steps = self.dictionary.steps(rows.input)
         code = merged(steps, self.dictionary.n_latents)

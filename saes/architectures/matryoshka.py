@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...kernels.decode import Residual, decode_residual
-from ...kernels.encode import Shadow
-from ...kernels.sampled import code_gradients
+from ...kernels.code_gradients import code_gradients
+from ...kernels.decode import decode_residual
+from ...kernels.tuples import LowPrecisionCopy, Residual
 from ...lab.errors import InputError, unknown
 from ..registry import register
 from ..sparse_code import SparseCode
@@ -71,9 +71,11 @@ class Matryoshka(BatchTopK):
         """Codes by the inference rule of the base."""
         return keep_largest(self, self.centred(x), None) if self.by_row else super().encode(x)
 
-    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def training_code(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """Codes by the training rule of the base."""
-        return keep_largest(self, centred, shadow) if self.by_row else super().training_code(centred, shadow)
+        return (
+            keep_largest(self, centred, low_precision) if self.by_row else super().training_code(centred, low_precision)
+        )
 
     def observe(self, code: SparseCode, step: int) -> None:
         """Move the threshold, which only a BatchTopK base has."""
@@ -91,9 +93,9 @@ class NestedObjective(Objective):
     dictionary: Matryoshka
     takes_upstream = False
 
-    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, low_precision: LowPrecisionCopy | None) -> Gradients:
         """Differentiate each block of latents against the mean residual of the prefixes that hold it."""
-        code = self.dictionary.training_code(rows.input, shadow)
+        code = self.dictionary.training_code(rows.input, low_precision)
         ends = self.dictionary.config.prefixes
         blocks = [slice(low, high) for low, high in zip((0, *ends[:-1]), ends, strict=True)]
         within = [code.within(block) for block in blocks]

@@ -16,10 +16,10 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from ...kernels.batch_topk import encode_batch_topk
-from ...kernels.decode import Residual, decode_residual
-from ...kernels.encode import Shadow, chunk_rows
-from ...kernels.sampled import code_gradients
-from ...kernels.update import Adam, RowGradients
+from ...kernels.chunks import chunk_rows
+from ...kernels.code_gradients import code_gradients
+from ...kernels.decode import decode_residual
+from ...kernels.tuples import Adam, LowPrecisionCopy, Residual, RowGradients
 from ..sparse_code import SparseCode
 from .block_update import LatentBlock
 from .schedules import L0Control
@@ -115,15 +115,15 @@ class Objective:
     def adopt(self) -> None:
         """Set thresholds and scale from a trained dictionary, in the units of training."""
 
-    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, low_precision: LowPrecisionCopy | None) -> Gradients:
         """Encode, decode and differentiate one batch.
 
         Args:
             rows: input and target of the batch.
             decoder: W_dec, or its bf16 copy.
-            shadow: low-precision copies of the weights that the encoder reads.
+            low_precision: low-precision copies of the weights that the encoder reads.
         """
-        code = self.dictionary.training_code(rows.input, shadow)
+        code = self.dictionary.training_code(rows.input, low_precision)
         out = self.decoded(code, rows, decoder)
         codes = (code.indptr, code.indices, code.values)
         return Gradients(code, out.residual, out.squares, (LatentBlock(slice(None), codes, out),), out.residual, {})

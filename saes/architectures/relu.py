@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ...kernels.encode import Shadow
+from ...kernels.tuples import LowPrecisionCopy
 from ...lab.errors import InputError
 from ..registry import register
 from ..sparse_code import SparseCode
@@ -51,9 +51,9 @@ class ReLU(SparseAutoencoder):
     ragged = True
     config: ReLUConfig
 
-    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def training_code(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """A code for every positive pre-activation."""
-        return keep_above(self, centred, self.b_enc.new_zeros(()), shadow)
+        return keep_above(self, centred, self.b_enc.new_zeros(()), low_precision)
 
     def objective(self) -> PenalisedReLU:
         """Reconstruction plus the penalty on the codes."""
@@ -90,8 +90,8 @@ class PenalisedReLU(PenalisedObjective):
         """Lower all biases by the amount."""
         self.dictionary.b_enc.sub_(amount)
 
-    def gradients(self, rows: TrainingRows, decoder: Tensor, shadow: Shadow | None) -> Gradients:
+    def gradients(self, rows: TrainingRows, decoder: Tensor, low_precision: LowPrecisionCopy | None) -> Gradients:
         """Add the penalty's slope to every code's gradient."""
-        found = super().gradients(rows, decoder, shadow)
+        found = super().gradients(rows, decoder, low_precision)
         slope = found.code.values.clamp_min(SMALLEST).pow(self.p - 1).mul_(self.p)
         return found.plus(slope * self.weight(found.code))

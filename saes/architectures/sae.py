@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...kernels.chunks import chunk_buffer, chunk_rows
 from ...kernels.dispatch import Precision, choose
-from ...kernels.encode import Shadow, chunk_buffer, chunk_rows, encode_topk, product
+from ...kernels.encode import encode_topk, product
 from ...kernels.threshold import encode_above
-from ...kernels.topk import Codes
+from ...kernels.tuples import Codes, LowPrecisionCopy
 from ...lab.errors import InputError
 from ..dictionary import Dictionary, DictionaryConfig
 from ..place import TRANSCODER
@@ -111,7 +112,7 @@ class SparseAutoencoder(Dictionary):
         """The codes of activations: by the rule of training, unless an architecture has another at inference."""
         return self.training_code(self.centred(x), None)
 
-    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def training_code(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """Codes of one training batch (a batch-wide rule may differ from the inference rule)."""
         raise NotImplementedError
 
@@ -144,11 +145,18 @@ class SparseAutoencoder(Dictionary):
         self.b_dec *= scale / units.output
 
 
-def keep_largest(dictionary: SparseAutoencoder, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+def keep_largest(
+    dictionary: SparseAutoencoder, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None
+) -> SparseCode:
     """The k largest pre-activations of every row, cut at zero."""
     precision = choose(centred.device, dictionary.precision).encode
     values, columns = encode_topk(
-        centred, dictionary.W_enc, dictionary.b_enc, dictionary.config.k, precision=precision, shadow=shadow
+        centred,
+        dictionary.W_enc,
+        dictionary.b_enc,
+        dictionary.config.k,
+        precision=precision,
+        low_precision=low_precision,
     )
     return SparseCode.fixed(values.clamp_min_(0), columns, dictionary.n_latents)
 
@@ -157,18 +165,20 @@ def keep_above(
     dictionary: SparseAutoencoder,
     centred: Float[Tensor, "batch d"],
     bound: Float[Tensor, " n"] | Float[Tensor, ""],
-    shadow: Shadow | None,
+    low_precision: LowPrecisionCopy | None,
 ) -> SparseCode:
     """Every pre-activation above its latent's bound."""
     precision = choose(centred.device, dictionary.precision).encode
-    found = encode_above(centred, dictionary.W_enc, dictionary.b_enc, bound, precision=precision, shadow=shadow)
+    found = encode_above(
+        centred, dictionary.W_enc, dictionary.b_enc, bound, precision=precision, low_precision=low_precision
+    )
     return SparseCode(*found, dictionary.n_latents)
 
 
 def select_rows(
     dictionary: SparseAutoencoder,
     centred: Float[Tensor, "batch d"],
-    shadow: Shadow | None,
+    low_precision: LowPrecisionCopy | None,
     select: Callable[[Tensor], Codes],
 ) -> SparseCode:
     """Codes with the same number of entries in every row, by a rule that reads whole rows of pre-activations.
@@ -180,7 +190,7 @@ def select_rows(
     """
     x, weight = centred.float().contiguous(), dictionary.W_enc
     if choose(x.device, dictionary.precision).encode == "bf16":
-        x, weight = x.bfloat16(), weight.bfloat16() if shadow is None else shadow.W_enc
+        x, weight = x.bfloat16(), weight.bfloat16() if low_precision is None else low_precision.W_enc
     chunk = max(1, min(len(x), chunk_rows(len(weight), x.device.type)))
     held = chunk_buffer(chunk, len(weight), torch.float32, x.device)
     parts = [select(product(part, weight, held[: len(part)]).add_(dictionary.b_enc)) for part in x.split(chunk)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ...kernels.encode import Shadow
+from ...kernels.tuples import LowPrecisionCopy
 from ..registry import register
 from ..sparse_code import SparseCode
 from .sae import SparseAutoencoder, keep_largest
@@ -17,6 +17,6 @@ class TopK(SparseAutoencoder):
 
     architecture = "topk"
 
-    def training_code(self, centred: Float[Tensor, "batch d"], shadow: Shadow | None) -> SparseCode:
+    def training_code(self, centred: Float[Tensor, "batch d"], low_precision: LowPrecisionCopy | None) -> SparseCode:
         """k codes a row, zero where the pre-activation was negative."""
-        return keep_largest(self, centred, shadow)
+        return keep_largest(self, centred, low_precision)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ...kernels.chunks import chunk_rows
 from ...kernels.dispatch import choose
-from ...kernels.encode import chunk_rows
 from ...lab.checkpoints import require_same
 from ...lab.errors import InputError
 from ...lab.memory import available_memory

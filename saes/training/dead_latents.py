@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ...kernels.auxk import auxk_gradients
-from ...kernels.update import RowGradients
+from ...kernels.tuples import RowGradients
 from ..architectures.objective import Gradients, Objective, TrainingRows
 from .config import TrainConfig
 from .optimizers import Optimizer

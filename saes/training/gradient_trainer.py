@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.dispatch import choose
-from ...kernels.encode import Shadow, make_shadow
-from ...kernels.update import Adam
+from ...kernels.encode import low_precision_copy
+from ...kernels.tuples import Adam, LowPrecisionCopy
 from ...lab.models.sites import Site
 from ..architectures.objective import Gradients, TrainingRows
 from ..architectures.sae import SparseAutoencoder
@@ -64,7 +64,7 @@ class GradientTrainer:
         self.dead = DeadLatents(self.objective, self.optimizer, config, self.final_config.k)
         self.units: Units | None = None
         self.steps = self.rows = 0
-        self.shadow: Shadow | None = None
+        self.low_precision: LowPrecisionCopy | None = None
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         log.info("%s: %s step, %s", name, self.choice.step, self.choice.why)
 
@@ -91,7 +91,7 @@ class GradientTrainer:
     @property
     def decoder(self) -> Tensor:
         """Decoder rows that the step gathers [n_latents, d_out]: the low-precision copy, or the weights themselves."""
-        copy = self.shadow.W_dec if self.shadow is not None else None
+        copy = self.low_precision.W_dec if self.low_precision is not None else None
         return self.weights.W_dec if copy is None else copy
 
     @property
@@ -101,7 +101,7 @@ class GradientTrainer:
 
     def refresh_copies(self) -> None:
         """Make the low-precision copies of the weights anew, after weights were set from outside the optimizer."""
-        self.shadow = make_shadow(self.weights.W_enc, self.weights.W_dec, self.choice.encode)
+        self.low_precision = low_precision_copy(self.weights.W_enc, self.weights.W_dec, self.choice.encode)
 
     def tensors(self) -> dict[str, Tensor]:
         """Trained tensors by name."""
@@ -117,7 +117,7 @@ class GradientTrainer:
 
     def gradients(self, rows: TrainingRows) -> Gradients:
         """Encode, decode and differentiate one batch."""
-        return self.objective.gradients(rows, self.decoder, self.shadow)
+        return self.objective.gradients(rows, self.decoder, self.low_precision)
 
     def apply(self, gradients: Gradients, rows: TrainingRows, variance: Tensor, scale: Tensor) -> None:
         """Change the weights by the gradients of a batch, help dead latents, and add to the sums of the metrics.
@@ -130,7 +130,7 @@ class GradientTrainer:
         if gradients.further is not None:
             further = gradients.further.times(scale)
             extra = further if extra is None else further.plus(extra)
-        fired = self.optimizer.step(gradients, rows, scale, self.adam, extra, self.shadow)
+        fired = self.optimizer.step(gradients, rows, scale, self.adam, extra, self.low_precision)
         self.dead.count(fired, len(rows.input))
         self.dead.wake(rows, self.steps)
         count, active = aux_loss.new_full((), len(rows.input)), (gradients.code.values != 0).sum()

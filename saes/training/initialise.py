@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ...kernels.decode import Residual
+from ...kernels.tuples import Residual
 from ...kernels.update import latent_gradients
 from ..architectures.sae import SparseAutoencoder
 from ..architectures.units import geometric_median

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from ...kernels.graph import Replay
-from ...kernels.update import Adam
+from ...kernels.tuples import Adam
 from ...lab.models.sites import Site
 from ...lab.rng import generator
 from ...lab.streams.activation_stream import Batch
@@ -114,7 +114,7 @@ class Trainer(GradientTrainer):
     def predict(self, batch: Batch) -> Float32[Tensor, "batch d_out"]:
         """Reconstruct a batch in activation units, as the next step would before it learns from these rows."""
         rows, _ = self.training_rows(self._ready(batch))
-        made = self.dictionary.decode(self.dictionary.training_code(rows.input, self.shadow))
+        made = self.dictionary.decode(self.dictionary.training_code(rows.input, self.low_precision))
         if self.dictionary.W_skip is not None:
             made.addmm_(rows.input, self.dictionary.W_skip.T)
         assert self.units is not None, "units are set from the first batch"
@@ -137,7 +137,7 @@ class Trainer(GradientTrainer):
     def resample(self, acts: Float32[Tensor, "batch columns"]) -> None:
         """Start dead latents anew on rows of this batch with large errors."""
         rows, _ = self.training_rows(acts)
-        code = self.dictionary.training_code(rows.input, self.shadow)
+        code = self.dictionary.training_code(rows.input, self.low_precision)
         squares = self.objective.decoded(code, rows, self.decoder).squares
         if self.dead.resample(rows, squares, generator(self.config.seed, "resample", self.steps)):
             self.refresh_copies()

@@ -82,11 +82,11 @@ def test_bf16_copies_serve_the_products_and_the_gathers():
     fast, trainer = train("reference", 40, precision="bf16")
     exact, _ = train("reference", 40)
     assert trainer.decoder.dtype == torch.bfloat16
-    assert torch.equal(trainer.shadow.W_dec, trainer.weights.W_dec.bfloat16())
+    assert torch.equal(trainer.low_precision.W_dec, trainer.weights.W_dec.bfloat16())
     assert fast[-1] == pytest.approx(exact[-1], rel=0.1)
     compiled, trainer = train("compiled", 40, precision="bf16")
     assert trainer.decoder.dtype == torch.float32
-    assert torch.equal(trainer.shadow.W_enc, trainer.weights.W_enc.bfloat16())
+    assert torch.equal(trainer.low_precision.W_enc, trainer.weights.W_enc.bfloat16())
     assert compiled[-1] == pytest.approx(exact[-1], rel=0.1)
 
 

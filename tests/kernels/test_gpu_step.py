@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monosem.kernels import decode, update
-from monosem.kernels.encode import Shadow
+from monosem.kernels.tuples import LowPrecisionCopy
 
 pytest.importorskip("triton")
 
@@ -133,7 +133,7 @@ def extra_rows(latents, d):
 
 def copies(weights):
     """The low-precision copies a GPU keeps."""
-    return Shadow(weights.W_enc.bfloat16(), W_dec=weights.W_dec.bfloat16())
+    return LowPrecisionCopy(weights.W_enc.bfloat16(), W_dec=weights.W_dec.bfloat16())
 
 
 MODES = {"dense": (0.9, False), "row-sparse": (0.0, True), "active_row": (0.9, True)}
@@ -146,7 +146,7 @@ def test_update_equals_the_reference_over_steps(mode, d):
     codes, W, b, x = problem(d)
     quiet = as_codes([[4], [], [], [3], [], []], 7)  # every second step most latents are idle
     fast, slow = state(W, beta1, active_rows), state(W, beta1, active_rows)
-    shadow = copies(fast[0])
+    low_precision = copies(fast[0])
     for t in range(1, 6):
         part = (codes, quiet)[t % 2]
         out = decode.residual_reference(*part, fast[0].W_dec, b, x)
@@ -154,13 +154,13 @@ def test_update_equals_the_reference_over_steps(mode, d):
         scale = torch.tensor(0.1, device=DEVICE) if t == 2 else 0.1
         adam = update.Adam(1e-2, t, beta1)
         adam = update.Adam(1e-2, t, beta1, device=adam.scalars().to(DEVICE)) if t == 4 else adam
-        got = gpu_update.latent_step(part, out, x, scale, *fast, adam, shadow, extra)
+        got = gpu_update.latent_step(part, out, x, scale, *fast, adam, low_precision, extra)
         expected = update.reference(part, out, x, scale, *slow, adam, None, extra)
         close(got.to_input, expected.to_input)
         assert torch.equal(got.fired, expected.fired)
     for mine, theirs in zip(flat(*fast), flat(*slow), strict=True):
         close(mine.float(), theirs.float(), 1e-5)
-    for kept, weight in ((shadow.W_enc, fast[0].W_enc), (shadow.W_dec, fast[0].W_dec)):
+    for kept, weight in ((low_precision.W_enc, fast[0].W_enc), (low_precision.W_dec, fast[0].W_dec)):
         assert ((kept.view(torch.int16) - weight.bfloat16().view(torch.int16)).abs() <= 1).all()
 
 
@@ -243,7 +243,7 @@ def poisoned_memory():
 def run_everything(codes, W, b, x, out):
     """All that decode and a step return or change, the decode on the first six rows."""
     weights, moments = state(W, 0.9, True)
-    shadow = copies(weights)
+    low_precision = copies(weights)
     short = (codes[0][:7], codes[1][: codes[0][6]], codes[2][: codes[0][6]])
     extra = extra_rows([3], W.shape[1])
     with poisoned_memory():
@@ -251,8 +251,10 @@ def run_everything(codes, W, b, x, out):
         for width in (None, 3):
             results += gpu_decode.decode_residual(*short, W, b, x[:6], width)
         results += gpu_update.latent_gradients(codes, out, x, 0.1, len(W))
-        results += gpu_update.latent_step(codes, out, x, 0.1, weights, moments, update.Adam(1e-2, 1), shadow, extra)
-    return [*results, *flat(weights, moments), shadow.W_enc, shadow.W_dec]
+        results += gpu_update.latent_step(
+            codes, out, x, 0.1, weights, moments, update.Adam(1e-2, 1), low_precision, extra
+        )
+    return [*results, *flat(weights, moments), low_precision.W_enc, low_precision.W_dec]
 
 
 def test_two_runs_give_the_same_bits_from_poisoned_memory():

@@ -5,11 +5,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from monosem.kernels import jumprelu, sampled, threshold
+from monosem.kernels import code_gradients as sampled
+from monosem.kernels import jumprelu, threshold
+from monosem.kernels.gpu import code_gradients as gpu_sampled
 from monosem.kernels.gpu import jumprelu as gpu_jumprelu
-from monosem.kernels.gpu import sampled as gpu_sampled
 from monosem.kernels.gpu import threshold as gpu_threshold
-from monosem.kernels.ragged import Ragged
+from monosem.kernels.tuples import Ragged
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 

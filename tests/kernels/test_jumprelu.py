@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monosem.kernels import decode, jumprelu, sampled
+from monosem.kernels import code_gradients as sampled
+from monosem.kernels import decode, jumprelu
 from monosem.kernels.dispatch import using
-from monosem.kernels.ragged import Ragged
+from monosem.kernels.tuples import Ragged
 
 
 class DenseJumpReLU(torch.autograd.Function):

@@ -4,14 +4,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from monosem.kernels import sharding
+from monosem.kernels.code_gradients import code_gradients
 from monosem.kernels.decode import decode, decode_reference, decode_residual
 from monosem.kernels.encode import encode_topk
 from monosem.kernels.explain import explain
 from monosem.kernels.pursuit import pursuit
-from monosem.kernels.sampled import code_gradients
 from monosem.kernels.threshold import encode_above
 from monosem.kernels.topk import topk
-from monosem.kernels.update import Adam, Weights, latent_step, new_moments
+from monosem.kernels.tuples import Adam, Weights
+from monosem.kernels.update import latent_step, new_moments
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 

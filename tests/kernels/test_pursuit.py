@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monosem.kernels import encode, pursuit
+from monosem.kernels import chunks, pursuit
 from monosem.kernels.dispatch import using
 from torch.nn.functional import normalize
 
@@ -168,8 +168,8 @@ def test_the_residual_never_grows_and_is_that_of_the_code(tokens, d, n, k, nonne
 def test_chunks_and_threads_change_nothing(with_gram, monkeypatch):
     x, atoms = planted(150)
     whole = run(("compiled", with_gram), x, atoms, 6)
-    monkeypatch.setitem(encode.LEAST_ROWS, "cpu", 64)
-    monkeypatch.setitem(encode.CHUNK_BYTES, "cpu", 64 * 4 * len(atoms))
+    monkeypatch.setitem(chunks.LEAST_ROWS, "cpu", 64)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 64 * 4 * len(atoms))
     torch.set_num_threads(3)
     try:
         found = run(("compiled", with_gram), x, atoms, 6)

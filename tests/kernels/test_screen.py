@@ -23,8 +23,8 @@ def problem(batch, d, n, seed=0):
 
 
 def both(x, weight, bias, k):
-    shadow = quantise(weight)
-    return screen.encode_topk(x, weight, bias, k, shadow), stored.encode_topk(x, weight, bias, k, shadow)
+    low_precision = quantise(weight)
+    return screen.encode_topk(x, weight, bias, k, low_precision), stored.encode_topk(x, weight, bias, k, low_precision)
 
 
 def assert_same_bytes(got, expected):

@@ -66,16 +66,16 @@ def test_update_equals_dense_gradients_and_adam_over_steps(with_extra):
     codes, W, b, x = problem()
     extra = extra_rows(*W.shape) if with_extra else None
     fast, slow = state(W), state(W)
-    shadow = quantise(fast[0].W_enc)
+    low_precision = quantise(fast[0].W_enc)
     for t in range(1, 6):
         out = decode.decode_residual(*codes, fast[0].W_dec, b, x)
         adam = update.Adam(lr=1e-2, t=t)
-        got = update.latent_step(codes, out, x, 0.01, *fast, adam, shadow, extra)
+        got = update.latent_step(codes, out, x, 0.01, *fast, adam, low_precision, extra)
         expected = update.reference(codes, out, x, 0.01, *slow, adam, None, extra)
         close(got.to_input, expected.to_input)
         assert torch.equal(got.fired, expected.fired)
     same(fast, slow)
-    for kept, made in zip(shadow, quantise(fast[0].W_enc), strict=True):
+    for kept, made in zip(low_precision, quantise(fast[0].W_enc), strict=True):
         assert made is None or torch.allclose(kept.float(), made.float(), rtol=1e-6)
     assert torch.allclose(fast[0].W_dec.norm(dim=1), torch.ones(len(W)), atol=1e-5)
 

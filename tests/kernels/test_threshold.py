@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monosem.kernels import encode, threshold
-from monosem.kernels.encode import make_shadow
-from monosem.kernels.ragged import Ragged, concatenate
+from monosem.kernels import chunks, threshold
+from monosem.kernels.csr import concatenate
+from monosem.kernels.encode import low_precision_copy
+from monosem.kernels.tuples import Ragged
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,22 +47,24 @@ def test_all_and_none(bound, kept):
 def test_chunks_give_the_whole_matrix(precision, monkeypatch):
     x, W_enc, b_enc, bound = random(200, 24), random(130, 24, seed=1), random(130, seed=2), random(130, seed=3).abs()
     whole = threshold.reference(x @ W_enc.T, b_enc, bound)
-    monkeypatch.setitem(encode.LEAST_ROWS, "cpu", 64)
-    monkeypatch.setitem(encode.CHUNK_BYTES, "cpu", 64 * 4 * 130)
+    monkeypatch.setitem(chunks.LEAST_ROWS, "cpu", 64)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 64 * 4 * 130)
     found = threshold.encode_above(x, W_enc, b_enc, bound, precision=precision)
     assert torch.equal(found.indptr, whole.indptr)
     assert torch.equal(found.indices, whole.indices)
     assert torch.allclose(found.values, whole.values, atol=1e-5)
 
 
-def test_the_int8_screen_is_exact_under_outliers_and_reads_the_callers_shadow():
+def test_the_int8_screen_is_exact_under_outliers_and_reads_the_callers_copy():
     x, W_enc, b_enc = random(64, 96), random(700, 96, seed=1), random(700, seed=2)
     x[:, 5] *= 60
     x *= torch.logspace(-3, 3, 64)[:, None]
     W_enc *= torch.logspace(-2, 2, 700)[:, None]
     bound = random(700, seed=3).abs() * W_enc.norm(dim=1) * 20
     exact = threshold.encode_above(x.double().float(), W_enc, b_enc, bound)
-    found = threshold.encode_above(x, W_enc, b_enc, bound, precision="int8", shadow=make_shadow(W_enc, W_enc, "int8"))
+    found = threshold.encode_above(
+        x, W_enc, b_enc, bound, precision="int8", low_precision=low_precision_copy(W_enc, W_enc, "int8")
+    )
     assert len(exact.indices) > 1000
     assert torch.equal(found.indptr, exact.indptr)
     assert torch.equal(found.indices, exact.indices)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monosem.kernels import batch_topk, encode, kth, threshold, topk
+from monosem.kernels import batch_topk, chunks, encode, kth, threshold, topk
 
 SHAPES = [(1, 1, 1), (3, 7, 7), (5, 33, 1), (4, 64, 40), (17, 1000, 31), (6, 4097, 64), (2, 96, 96)]
 
@@ -96,8 +96,8 @@ def test_impossible_k_is_refused(k):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("batch, d, n, k", [(1, 5, 9, 9), (70, 48, 333, 16), (130, 33, 2050, 8)])
 def test_encode_equals_the_whole_matrix(precision, batch, d, n, k, monkeypatch):
-    monkeypatch.setitem(encode.LEAST_ROWS, "cpu", 64)
-    monkeypatch.setitem(encode.CHUNK_BYTES, "cpu", 64 * 4 * n)  # several chunks
+    monkeypatch.setitem(chunks.LEAST_ROWS, "cpu", 64)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 64 * 4 * n)  # several chunks
     x, W_enc, b_enc = random(batch, d), random(n, d, seed=1), random(n, seed=2)
     values, columns = encode.encode_topk(x, W_enc, b_enc, k, precision=precision)
     expected, expected_columns = encode.reference(x, W_enc, b_enc, k)
@@ -165,8 +165,8 @@ def test_batch_topk_of_equal_entries_looks_again_at_few_rows(monkeypatch):
     monkeypatch.setattr(
         batch_topk, "encode_above", lambda x, *rest, **more: looked.append(len(x)) or again(x, *rest, **more)
     )
-    monkeypatch.setitem(encode.CHUNK_BYTES, "cpu", 1)
-    monkeypatch.setitem(encode.LEAST_ROWS, "cpu", 64)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setitem(chunks.LEAST_ROWS, "cpu", 64)
     got = batch_topk.encode_batch_topk(torch.zeros(300, 2), torch.zeros(50, 2), torch.ones(50), 4)
     assert got.indptr.diff().tolist() == [50] * 24 + [0] * 276
     assert looked == [64]
@@ -184,8 +184,8 @@ def test_batch_topk_keeps_positive_codes_only():
 
 def test_threshold_codes(monkeypatch):
     x, W_enc, b_enc = random(150, 8), random(70, 8, seed=1), random(70, seed=2)
-    monkeypatch.setitem(encode.LEAST_ROWS, "cpu", 64)
-    monkeypatch.setitem(encode.CHUNK_BYTES, "cpu", 1)  # 64 rows a chunk
+    monkeypatch.setitem(chunks.LEAST_ROWS, "cpu", 64)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 1)  # 64 rows a chunk
     got = threshold.encode_threshold(x, W_enc, b_enc, torch.tensor(2.0))
     pre = x @ W_enc.T + b_enc
     assert torch.equal(got.indptr.diff(), (pre > 2).sum(1))

@@ -9,9 +9,10 @@ import torch
 from monosem.kernels import update
 from monosem.kernels.auxk import auxk_gradients
 from monosem.kernels.cpu import update as cpu_update
-from monosem.kernels.decode import Residual, decode_residual, residual_reference
+from monosem.kernels.decode import decode_residual, residual_reference
 from monosem.kernels.dense import latent_gradients as dense_gradients
 from monosem.kernels.encode import quantise
+from monosem.kernels.tuples import Residual
 
 torch.set_num_threads(1)
 N, BATCH = 9, 8
@@ -97,12 +98,14 @@ def test_dense_products_and_rows_applied_alone(d: int, d_out: int) -> None:
     for all_rows, fired in zip(dense[1:], rows[1:], strict=True):
         close(all_rows[rows.latents], fired)
     whole, alone = (update.Weights(*(part.clone() for part in weights)) for _ in range(2))
-    shadow = quantise(whole.W_enc)
-    update.latent_step(codes, out, x, 0.5, whole, update.new_moments(whole, 0.9, False), update.Adam(1e-2, 1), shadow)
+    low_precision = quantise(whole.W_enc)
+    update.latent_step(
+        codes, out, x, 0.5, whole, update.new_moments(whole, 0.9, False), update.Adam(1e-2, 1), low_precision
+    )
     update.apply_gradients(rows, alone, update.new_moments(alone, 0.9, False), update.Adam(1e-2, 1))
     for one, other in zip(whole, alone, strict=True):
         close(one, other)
-    assert torch.equal(shadow.W_enc, quantise(whole.W_enc).W_enc)
+    assert torch.equal(low_precision.W_enc, quantise(whole.W_enc).W_enc)
 
 
 def test_heavy_latents_of_two_widths_are_summed_in_pieces() -> None:

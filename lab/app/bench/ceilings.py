@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ....kernels.chunks import chunk_rows
 from ....kernels.dispatch import has_bf16
-from ....kernels.encode import chunk_rows
 from .shapes import Shape, device
 
 REPEATS = 5

@@ -51,7 +51,7 @@ class Bed:
         g = torch.Generator(where).manual_seed(1)
         decoder = normalize(torch.randn(shape.n, shape.d, generator=g, device=where), dim=1)
         self.weights = update.Weights(decoder.clone(), decoder, torch.zeros(shape.n, device=where))
-        self.shadow = encode.make_shadow(self.weights.W_enc, self.weights.W_dec, self.precision)
+        self.low_precision = encode.low_precision_copy(self.weights.W_enc, self.weights.W_dec, self.precision)
         self.b_dec = torch.zeros(shape.d, device=where)
         self.chunk = min(shape.batch, encode.chunk_rows(shape.n, where.type))
 
@@ -63,7 +63,12 @@ class Bed:
         """Fresh rows and their codes as (indptr, indices, values)."""
         x, shape = self.supply.rows(), self.shape
         values, columns = encode.encode_topk(
-            x, self.weights.W_enc, self.weights.b_enc, shape.k, precision=self.precision, shadow=self.shadow
+            x,
+            self.weights.W_enc,
+            self.weights.b_enc,
+            shape.k,
+            precision=self.precision,
+            low_precision=self.low_precision,
         )
         indptr = torch.arange(0, shape.batch * shape.k + 1, shape.k, device=x.device)
         return x, (indptr, columns.flatten(), values.clamp_min_(0).flatten())
@@ -84,7 +89,7 @@ def encode_case(bed: Bed) -> Case:
     """Encode and select. FLOP: 2 batch n d. Bytes: rows and weights read once in the product's dtype, codes written."""
     (d, n, k, batch), weights = bed.shape, bed.weights
     size = {"fp32": 4, "bf16": 2, "int8": 1}[bed.precision]
-    run = partial(encode.encode_topk, precision=bed.precision, shadow=bed.shadow)
+    run = partial(encode.encode_topk, precision=bed.precision, low_precision=bed.low_precision)
     return Case(
         "encode_topk", bed.supply.rows, lambda x: run(x, weights.W_enc, weights.b_enc, k),
         {
@@ -98,10 +103,10 @@ def encode_case(bed: Bed) -> Case:
 
 def decode_case(bed: Bed) -> Case:
     """Decode, residual and code gradients. FLOP: 4 nnz d. Bytes: one decoder row a code (bf16 where there is a
-    shadow), the rows read and their residual written, 16 for each code."""
+    low-precision copy), the rows read and their residual written, 16 for each code."""
     (d, _, k, batch), weights = bed.shape, bed.weights
-    shadow = bed.shadow.W_dec if bed.shadow is not None else None
-    rows = weights.W_dec if shadow is None else shadow
+    low_precision = bed.low_precision.W_dec if bed.low_precision is not None else None
+    rows = weights.W_dec if low_precision is None else low_precision
 
     def fresh() -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
         x, codes = bed.batch()
@@ -118,9 +123,9 @@ def decode_case(bed: Bed) -> Case:
 
 def update_case(bed: Bed) -> Case:
     """Both gradients, Adam, projection, unit norm. FLOP: 4 nnz d. Bytes: the row and the residual of every code,
-    24 a parameter (weight and moments read and written), and the shadow written."""
+    24 a parameter (weight and moments read and written), and the low-precision copy written."""
     d, n, k, batch = bed.shape
-    kept = [part for part in bed.shadow or () if part is not None and part.ndim == 2]
+    kept = [part for part in bed.low_precision or () if part is not None and part.ndim == 2]
     states = {name: _state(bed) for name in ("ours", "reference")}
     steps = {name: 0 for name in states}
 
@@ -130,8 +135,8 @@ def update_case(bed: Bed) -> Case:
 
     def run(name: str, step: Callable[..., Any], inputs: Any) -> update.Weights:
         steps[name] += 1
-        weights, moments, shadow = states[name]
-        step(*inputs, 2 / len(inputs[2]), weights, moments, update.Adam(1e-4, steps[name]), shadow)
+        weights, moments, low_precision = states[name]
+        step(*inputs, 2 / len(inputs[2]), weights, moments, update.Adam(1e-4, steps[name]), low_precision)
         return weights
 
     return Case(
@@ -142,16 +147,16 @@ def update_case(bed: Bed) -> Case:
     )  # fmt: skip
 
 
-def _state(bed: Bed) -> tuple[update.Weights, update.Moments, encode.Shadow | None]:
+def _state(bed: Bed) -> tuple[update.Weights, update.Moments, encode.LowPrecisionCopy | None]:
     weights = update.Weights(*(part.clone() for part in bed.weights))
-    shadow = encode.make_shadow(weights.W_enc, weights.W_dec, bed.precision)
-    return weights, update.new_moments(weights, 0.9, False), shadow
+    low_precision = encode.low_precision_copy(weights.W_enc, weights.W_dec, bed.precision)
+    return weights, update.new_moments(weights, 0.9, False), low_precision
 
 
 def batch_topk_case(bed: Bed) -> Case:
     """The batch * k largest of a batch of one row chunk. Work as in `encode_case` for those rows."""
     (d, n, k, _), weights = bed.shape, bed.weights
-    run = partial(batch_topk.encode_batch_topk, precision=bed.precision, shadow=bed.shadow)
+    run = partial(batch_topk.encode_batch_topk, precision=bed.precision, low_precision=bed.low_precision)
     size = {"fp32": 4, "bf16": 2, "int8": 1}[bed.precision]
     return Case(
         "batch_topk", lambda: bed.supply.rows(bed.chunk), lambda x: run(x, weights.W_enc, weights.b_enc, k),

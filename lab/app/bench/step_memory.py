@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ....kernels.encode import chunk_rows
+from ....kernels.chunks import chunk_rows
 from ...errors import InputError
 from .contestant import Ours
 from .shapes import Planted, Shape, device, shapes_of

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ....kernels.batch_topk import MARGIN, encode_batch_topk
 from ....kernels.dispatch import choose
-from ....kernels.encode import Shadow
-from ....kernels.kth import Kth, among_largest, kth_largest
+from ....kernels.kth import among_largest, kth_largest
+from ....kernels.tuples import Kth, LowPrecisionCopy
 from ...sparse_code import SparseCode
 from ..sae import SparseAutoencoder, keep_above
 
@@ -22,7 +22,7 @@ HEADROOM = 2
 def select_jointly(
     blocks: Sequence[SparseAutoencoder],
     rows: Sequence[Float32[Tensor, "batch d"]],
-    shadows: Sequence[Shadow | None],
+    low_precision_copies: Sequence[LowPrecisionCopy | None],
 ) -> list[SparseCode]:
     """The batch * k * layers largest pre-activations of all layers together, less those at or below zero.
 
@@ -34,8 +34,8 @@ def select_jointly(
     """
     k, n = blocks[0].config.k, blocks[0].n_latents
     first = min(n, HEADROOM * k)
-    given = list(zip(blocks, rows, shadows, strict=True))
-    found = [_largest(block, x, shadow, first) for block, x, shadow in given]
+    given = list(zip(blocks, rows, low_precision_copies, strict=True))
+    found = [_largest(block, x, low_precision, first) for block, x, low_precision in given]
     wanted = len(rows[0]) * k * len(blocks)
     kept, kth = _cut(found, wanted)
     full = [first < n and len(code.values) == len(x) * first for code, x in zip(kept, rows, strict=True)]
@@ -43,15 +43,15 @@ def select_jointly(
         return kept
     bound = (kth.value.clamp_min(0) * (1 - MARGIN)).nan_to_num(torch.inf)
     again = [
-        keep_above(block, x, bound, shadow) if more else code
-        for (block, x, shadow), code, more in zip(given, found, full, strict=True)
+        keep_above(block, x, bound, low_precision) if more else code
+        for (block, x, low_precision), code, more in zip(given, found, full, strict=True)
     ]
     return _cut(again, wanted)[0]
 
 
-def _largest(block: SparseAutoencoder, x: Tensor, shadow: Shadow | None, k: int) -> SparseCode:
+def _largest(block: SparseAutoencoder, x: Tensor, low_precision: LowPrecisionCopy | None, k: int) -> SparseCode:
     precision = choose(x.device, block.precision).encode
-    found = encode_batch_topk(x, block.W_enc, block.b_enc, k, precision=precision, shadow=shadow)
+    found = encode_batch_topk(x, block.W_enc, block.b_enc, k, precision=precision, low_precision=low_precision)
     return SparseCode(*found, block.n_latents)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from ....kernels.pursuit import Pursuit
-from ....kernels.topk import Codes
+from ....kernels.tuples import Codes
 from ....lab.errors import InputError, unknown
 from ....lab.text.corpus import Corpus
 from ...dictionary import Dictionary, DictionaryConfig

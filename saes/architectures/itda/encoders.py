@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from ....kernels.encode import chunk_rows
+from ....kernels.chunks import chunk_rows
 from ....kernels.pursuit import Pursuit, pursuit
 
 Encoder = Literal["mp", "omp", "nonnegative"]

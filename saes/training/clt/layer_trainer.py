@@ -10,8 +10,8 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from ....kernels import decode as decode_kernel
-from ....kernels.decode import Residual
-from ....kernels.sampled import code_gradients
+from ....kernels.code_gradients import code_gradients
+from ....kernels.tuples import Residual
 from ....lab.models.sites import Site
 from ....lab.rng import generator
 from ...architectures.block_update import LatentBlock
@@ -77,7 +77,7 @@ class LayerTrainer(GradientTrainer):
 
     def select(self, read: Float32[Tensor, "batch d"]) -> SparseCode:
         """Select the codes of this layer alone."""
-        return self.dictionary.training_code(read, self.shadow)
+        return self.dictionary.training_code(read, self.low_precision)
 
     def written(self, code: SparseCode) -> Float32[Tensor, "batch d_reached"]:
         """Decode codes into the part that they add to the outputs."""

@@ -123,7 +123,7 @@ class CrossLayerTrainer:
     def _select(self, read: list[Tensor]) -> list[SparseCode]:
         """The codes of each layer; a threshold for inference follows the smallest that competed with them."""
         if self.dictionary.config.joint:
-            codes = select_jointly(self.dictionary.layers, read, [layer.shadow for layer in self.layers])
+            codes = select_jointly(self.dictionary.layers, read, [layer.low_precision for layer in self.layers])
             competing = [beside(codes)] * len(codes)
         else:
             codes = competing = [layer.select(x) for layer, x in zip(self.layers, read, strict=True)]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ....kernels.update import Adam, Weights
+from ....kernels.tuples import Adam, Weights
 from ....lab.errors import InputError
 from ....lab.runs.consumers import load_optimizer_state, optimizer_state
 from ...architectures.objective import adam_step

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ....kernels.encode import Shadow, make_shadow
-from ....kernels.update import Adam, RowGradients, Updated, Weights
+from ....kernels.encode import low_precision_copy
+from ....kernels.tuples import Adam, LowPrecisionCopy, RowGradients, Updated, Weights
 from ...architectures.block_update import gradient_rows
 from ...architectures.objective import Gradients, TrainingRows
 from .fused import Optimizer
@@ -25,13 +25,13 @@ class DenseOptimizer(Optimizer):
         scale: Tensor,
         adam: Adam,
         extra: RowGradients | None,
-        shadow: Shadow | None,
+        low_precision: LowPrecisionCopy | None,
     ) -> Updated:
         """Step by way of gradient rows."""
         given, fired = gradient_rows(gradients.parts, rows.input_copy, scale, len(self.weights.b_enc), extra)
-        return self.rows_step(given, adam, shadow)._replace(fired=fired)
+        return self.rows_step(given, adam, low_precision)._replace(fired=fired)
 
-    def rows_step(self, rows: RowGradients, adam: Adam, shadow: Shadow | None) -> Updated:
+    def rows_step(self, rows: RowGradients, adam: Adam, low_precision: LowPrecisionCopy | None) -> Updated:
         """Spread the rows over all latents, step, and put decoder rows back to unit norm."""
         latents, weights = rows.latents.long(), self.weights
         to_input = rows.b_enc[:, 0] @ weights.W_enc[latents]
@@ -41,9 +41,11 @@ class DenseOptimizer(Optimizer):
         for gradient, part in zip(dense, (rows.W_enc, along, rows.b_enc[:, 0]), strict=True):
             gradient[latents] = part
         self.apply(dense, adam)
-        if shadow is not None:
-            precision = "int8" if shadow.scale is not None else "bf16"
-            for kept, new in zip(shadow, make_shadow(weights.W_enc, weights.W_dec, precision) or (), strict=True):
+        if low_precision is not None:
+            precision = "int8" if low_precision.scale is not None else "bf16"
+            for kept, new in zip(
+                low_precision, low_precision_copy(weights.W_enc, weights.W_dec, precision) or (), strict=True
+            ):
                 if kept is not None and new is not None:
                     kept.copy_(new)
         return Updated(to_input, latents.new_zeros(len(weights.b_enc)))

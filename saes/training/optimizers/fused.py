@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ....kernels.encode import Shadow
-from ....kernels.update import Adam, RowGradients, Updated, Weights, apply_gradients, new_moments
+from ....kernels.tuples import Adam, LowPrecisionCopy, RowGradients, Updated, Weights
+from ....kernels.update import apply_gradients, new_moments
 from ...architectures.block_update import State, gradient_rows, step_parts
 from ...architectures.objective import Gradients, Objective, TrainingRows, adam_step
 from ..config import TrainConfig
@@ -44,7 +44,7 @@ class Optimizer:
         scale: Tensor,
         adam: Adam,
         extra: RowGradients | None,
-        shadow: Shadow | None,
+        low_precision: LowPrecisionCopy | None,
     ) -> Int[Tensor, " n"]:
         """Update all parameters, and the low-precision copies, from one batch.
 
@@ -58,11 +58,11 @@ class Optimizer:
         """
         to_bias = gradients.to_bias.sum(0, dtype=torch.float32) * scale
         if self.config.clip_norm is None:
-            updated = self.sparse_step(gradients, rows, scale, adam, extra, shadow)
+            updated = self.sparse_step(gradients, rows, scale, adam, extra, low_precision)
         else:
             given, fired = gradient_rows(gradients.parts, rows.input_copy, scale, len(self.weights.b_enc), extra)
             factor = (self.config.clip_norm / given.norm()).clamp_max(1)
-            updated = self.rows_step(given.times(factor), adam, shadow)._replace(fired=fired)
+            updated = self.rows_step(given.times(factor), adam, low_precision)._replace(fired=fired)
             to_bias, scale = to_bias * factor, scale * factor
         reads_bias = not self.dictionary.place.targets  # b_dec is what the encoder subtracts, too
         gradient = to_bias - updated.to_input if reads_bias else to_bias
@@ -79,15 +79,15 @@ class Optimizer:
         scale: Tensor,
         adam: Adam,
         extra: RowGradients | None,
-        shadow: Shadow | None,
+        low_precision: LowPrecisionCopy | None,
     ) -> Updated:
         """Step encoder, decoder and b_enc."""
-        state = State(self.weights, self.moments, shadow)
+        state = State(self.weights, self.moments, low_precision)
         return step_parts(gradients.parts, rows.input_copy, scale, state, adam, extra)
 
-    def rows_step(self, rows: RowGradients, adam: Adam, shadow: Shadow | None) -> Updated:
+    def rows_step(self, rows: RowGradients, adam: Adam, low_precision: LowPrecisionCopy | None) -> Updated:
         """Step encoder, decoder and b_enc by gradient rows; `fired` of the result counts nothing."""
-        return apply_gradients(rows, self.weights, self.moments, adam, shadow)
+        return apply_gradients(rows, self.weights, self.moments, adam, low_precision)
 
     def skip_step(self, weight: Tensor, gradient: Tensor, adam: Adam) -> None:
         """Step a skip matrix."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ....kernels.update import Adam, Weights
+from ....kernels.tuples import Adam, Weights
 from ....lab.runs.consumers import load_optimizer_state, optimizer_state
 from ...architectures.objective import adam_step
 from .dense import DenseOptimizer, to_unit_rows

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ....kernels.encode import Shadow
-from ....kernels.update import Adam, RowGradients, Weights
+from ....kernels.tuples import Adam, LowPrecisionCopy, RowGradients, Weights
 from ...architectures.objective import Gradients, TrainingRows
 from .dense import DenseOptimizer, to_unit_rows
 
@@ -53,10 +52,10 @@ class ScheduleFreeSignum(DenseOptimizer):
         scale: Tensor,
         adam: Adam,
         extra: RowGradients | None,
-        shadow: Shadow | None,
+        low_precision: LowPrecisionCopy | None,
     ) -> Int[Tensor, " n"]:
         """Step all parameters; where the objective then moved the biases to hold the L0, move z and x with them."""
-        fired = super().step(gradients, rows, scale, adam, extra, shadow)
+        fired = super().step(gradients, rows, scale, adam, extra, low_precision)
         moved = self.weights.b_enc - torch.lerp(self.z.b_enc, self.x.b_enc, self.config.beta1)
         self.z.b_enc.add_(moved)
         self.x.b_enc.add_(moved)

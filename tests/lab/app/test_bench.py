@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from monosem.kernels.encode import chunk_rows
-from monosem.kernels.topk import Codes
+from monosem.kernels.chunks import chunk_rows
+from monosem.kernels.tuples import Codes
 from monosem.lab.app.bench import tables
 from monosem.lab.app.bench.kernel_cases import CASES, Case, relative, values_error
 from monosem.lab.app.bench.kernels import BenchKernels

@@ -55,7 +55,7 @@ def test_a_bias_that_silences_a_latent_is_raised_until_it_fires(architecture: st
     silence(trainer, some)
     before = {name: tensor.clone() for name, tensor in trainer.dictionary.tensors().items()}
     rows = trainer.training_rows(x)[0]
-    assert not (trainer.dictionary.training_code(rows.input, trainer.shadow).to_dense()[:, some] != 0).any()
+    assert not (trainer.dictionary.training_code(rows.input, trainer.low_precision).to_dense()[:, some] != 0).any()
     trainer.objective.wake(rows, some)
     trainer.objective.settle()
     after = trainer.dictionary.tensors()
@@ -128,7 +128,7 @@ def test_a_latent_that_starts_anew_is_above_the_bound_on_few_rows(architecture: 
     trainer.dead.since_fired[dead] = 10**6
     alive = ~dead
     trainer.resample(x)
-    codes = trainer.dictionary.training_code(read(trainer, x), trainer.shadow).to_dense()
+    codes = trainer.dictionary.training_code(read(trainer, x), trainer.low_precision).to_dense()
     share = (codes != 0).float().mean(0)
     assert (share[dead] > 0).all() and share[dead].max() < 0.5, share[dead]
     assert codes[:, dead].amax() < 2 * codes[:, alive].amax()

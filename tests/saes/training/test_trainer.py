@@ -3,7 +3,7 @@
 import pytest
 import torch
 from monosem.kernels.auxk import auxk_gradients
-from monosem.kernels.update import Weights
+from monosem.kernels.tuples import Weights
 from monosem.lab.errors import InputError
 from monosem.lab.models.sites import Site
 from monosem.lab.streams.activation_stream import Batch

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
-
-class Ragged(NamedTuple):
-    """CSR codes: row r holds entries indptr[r] to indptr[r + 1], ascending by column."""
-
-    indptr: Int64[Tensor, " rows+1"]
-    indices: Int32[Tensor, " nnz"]
-    values: Float32[Tensor, " nnz"]
+from .tuples import Ragged
 
 
 def concatenate(parts: Sequence[Ragged]) -> Ragged:
@@ -34,3 +26,9 @@ def concatenate(parts: Sequence[Ragged]) -> Ragged:
     return Ragged(
         torch.cat([*starts, end]), torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts])
     )
+
+
+def row_of_entry(indptr: Tensor, nnz: int) -> Tensor:
+    """The row that each of the nnz entries belongs to."""
+    counts = indptr[1:] - indptr[:-1]
+    return torch.repeat_interleave(torch.arange(len(counts), device=indptr.device), counts, output_size=nnz)

@@ -34,7 +34,7 @@ def _gradient_rows(indptr, indices, weight, residual, grads, d, CODES: tl.conste
 
 
 def code_gradients(indptr: Tensor, indices: Tensor, W_dec: Tensor, residual: Tensor) -> Tensor:
-    """`kernels.sampled.code_gradients` on a GPU."""
+    """`kernels.code_gradients.code_gradients` on a GPU."""
     grads = residual.new_empty(len(indices))
     if len(indices):
         rows, d = residual.shape

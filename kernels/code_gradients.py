@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from .custom import operator
-from .decode import row_of_entry
+from .csr import row_of_entry
 from .dispatch import backend
+from .operators import operator
 
 
 def code_gradients(
@@ -34,9 +34,9 @@ def code_gradients(
 def _code_gradients(indptr, indices, W_dec, residual):
     match backend(W_dec.device):
         case "compiled":
-            from .cpu.sampled import code_gradients as run
+            from .cpu.code_gradients import code_gradients as run
         case "triton":
-            from .gpu.sampled import code_gradients as run
+            from .gpu.code_gradients import code_gradients as run
         case _:
             run = reference
     return run(indptr, indices, W_dec, residual)
