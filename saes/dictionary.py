@@ -95,6 +95,8 @@ class Dictionary(nn.Module):
     """The class of its `config`."""
     trainable: ClassVar[bool] = False
     """True if a `Trainer` trains it by gradients."""
+    trainer: ClassVar[str] = ""
+    """Module and class of its trainer, such as "monosem.saes.training.trainer:Trainer"; none for a closed form."""
     config: DictionaryConfig
     provenance: Provenance
     W_dec: Tensor

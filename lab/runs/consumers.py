@@ -30,8 +30,9 @@ class Consumer(Protocol):
 
     Between two steps the whole of it is in `state_dict`: restored from there, it continues to the same bytes,
     and `metrics` gives the same numbers. Optional attributes: `kind: str`, the folder of a run that its artefact
-    goes to ("dictionaries" unless it says otherwise); `needs_text: bool`, true if `step` reads `batch.source`; and
-    `rows_wanted: int`, the rows after which it is done.
+    goes to ("dictionaries" unless it says otherwise); `needs_text: bool`, true if `step` reads `batch.source`;
+    `rows_wanted: int`, the rows after which it is done; `settings()`, JSON values that a continued run must share; and
+    `attach(stream)`, which `train` calls before the first step.
     """
 
     name: str

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..checkpoints import require_same
 from ..errors import InputError
@@ -32,10 +33,44 @@ SHOWN = 4  # metrics beside the bar
 CONSUMER = ("name", "sites", "done", "step", "metrics", "state_dict", "load_state_dict", "save")
 
 
+@overload
 def train(
     stream: ActivationStream | TokenStream,
     consumers: Sequence[Consumer] | Consumer,
-    run: Run,
+    run: Run | Path | str,
+    *,
+    steps: int | None = ...,
+    log_every: int = ...,
+    checkpoint_every: int | None = ...,
+    checkpoint_minutes: float | None = ...,
+    progress: bool = ...,
+    sinks: Sequence[Sink | str] = ...,
+) -> Run:
+    """Train in a run, which is returned."""
+    ...
+
+
+@overload
+def train(
+    stream: ActivationStream | TokenStream,
+    consumers: Sequence[Consumer] | Consumer,
+    run: None = None,
+    *,
+    steps: int | None = ...,
+    log_every: int = ...,
+    checkpoint_every: int | None = ...,
+    checkpoint_minutes: float | None = ...,
+    progress: bool = ...,
+    sinks: Sequence[Sink | str] = ...,
+) -> None:
+    """Train without a run."""
+    ...
+
+
+def train(
+    stream: ActivationStream | TokenStream,
+    consumers: Sequence[Consumer] | Consumer,
+    run: Run | Path | str | None = None,
     *,
     steps: int | None = None,
     log_every: int | None = None,
@@ -44,13 +79,15 @@ def train(
     checkpoint_minutes: float | None = 15.0,
     progress: bool = True,
     sinks: Sequence[Sink | str] = (),
-) -> Run:
+) -> Run | None:
     """Step every consumer on every batch until all are done, the stream ends or `steps` is reached.
 
     A run that holds a checkpoint is continued from it; pass a fresh stream and fresh consumers built with the
     same options. At the end each consumer's artefact is saved and the run's manifest written.
 
     Args:
+        run: where metrics, checkpoints and artefacts go. A folder is created, or the run in it is continued, if its
+            stream and consumers were set up alike. None keeps nothing on disk: the consumers hold what they learned.
         steps: batches in total, those before a resume included.
         log_every: steps between log points: a line per consumer and one for the stream in `metrics.jsonl`. By default
             `log_at_most`, or fewer in a run so short that it would have less than 20 log points. A run that is
@@ -58,17 +95,21 @@ def train(
         log_at_most: steps between log points of a long run, where `log_every` is not given.
         checkpoint_every: steps between checkpoints.
         checkpoint_minutes: minutes between checkpoints; whichever of the two comes first.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, with a total and a remaining time where all consumers say how much they want.
         sinks: further places for the metrics: `Sink` objects, or "wandb", "tensorboard", "trackio".
 
     Raises:
         InputError: a consumer's name is taken or its site not streamed, the checkpoint is of another stream
             or other consumers, activations are not finite, or the disk is full. The last checkpoint stays.
-        KeyboardInterrupt: on Ctrl-C, after the current step and a checkpoint.
+        KeyboardInterrupt: on Ctrl-C, after the current step and, with a run, a checkpoint.
     """
     consumers = list(consumers) if isinstance(consumers, Sequence) else [consumers]
     require_counts(log_every=log_every, log_at_most=log_at_most, checkpoint_every=checkpoint_every, steps=steps)
     require_consumers(stream, consumers, "train")
+    for consumer in consumers:
+        if attach := getattr(consumer, "attach", None):
+            attach(stream)
+    run = _run_in(run, stream, consumers) if isinstance(run, Path | str) else run
     loop = Loop(stream, consumers, run)
     interval = log_every or _log_interval(loop, run, steps, log_at_most)
     loop.restore()
@@ -76,7 +117,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.callback(stream.close)
         bar = stack.enter_context(_bar(loop, steps, progress))
-        outputs = [open_sink(sink, run) if isinstance(sink, str) else sink for sink in sinks]
+        outputs = [_opened(sink, run) for sink in sinks]
         for sink in outputs:
             stack.callback(sink.close)
 
@@ -159,20 +200,22 @@ class Loop:
         self.stepping = False
         return len(batch.origin)
 
-    def log(self, run: Run, sinks: Sequence[Sink], bar: tqdm) -> None:
+    def log(self, run: Run | None, sinks: Sequence[Sink], bar: tqdm) -> None:
         """Write one line per consumer; the numbers depend on nothing but the state."""
         where = {"step": self.steps, "rows": self.rows, "tokens": self.stream.counts["tokens"]}
         logged: dict[str, int | float] = {}
         for name, source in [(STREAM, self.stream), *((c.name, c) for c in self.consumers)]:
             values = source.metrics()
-            run.log({**where, "consumer": name, **values})
+            if run is not None:
+                run.log({**where, "consumer": name, **values})
             logged.update({f"{name}/{key}": value for key, value in values.items()})
         for sink in sinks:
             sink.log(self.steps, logged)
         self.logged = self.steps
         shown = [name for name in logged if not name.startswith(f"{STREAM}/")][:SHOWN]
         bar.set_postfix({name: logged[name] for name in shown}, refresh=False)
-        self._log_time(run)
+        if run is not None:
+            self._log_time(run)
 
     def _log_time(self, run: Run) -> None:
         (before, rows), now = self._clock, time.monotonic()
@@ -220,9 +263,9 @@ class Loop:
         self.run.finish(**facts, **self.belongs)
 
 
-def _log_interval(loop: Loop, run: Run, steps: int | None, most: int) -> int:
+def _log_interval(loop: Loop, run: Run | None, steps: int | None, most: int) -> int:
     """Steps between log points: a run that has logged keeps its own, another has `most`, or fewer if it is short."""
-    logged = next((line["step"] for line in run.metrics() if "step" in line), None)
+    logged = next((line["step"] for line in run.metrics() if "step" in line), None) if run is not None else None
     if logged is not None:
         return min(logged, most)
     wanted = [getattr(consumer, "rows_wanted", None) for consumer in loop.consumers]
@@ -277,8 +320,26 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+def _run_in(folder: Path | str, stream: ActivationStream | TokenStream, consumers: Sequence[Consumer]) -> Run:
+    """The run in a folder: a new one, or the one that the same stream and consumers began."""
+    settings = {consumer.name: getattr(consumer, "settings", dict)() for consumer in consumers}
+    return Run.create(folder, {"consumers": settings}, stream.fingerprint(), resume=True)
+
+
+def _opened(sink: Sink | str, run: Run | None) -> Sink:
+    if not isinstance(sink, str):
+        return sink
+    if run is None:
+        raise InputError(f"tracker {sink!r} follows a run: give train a folder or a Run, or leave the tracker out")
+    return open_sink(sink, run)
+
+
 def _bar(loop: Loop, steps: int | None, progress: bool) -> tqdm:
-    total = steps * loop.stream.config.batch if steps is not None else None
+    batch = loop.stream.config.batch
+    wanted = [getattr(consumer, "rows_wanted", None) for consumer in loop.consumers]
+    total = None if None in wanted else -(-max(filter(None, wanted)) // batch) * batch
+    if steps is not None:
+        total = steps * batch if total is None else min(total, steps * batch)
     return tqdm(total=total, initial=loop.rows, unit="tok", unit_scale=True, disable=not progress)
 
 

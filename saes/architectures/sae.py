@@ -70,6 +70,7 @@ class SparseAutoencoder(Dictionary):
 
     config_type = SAEConfig
     trainable = True
+    trainer = "monosem.saes.training.trainer:Trainer"
     config: SAEConfig
     W_enc: Tensor
     b_enc: Tensor

@@ -28,12 +28,11 @@ from ...lab.runs.loop import train
 from ...lab.runs.run import Run
 from ...lab.storage import flatten, read_json, write_json
 from ...lab.streams.activation_stream import ActivationStream
-from ..dictionary import Provenance
-from ..place import CROSS_LAYER, Place
-from ..registry import build_trainable
-from ..training.clt.trainer import CrossLayerTrainer, cross_layer_trainer_on
+from ..place import CROSS_LAYER
+from ..training.clt.trainer import CrossLayerTrainer
 from ..training.gradient_trainer import GradientTrainer
-from ..training.trainer import TrainConfig, Trainer
+from ..training.on_stream import require_streamed
+from ..training.trainer import Trainer
 from .grid import Member, require_distinct
 from .results import PASSES, SweepResult
 
@@ -50,37 +49,6 @@ SHADOW_BYTES = {"fp32": 0, "int8": 1, "bf16": 2}
 """Of each weight in the copies that propose codes."""
 
 
-def trainer_on(
-    stream: ActivationStream,
-    sites: Sequence[Site],
-    config: Mapping[str, Any],
-    training: TrainConfig,
-    *,
-    target: Site | None = None,
-    name: str | None = None,
-    device: torch.device | str = "cpu",
-) -> Trainer:
-    """A new dictionary of the width of its sites, with a trainer that knows where it comes from.
-
-    Args:
-        sites: one, or several for a crosscoder; all are on the stream, as is `target`.
-        config: the architecture's name and its config, but for the widths, as `build_trainable` takes them.
-        target: what a transcoder predicts.
-
-    Raises:
-        InputError: a config that the architecture refuses.
-    """
-    widths = [stream.widths[site] for site in sites]
-    shape: dict[str, Any] = {"d_in": sum(widths)}
-    if len(sites) > 1:
-        shape["sources"] = tuple(widths)
-    if target is not None:
-        shape["d_out"] = stream.widths[target]
-    place = Place.at(sites, () if target is None else (target,)).on(stream)
-    dictionary = build_trainable(**shape, **config).to(device)
-    return Trainer(dictionary, place, training, name=name, provenance=Provenance(stream.fingerprint().get("model", {})))
-
-
 def member_trainer(
     stream: ActivationStream, member: Member, device: torch.device | str = "cpu"
 ) -> Trainer | CrossLayerTrainer:
@@ -89,14 +57,12 @@ def member_trainer(
     Raises:
         InputError: a site is not streamed, or the sites of a cross-layer transcoder have different widths.
     """
-    place = member.place
-    for site in place.sites:
-        _require_streamed(site, stream)
-    given: dict[str, Any] = {"name": member.name, "device": device}
-    if place.kind == CROSS_LAYER:
-        sizes = {"n_latents": member.n_latents, "k": member.k, "base": member.architecture, **member.own}
-        return cross_layer_trainer_on(stream, place.reads, place.predicts, member.training, **given, **sizes)
-    return trainer_on(stream, place.reads, member.config, member.training, target=place.target, **given)
+    sizes = {"n_latents": member.n_latents, "k": member.k, **member.own}
+    trainer = Trainer.on(
+        stream, member.place, member.architecture,
+        dictionary=sizes, training=member.training, name=member.name, device=device,
+    )  # fmt: skip
+    return cast("Trainer | CrossLayerTrainer", trainer)
 
 
 def held_bytes(member: Member, widths: Mapping[Site, int], device: torch.device | str = "cpu") -> int:
@@ -144,8 +110,8 @@ def plan(
         raise InputError(f"at_once must be at least 1, got {at_once}")
     most = min(at_once or len(members), len(members))
     groups = [list(members[start : start + most]) for start in range(0, len(members), most)]
-    for site in (site for one in members for site in one.place.sites):
-        _require_streamed(site, stream)
+    for member in members:
+        require_streamed(member.place, stream)
     sizes = {one.name: held_bytes(one, stream.widths, device) for one in members}
     buffer = stream.config.buffer * sum(stream.widths.values()) * stream.dtype.itemsize
     place = torch.device(device)
@@ -215,11 +181,6 @@ def sweep(
         if part is not run:
             run.finish(**{key: (part.manifest or {}).get(key) for key in ("steps", "rows", "counts")}, passes=number)
     return SweepResult(tuple(members), run)
-
-
-def _require_streamed(site: Site, stream: ActivationStream) -> None:
-    if site not in stream.widths:
-        raise InputError(f"{site} is not streamed: add it to the stream's sites ({', '.join(map(str, stream.sites))})")
 
 
 def _pass(run: Run, number: int, group: Sequence[Member]) -> _Pass:

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from ...lab.errors import InputError, unknown
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import PATH, Site
-from ...lab.streams.activation_stream import Batch, ForwardPass
+from ...lab.streams.activation_stream import ActivationStream, Batch, ForwardPass
+from ...lab.streams.token_stream import TokenStream
 from ..architectures.schedules import check_share
 from ..edit import Edit, predicting, readers
 from ..place import CROSSCODER
@@ -120,6 +121,14 @@ class EndToEnd:
     def done(self) -> bool:
         """True once the configured rows have been trained on."""
         return self.trainer.done
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of the trainer and the loss: a run is continued with the same ones."""
+        return {**self.trainer.settings(), "end_to_end": asdict(self.config)}
+
+    def attach(self, stream: ActivationStream | TokenStream) -> None:
+        """Take the model's fingerprint and the norm limits from the stream, where they are not known yet."""
+        self.trainer.attach(stream)
 
     def step(self, batch: Batch) -> None:
         """Train on the rows of one forward pass.

@@ -78,6 +78,11 @@ class GradientTrainer:
         """True once the configured rows have been trained on."""
         return self.rows >= self.config.rows
 
+    def settings(self) -> dict[str, Any]:
+        """Architecture and configs: a run is continued with the same ones."""
+        dictionary = {"architecture": self.dictionary.architecture, **asdict(self.final_config)}
+        return {"dictionary": dictionary, "training": asdict(self.config)}
+
     @property
     def lr(self) -> float:
         """Learning rate of the next step: linear warm-up, constant, decay to zero."""

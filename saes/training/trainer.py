@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float32
@@ -17,16 +18,19 @@ from ...kernels.graph import Replay
 from ...kernels.tuples import Adam
 from ...lab.models.sites import Site
 from ...lab.rng import generator
-from ...lab.streams.activation_stream import Batch
+from ...lab.streams.activation_stream import ActivationStream, Batch
+from ...lab.streams.token_stream import TokenStream
 from ..architectures.objective import TrainingRows
 from ..architectures.sae import SparseAutoencoder
 from ..architectures.units import Units
-from ..dictionary import Provenance
+from ..dictionary import Dictionary, Provenance
 from ..place import Place
+from ..registry import build_trainable
 from .checks import check_config, check_graph, placed
 from .config import LR_AT_16K, TrainConfig
 from .gradient_trainer import GradientTrainer
 from .initialise import initialise
+from .on_stream import Asked, known_from, own_fields, trainer_on, warn_unknown, widths_of
 
 __all__ = ["LR_AT_16K", "TrainConfig", "Trainer"]
 
@@ -54,9 +58,15 @@ class Trainer(GradientTrainer):
         provenance: saved with the dictionary; `Trainer` adds its own config and counts.
         trained: go on from the weights the dictionary has, which are in activation units.
 
+    `Trainer.on(stream, place, architecture, ...)` makes the dictionary, too. A trainer made by hand takes the model's
+    fingerprint and the norm limits from the stream that `train` feeds it from.
+
     Raises:
         InputError: a target for a dictionary without d_out, none for one with it, or not one site for each source.
     """
+
+    config_type: ClassVar[type] = TrainConfig
+    on = staticmethod(trainer_on)
 
     def __init__(
         self,
@@ -78,6 +88,29 @@ class Trainer(GradientTrainer):
         self.replay = Replay(self._learn) if config.cuda_graph else None
         self.scalars = torch.zeros(7, dtype=torch.float64, device=dictionary.W_dec.device)
         """Scalars of Adam on the device, which a recorded step reads anew at each replay."""
+
+    @classmethod
+    def dictionary_fields(cls, kind: type[Dictionary]) -> tuple[str, ...]:
+        """Fields of the dictionary's config that `Trainer.on` takes by name."""
+        return own_fields(kind)
+
+    @classmethod
+    def for_place(cls, asked: Asked) -> Trainer:
+        """Make the dictionary and its trainer for `Trainer.on`.
+
+        Raises:
+            InputError: the architecture does not take the place, or a config refuses a value.
+        """
+        asked.require_latents()
+        shape = widths_of(asked.place, asked.stream)
+        dictionary = build_trainable(asked.kind.architecture, **shape, **asked.fields).to(asked.device)
+        place = asked.place.on(asked.stream)
+        return cls(dictionary, place, asked.training, name=asked.name, provenance=asked.provenance())
+
+    def attach(self, stream: ActivationStream | TokenStream) -> None:
+        """Take the model's fingerprint and the norm limits from the stream, where they are not known yet."""
+        place, self.provenance = known_from(stream, self.place, self.provenance)
+        self.place = self.dictionary.place = place
 
     def __repr__(self) -> str:
         return f"Trainer({self.dictionary!r}, rows {self.rows:,} of {self.config.rows:,})"
@@ -150,7 +183,8 @@ class Trainer(GradientTrainer):
         return copy
 
     def save(self, folder: Path) -> None:
-        """Write the folded dictionary."""
+        """Write the folded dictionary; one that knows neither its model nor its norm limits is warned of."""
+        warn_unknown(self.name, self.place, self.provenance)
         self.folded().save(folder)
 
     def _ready(self, batch: Batch) -> Float32[Tensor, "batch columns"]:

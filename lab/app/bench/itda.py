@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +19,8 @@ from ....saes.dictionary import Dictionary
 from ....saes.evaluation.evaluate import EvaluationConfig, evaluate_many
 from ....saes.evaluation.itda_nulls import itda_nulls
 from ....saes.evaluation.results import Evaluation
-from ....saes.sweeps.sweep import trainer_on
-from ....saes.training.itda.trainer import GrowthConfig, ITDATrainer, itda_on
-from ....saes.training.trainer import TrainConfig, Trainer
+from ....saes.training.itda.trainer import GrowthConfig, ITDATrainer
+from ....saes.training.trainer import Trainer
 from ...errors import InputError
 from ...models.hooked_model import HookedModel
 from ...models.loading import device_named
@@ -122,7 +121,7 @@ class BenchItda(Bench):
         stream = self._open(model)
         saes, itda, clocks, rows = self._build(stream)
         forward = self._forward(model) if self.store else clocks["forward"].shared(stream.counts["kept"])
-        built = itda.built()
+        built = itda.folded()
         dictionaries: dict[str, Dictionary] = {
             **{f"itda_{k}": built.with_encoder(k=k) for k in self.ks},
             **{f"sae_{k}": sae.folded() for k, sae in saes.items()},
@@ -158,10 +157,9 @@ class BenchItda(Bench):
     def _build(self, stream: ActivationStream) -> tuple[dict[int, Trainer], ITDATrainer, dict[str, Clock], Tensor]:
         """The trainers when all are done, their clocks, and some rows: as many of the first as atoms, and the last."""
         site, device = Site.parse(self.site), device_named(self.source.device)
-        training, shape = TrainConfig(rows=self.sae_rows), {"architecture": "topk", "n_latents": self.n_latents}
-        saes = {k: trainer_on(stream, [site], {**shape, "k": k}, training, name=f"sae_{k}", device=device)
-                for k in self.ks}  # fmt: skip
-        itda = itda_on(stream, site, self.growth(), device=device)
+        shape = {"n_latents": self.n_latents, "rows": self.sae_rows, "device": device}
+        saes = {k: cast(Trainer, Trainer.on(stream, site, "topk", k=k, name=f"sae_{k}", **shape)) for k in self.ks}
+        itda = cast(ITDATrainer, Trainer.on(stream, site, "itda", training=self.growth(), device=device))
         clocks = {name: Clock() for name in ("forward", "itda", *(one.name for one in saes.values()))}
         gap, rows, steps = max(1, self.sae_rows // self.itda_rows), [], -(-self.sae_rows // self.batch)
         with tqdm(total=self.sae_rows, unit="row", unit_scale=True) as bar:

@@ -10,7 +10,8 @@ import tyro
 
 from ....saes.architectures.itda.dictionary import ITDA
 from ....saes.files import load
-from ....saes.training.itda.trainer import GrowthConfig, itda_on
+from ....saes.training.itda.growth_config import GrowthConfig
+from ....saes.training.trainer import Trainer
 from ...models.loading import device_named
 from ...models.sites import Site
 from ...runs.run import Run
@@ -42,7 +43,7 @@ class ItdaCommand(Command):
         self.reading.check(self.sites, self.out, self.loop.resume)
         stream = self.reading.open(self.sites, rows=self.growth.rows, out=self.out)
         sites, device = list(dict.fromkeys(map(Site.parse, self.sites))), device_named(self.reading.source.device)
-        trainers = [itda_on(stream, site, self.growth, device=device) for site in sites]
+        trainers = [Trainer.on(stream, site, "itda", training=self.growth, device=device) for site in sites]
         config = {"sites": list(self.sites), "growth": asdict(self.growth)}
         run = Run.create(self.out, config, stream.fingerprint(), resume=self.loop.resume)
         self.loop.train(stream, trainers, run, self.growth.rows)

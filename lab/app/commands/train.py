@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from ....saes.sweeps.sweep import trainer_on
-from ....saes.training.clt.trainer import CrossLayerTrainer, cross_layer_trainer_on
+from ....saes.place import Place
 from ....saes.training.trainer import TrainConfig, Trainer
 from ...errors import InputError
 from ...models.loading import device_named
@@ -97,19 +95,21 @@ class TrainCommand(Command):
         run = Run.create(self.out, self._config(), stands_on, resume=self.loop.resume)
         return self.loop.train(stream, trainers, run, self.training.rows)
 
-    def _trainers(self, stream: ActivationStream) -> Sequence[Trainer | CrossLayerTrainer]:
-        sites, device = list(dict.fromkeys(map(Site.parse, self.sites))), device_named(self.reading.source.device)
+    def _places(self) -> list[Place]:
+        """The place of every dictionary."""
+        sites = list(dict.fromkeys(map(Site.parse, self.sites)))
         if self.targets:
-            given = self.dictionary.given()
-            own = {"base": given.pop("architecture"), "joint": self.joint, "skip": self.skip, **given}
-            written = list(map(Site.parse, self.targets))
-            return [cross_layer_trainer_on(stream, sites, written, self.training, device=device, **own)]
-        target = None if self.target is None else Site.parse(self.target)
-        own = {**self.dictionary.given(), **({"skip": True} if self.skip else {})}
-        return [
-            trainer_on(stream, read, own, self.training, target=target, device=device)
-            for read in ([sites] if self.crosscode else [[site] for site in sites])
-        ]
+            return [Place.at(sites, self.targets)]
+        predicts = () if self.target is None else (self.target,)
+        return [Place.at(reads, predicts) for reads in ([sites] if self.crosscode else [[site] for site in sites])]
+
+    def _trainers(self, stream: ActivationStream) -> list[Any]:
+        own = self.dictionary.given()
+        architecture = own.pop("architecture")
+        rare = {"skip": self.skip, "joint": self.joint}
+        own |= {name: value for name, value in rare.items() if value}
+        given = {"dictionary": own, "training": self.training, "device": device_named(self.reading.source.device)}
+        return [Trainer.on(stream, place, architecture, **given) for place in self._places()]
 
     def _config(self) -> dict[str, Any]:
         """What the run is asked for; what marks transcoders and crosscoders only where this is one."""

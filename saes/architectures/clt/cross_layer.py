@@ -104,6 +104,7 @@ class CrossLayer(Dictionary):
     """
 
     architecture = "clt"
+    trainer = "monosem.saes.training.clt.trainer:CrossLayerTrainer"
     config_type = CrossLayerConfig
     config: CrossLayerConfig
     blocks: nn.ModuleList

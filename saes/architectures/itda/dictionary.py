@@ -58,6 +58,7 @@ class ITDA(Dictionary):
     """
 
     architecture = "itda"
+    trainer = "monosem.saes.training.itda.trainer:ITDATrainer"
     config_type = ITDAConfig
     config: ITDAConfig
     identities: Int64[Tensor, "n_latents 2"]

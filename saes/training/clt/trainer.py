@@ -8,9 +8,9 @@ outputs, each scaled to unit mean square, over their variance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float32
@@ -19,12 +19,14 @@ from torch import Tensor
 from ....lab.errors import InputError
 from ....lab.models.sites import Site
 from ....lab.streams.activation_stream import ActivationStream, Batch
+from ....lab.streams.token_stream import TokenStream
 from ...architectures.clt.cross_layer import CrossLayer, CrossLayerConfig
 from ...architectures.clt.selection import select_jointly
-from ...dictionary import Provenance
-from ...place import Place
+from ...dictionary import Dictionary, Provenance
+from ...place import CROSS_LAYER, Place
 from ...sparse_code import SparseCode, beside
 from ..config import TrainConfig
+from ..on_stream import Asked, known_from, own_fields, warn_unknown
 from ..trainer import total_variance
 from .layer_trainer import LayerTrainer
 
@@ -76,6 +78,36 @@ class CrossLayerTrainer:
             for layer, (block, site, skip) in enumerate(zip(dictionary.layers, sites, skips, strict=True))
         ]
 
+    config_type: ClassVar[type] = TrainConfig
+
+    @classmethod
+    def dictionary_fields(cls, kind: type[Dictionary]) -> tuple[str, ...]:
+        """Fields of the dictionary's config that `Trainer.on` takes by name; n_latents and k are those of a layer."""
+        return own_fields(kind)
+
+    @classmethod
+    def for_place(cls, asked: Asked) -> CrossLayerTrainer:
+        """Make the dictionary and its trainer for `Trainer.on`.
+
+        Raises:
+            InputError: a place without targets, sites or targets of different widths, or a config refuses a value.
+        """
+        place = asked.place
+        if place.kind != CROSS_LAYER:
+            raise InputError(f"clt needs a place such as 'resid_mid.8-11 -> mlp_out.8-11', a target for each source,"
+                             f" not '{place}'")  # fmt: skip
+        asked.require_latents()
+        d_in, d_out = (_one_width(asked, sites) for sites in (place.reads, place.predicts))
+        shape = CrossLayerConfig.over(len(place.reads), d_in, d_out=d_out, **asked.fields)
+        clt = CrossLayer(shape).to(asked.device)
+        clt.place = place.on(asked.stream)
+        return cls(clt, place.reads, place.predicts, asked.training, name=asked.name, provenance=asked.provenance())
+
+    def attach(self, stream: ActivationStream | TokenStream) -> None:
+        """Take the model's fingerprint and the norm limits from the stream, where they are not known yet."""
+        place, self.provenance = known_from(stream, self.place, self.provenance)
+        self.place = self.dictionary.place = place
+
     def __repr__(self) -> str:
         return f"CrossLayerTrainer({self.dictionary!r}, rows {self.rows:,} of {self.config.rows:,})"
 
@@ -88,6 +120,11 @@ class CrossLayerTrainer:
     def rows_wanted(self) -> int:
         """Rows of the whole training."""
         return self.layers[0].config.rows
+
+    def settings(self) -> dict[str, Any]:
+        """Architecture and configs: a run is continued with the same ones."""
+        dictionary = {"architecture": self.dictionary.architecture, **asdict(self.dictionary.config)}
+        return {"dictionary": dictionary, "training": asdict(self.config)}
 
     @property
     def done(self) -> bool:
@@ -190,40 +227,15 @@ class CrossLayerTrainer:
         return copy
 
     def save(self, folder: Path) -> None:
-        """Write the folded dictionary."""
+        """Write the folded dictionary; one that knows neither its model nor its norm limits is warned of."""
+        warn_unknown(self.name, self.place, self.provenance)
         self.folded().save(folder)
 
 
-def cross_layer_trainer_on(
-    stream: ActivationStream,
-    sites: Sequence[Site],
-    targets: Sequence[Site],
-    training: TrainConfig,
-    *,
-    n_latents: int,
-    name: str | None = None,
-    device: torch.device | str = "cpu",
-    **config: Any,
-) -> CrossLayerTrainer:
-    """A new cross-layer transcoder of the width of its sites, with a trainer that knows where it comes from.
-
-    Args:
-        sites: what its layers read, and `targets` what they write: all are on the stream, in order.
-        n_latents: of each layer.
-        config: further fields of `CrossLayerConfig`, such as k.
-
-    Raises:
-        InputError: no sites, sites or targets of different widths, or a config that is refused.
-    """
-    widths = []
-    for group in (sites, targets):
-        found = {stream.widths[site] for site in group}
-        if len(found) != 1:
-            shown = ", ".join(f"{site} [{stream.widths[site]}]" for site in group) or "none"
-            raise InputError(f"a cross-layer transcoder needs sites of one width to read and one to write: {shown}")
-        widths.append(found.pop())
-    shape = CrossLayerConfig.over(len(sites), widths[0], n_latents, d_out=widths[1], **config)
-    clt = CrossLayer(shape).to(device)
-    clt.place = Place.at(sites, targets).on(stream)
-    provenance = Provenance(stream.fingerprint().get("model", {}))
-    return CrossLayerTrainer(clt, sites, targets, training, name=name, provenance=provenance)
+def _one_width(asked: Asked, sites: Sequence[Site]) -> int:
+    """The width that all of these sites have."""
+    widths = {asked.width(site) for site in sites}
+    if len(widths) != 1:
+        shown = ", ".join(f"{site} [{asked.width(site)}]" for site in sites)
+        raise InputError(f"a cross-layer transcoder needs sites of one width to read and one to write: {shown}")
+    return widths.pop()

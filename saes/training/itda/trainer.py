@@ -15,24 +15,26 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ....lab.errors import InputError, unknown
+from ....lab.errors import InputError
 from ....lab.models.sites import Site
 from ....lab.runs.read import read
 from ....lab.storage import State
 from ....lab.streams.activation_stream import ActivationStream, Batch
+from ....lab.streams.token_stream import TokenStream
 from ...architectures.itda.dictionary import ITDA, ITDAConfig
-from ...dictionary import Provenance
-from ...place import Place
+from ...dictionary import Dictionary, Provenance
+from ...place import AUTOENCODER, Place
+from ..on_stream import Asked, known_from, trainer_on, warn_unknown
 from .growing import GrowingAtoms
 from .growth_config import GrowthConfig
 
-__all__ = ["GrowthConfig", "ITDATrainer", "build_itda", "itda_on"]
+__all__ = ["GrowthConfig", "ITDATrainer", "build_itda"]
 
 MOST_WITH_GRAM = 1 << 14
 """Atoms up to which a Gram matrix is kept where rows are not tried one after another."""
@@ -84,8 +86,40 @@ class ITDATrainer:
         """Rows and atoms added by each of the last batches, `patience` rows in all."""
         self.sums = dict.fromkeys(SUMS, 0)
 
+    config_type: ClassVar[type] = GrowthConfig
+
+    @classmethod
+    def dictionary_fields(cls, kind: type[Dictionary]) -> tuple[str, ...]:
+        """No field: those of `GrowthConfig` decide the dictionary, too."""
+        return ()
+
+    @classmethod
+    def for_place(cls, asked: Asked) -> ITDATrainer:
+        """Make a trainer that knows the stream's model and text, for `Trainer.on`.
+
+        Raises:
+            InputError: several sites, or a threshold that no row of the site's width can exceed.
+        """
+        if asked.place.kind != AUTOENCODER:
+            raise InputError(f"an ITDA explains the one site it reads, not '{asked.place}': give one site")
+        width = asked.width(asked.place.site)
+        asked.training.threshold(width)
+        return cls(
+            width, asked.place.on(asked.stream), asked.training, name=asked.name, provenance=asked.provenance(),
+            text=asked.stream.fingerprint().get("corpus"), device=asked.device,
+        )  # fmt: skip
+
+    def attach(self, stream: ActivationStream | TokenStream) -> None:
+        """Take the model, the text and the norm limit from the stream, where they are not known yet."""
+        self.place, self.provenance = known_from(stream, self.place, self.provenance)
+        self.text = self.text or dict(stream.fingerprint().get("corpus") or {})
+
     def __repr__(self) -> str:
         return f"ITDATrainer({self.name!r}: {self.atoms.n:,} atoms of {self.rows:,} rows)"
+
+    def settings(self) -> dict[str, Any]:
+        """Config of the growth: a run is continued with the same one."""
+        return {"growth": asdict(self.config)}
 
     @property
     def done(self) -> bool:
@@ -198,8 +232,8 @@ class ITDATrainer:
         self.rows, self.warmup_atoms = counts["rows"], counts["warmup_atoms"]
         self.order_hash = state["order_hash"]
 
-    def built(self) -> ITDA:
-        """The dictionary as it is now, with its provenance.
+    def folded(self) -> ITDA:
+        """The dictionary as it is now, in activation units, with its provenance.
 
         Raises:
             InputError: there is no atom yet.
@@ -225,40 +259,17 @@ class ITDATrainer:
         return self.atoms.buffer.shape[1]
 
     def save(self, folder: Path) -> None:
-        """Write the dictionary."""
-        self.built().save(folder)
-
-
-def itda_on(
-    stream: ActivationStream,
-    site: Site | str,
-    config: GrowthConfig | None = None,
-    *,
-    name: str | None = None,
-    device: torch.device | str = "cpu",
-) -> ITDATrainer:
-    """A trainer for a site of a stream that knows its model and its text.
-
-    Raises:
-        InputError: the site is not streamed, or a threshold that no row of its width can exceed.
-    """
-    site = Site.parse(site) if isinstance(site, str) else site
-    if site not in stream.widths:
-        raise unknown("streamed site", str(site), map(str, stream.sites))
-    fingerprint = stream.fingerprint()
-    provenance = Provenance(fingerprint.get("model", {}))
-    return ITDATrainer(
-        stream.widths[site], Place.parse(site).on(stream), config,
-        name=name, provenance=provenance, text=fingerprint.get("corpus"), device=device,
-    )  # fmt: skip
+        """Write the dictionary; one that knows neither its model nor its norm limit is warned of."""
+        warn_unknown(self.name, self.place, self.provenance)
+        self.folded().save(folder)
 
 
 def build_itda(stream: ActivationStream, site: Site | str, config: GrowthConfig | None = None) -> ITDA:
     """Read a stream until an ITDA of one of its sites is done, or the stream ends; keeps nothing on disk.
 
     Raises:
-        InputError: as `itda_on`, or the stream has no row that is not zero.
+        InputError: the site is not streamed, no row of its width can exceed the threshold, or all rows are zero.
     """
-    trainer = itda_on(stream, site, config, device=stream.device)
+    trainer = cast(ITDATrainer, trainer_on(stream, site, "itda", training=config))
     read(stream, trainer, description="itda", progress=False)
-    return trainer.built()
+    return trainer.folded()

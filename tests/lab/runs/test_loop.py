@@ -271,3 +271,46 @@ def test_sinks_get_every_log_point(tmp_path: Path) -> None:
     )
     assert sink.closed and list(sink.seen) == [4, 8, 10]
     assert sink.seen[8]["a/loss"] == run.metrics("a")[1]["loss"] and "stream/same_document" in sink.seen[8]
+
+
+class Wanting(Autoencoder):
+    """Wants 20 batches of the stream, and has options."""
+
+    def __init__(self, lr: float = 0.1):
+        super().__init__("wanting", A, until=20)
+        self.lr = lr
+
+    rows_wanted = 630  # not a multiple of the batch
+
+    def settings(self) -> dict[str, float]:
+        return {"lr": self.lr}
+
+
+def test_without_a_run_nothing_is_written_and_the_consumers_hold_what_they_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept, alone = Wanting(), Wanting()
+    train(tiny_stream(), kept, tmp_path / "run", progress=False)
+    assert train(tiny_stream(), alone) is None
+    assert torch.equal(kept.weight, alone.weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert "/640" in capsys.readouterr().err  # rows wanted, in whole batches
+    with pytest.raises(InputError, match="tracker 'wandb' follows a run"):
+        train(tiny_stream(), Wanting(), sinks=["wandb"], progress=False)
+
+
+def test_a_folder_is_a_run_that_the_same_call_continues(tmp_path: Path) -> None:
+    whole = train(tiny_stream(), Wanting(), tmp_path / "whole", progress=False)
+    cut = str(tmp_path / "cut")
+    train(tiny_stream(), Wanting(), cut, steps=7, progress=False)
+    continued = Wanting()
+    train(tiny_stream(), continued, cut, progress=False)
+    assert outcome(tmp_path / "cut")["tensors"] == outcome(whole.folder)["tensors"]
+    again = Wanting()
+    train(tiny_stream(), again, cut, progress=False)  # done already
+    assert torch.equal(again.weight, continued.weight)
+    with pytest.raises(InputError, match=r"wanting\.lr"):
+        train(tiny_stream(), Wanting(lr=0.2), cut, progress=False)
+    with pytest.raises(InputError, match="seed"):
+        train(tiny_stream(seed=5), Wanting(), cut, progress=False)

@@ -20,8 +20,8 @@ from monosem.saes.evaluation.clt.replacement import replace_outputs
 from monosem.saes.evaluation.clt.scores import CrossLayerReconstruction
 from monosem.saes.evaluation.evaluate import evaluate
 from monosem.saes.files import load
-from monosem.saes.training.clt.trainer import cross_layer_trainer_on
-from monosem.saes.training.trainer import TrainConfig
+from monosem.saes.place import Place
+from monosem.saes.training.trainer import TrainConfig, Trainer
 from planted_layers import LAYERS, OUT, READ, WRITTEN, D, K, fvu, planted, trained
 from tiny_models import Letters
 from tiny_models import build as tiny
@@ -107,7 +107,7 @@ def test_an_exact_replacement_model_is_the_model() -> None:
 def test_a_trainer_for_a_stream_and_its_replacement_model(tmp_path: Path) -> None:
     model = HookedModel(tiny("llama"), name="tiny-llama")
     stream = ActivationStream(model, corpus(), [*READ, *WRITTEN], batch=64, buffer=256)
-    trainer = cross_layer_trainer_on(stream, READ, WRITTEN, TrainConfig(rows=128), n_latents=40, k=4, base="topk")
+    trainer = Trainer.on(stream, Place.at(READ, WRITTEN), "topk", n_latents=40, k=4, rows=128)
     for _ in range(2):
         trainer.step(next(stream))
     clt = load(trainer.folded().save(tmp_path))
@@ -123,8 +123,6 @@ def test_a_trainer_for_a_stream_and_its_replacement_model(tmp_path: Path) -> Non
     assert set(found["ce_recovered_zero"].nulls) == {"mean", "own_layer", "untrained", "linear"}
     assert found["ce_recovered_zero"].interval is not None and found.counts["edited"] > 30
     assert found.to_json() == evaluate(model, corpus(), clt, progress=False, **sizes).to_json()
-    with pytest.raises(InputError, match="sites of one width"):
-        cross_layer_trainer_on(stream, [], [], TrainConfig(), n_latents=4)
 
 
 def test_the_command_trains_one_over_all_sites(tmp_path: Path) -> None:
@@ -153,5 +151,5 @@ def test_the_command_trains_one_over_all_sites(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             TrainCommand(tmp_path, **{**texts, **wrong})
-    with pytest.raises(InputError, match="cross-layer transcoder config field 'penalty'"):
-        cross_layer_trainer_on(stream, READ, WRITTEN, TrainConfig(), n_latents=4, penalty="tanh")
+    with pytest.raises(InputError, match="unknown option of clt 'penalty'"):
+        Trainer.on(stream, Place.at(READ, WRITTEN), n_latents=4, penalty="tanh")

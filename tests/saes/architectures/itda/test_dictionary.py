@@ -69,7 +69,7 @@ def test_orthogonal_pursuit_stops_when_nothing_is_left() -> None:
 
 @pytest.mark.parametrize("encoder", ("mp", "omp", "nonnegative"))
 def test_a_tolerance_ends_rows_early(encoder: str) -> None:
-    itda = grown(mixtures(600, 20), GrowthConfig(max_atoms=300, k=4, tau=0.03)).built()
+    itda = grown(mixtures(600, 20), GrowthConfig(max_atoms=300, k=4, tau=0.03)).folded()
     x = mixtures(100, 20)
     loose = itda.with_encoder(k=12, encoder=encoder, tolerance=0.05)
     steps, tight = loose.steps(x), itda.with_encoder(k=12, encoder=encoder).steps(x)
@@ -82,7 +82,7 @@ def test_a_tolerance_ends_rows_early(encoder: str) -> None:
 
 
 def test_a_gram_matrix_is_kept_and_changes_nothing() -> None:
-    itda, x = grown(mixtures(600, 20), GrowthConfig(max_atoms=300, k=4, tau=0.03)).built(), mixtures(200, 20)
+    itda, x = grown(mixtures(600, 20), GrowthConfig(max_atoms=300, k=4, tau=0.03)).folded(), mixtures(200, 20)
     few = itda.encode(x[:2]).to_dense()  # too few for one
     assert itda._gram is None
     many = itda.encode(x)

@@ -33,7 +33,7 @@ def test_axes_enter_once_and_mixtures_never(size: int) -> None:
     x = torch.cat([torch.stack([axes, 3 * axes], 1).flatten(0, 1), mixed])
     trainer = grown(x, GrowthConfig(k=2, tau=1e-4, warmup=0), size)
     assert sorted(trainer.identities[:, 1].tolist()) == [0, 2, 4, 6, 8, 10]
-    assert trainer.built().W_dec.abs().sum(1).tolist() == [1] * 6
+    assert trainer.folded().W_dec.abs().sum(1).tolist() == [1] * 6
 
 
 def test_the_released_error_is_a_cosine_over_the_width() -> None:
@@ -72,4 +72,4 @@ def test_a_rotated_model_has_the_same_atoms() -> None:
     one, other = (grown(rows, config, 256) for rows in (x, x @ rotation))
     assert 60 < one.atoms.n < 400
     assert one.identities.equal(other.identities) and one.order_hash == other.order_hash
-    torch.testing.assert_close(one.built().W_dec @ rotation, other.built().W_dec, atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.folded().W_dec @ rotation, other.folded().W_dec, atol=1e-5, rtol=0)

@@ -17,7 +17,7 @@ from monosem.lab.runs.run import Run
 from monosem.lab.streams.activation_stream import ActivationStream, Batch
 from monosem.saes.files import load
 from monosem.saes.registry import build_trainable
-from monosem.saes.training.itda.trainer import GrowthConfig, ITDATrainer, build_itda, itda_on
+from monosem.saes.training.itda.trainer import GrowthConfig, ITDATrainer, build_itda
 from monosem.saes.training.trainer import TrainConfig, Trainer
 from toys import WIDTHS, A, B, TinyCorpus, TinyModel, Tokens, tiny_stream
 
@@ -52,7 +52,7 @@ def test_padding_and_special_tokens_take_no_part() -> None:
 
 def test_no_row_that_was_seen_is_lost_without_a_reason() -> None:
     x, config = mixtures(1200, 24), GrowthConfig(max_atoms=1000, k=5, tau=0.03)
-    itda = grown(x, config, 200).built()
+    itda = grown(x, config, 200).folded()
     assert itda.n_latents > 50 and itda.warmup_atoms == 24
     first = x[itda.identities[:, 1]]
     torch.testing.assert_close(itda.W_dec, first / first.norm(dim=1, keepdim=True))
@@ -95,7 +95,10 @@ def test_a_run_that_stops_ends_in_the_same_bytes(tmp_path: Path) -> None:
     def run(folder: Path, steps: int | None = None) -> Run:
         stream = tiny_stream()
         sae = build_trainable("topk", d_in=WIDTHS[B], n_latents=30, k=3)
-        consumers = [itda_on(stream, A, SMALL, name="itda"), Trainer(sae, B, TrainConfig(rows=1500), name="sae")]
+        consumers = [
+            Trainer.on(stream, A, "itda", training=SMALL, name="itda"),
+            Trainer(sae, B, TrainConfig(rows=1500), name="sae"),
+        ]
         made = Run.create(folder, {}, stream.fingerprint(), resume=True)
         return train(stream, consumers, made, steps=steps, log_every=3, progress=False)
 
@@ -170,11 +173,11 @@ def test_a_threshold_that_cannot_fire_is_refused() -> None:
 
 
 def test_what_cannot_be_built_is_told() -> None:
-    with pytest.raises(InputError, match=r"unknown streamed site 'resid_post\.9'"):
-        itda_on(tiny_stream(), "resid_post.9", SMALL)
+    with pytest.raises(InputError, match=r"resid_post\.9 is not streamed"):
+        build_itda(tiny_stream(), "resid_post.9", SMALL)
     trainer = ITDATrainer(8, SITE, SMALL)
     trainer.step(Batch({SITE: torch.zeros(5, 8)}, torch.zeros(5, 2, dtype=torch.int64)))
     with pytest.raises(InputError, match="has no atom"):
-        trainer.built()
+        trainer.folded()
     with pytest.raises(InputError, match="of width 24"):
         trainer.load_state_dict(grown(mixtures(200, 24), SMALL).state_dict())
