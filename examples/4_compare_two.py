@@ -1,7 +1,8 @@
 """Train two dictionaries on one stream, match their latents, and say how much of the match is chance."""
 
 from monosem.lab import ActivationStream, Corpus, Run, load_model, train
-from monosem.saes import Trainer, compare_decoders
+from monosem.saes import Trainer
+from monosem.saes.analysis import compare_decoders
 
 ROWS, LATENTS = 50_000, 2048
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from ..kernels import decode as decode_kernel
 from ..lab.errors import InputError
 from ..lab.models.sites import Site
 from ..lab.storage import file_sha256, write_json, write_tensors
+from .hints import ATTRIBUTES
 from .place import CROSSCODER, Place, output_width
 from .place_files import SCHEMA, place_json
 from .sparse_code import SparseCode
@@ -86,6 +87,16 @@ class Block(NamedTuple):
     """Latents of the block, among those of the whole dictionary."""
 
 
+class _Elsewhere:
+    """A class method of another library: asking for it raises the sentence that says what to use here."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise AttributeError(f"{owner.__name__!r} has no {self.name!r}: {ATTRIBUTES[self.name]}")
+
+
 class Dictionary(nn.Module):
     """Base class: `encode(x) -> SparseCode`, `reconstruct(x) -> x_hat`, decoder rows `W_dec [n_latents, d_out]`."""
 
@@ -101,6 +112,8 @@ class Dictionary(nn.Module):
     provenance: Provenance
     W_dec: Tensor
     b_dec: Tensor
+    from_pretrained = _Elsewhere()
+    load_from_disk = _Elsewhere()
     W_skip: Tensor | None
     """A skip transcoder's linear map [d_out, d_in]."""
 
@@ -110,6 +123,11 @@ class Dictionary(nn.Module):
         self.provenance = Provenance()
         self._place = config.place
         self.register_parameter("W_skip", None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ATTRIBUTES:
+            raise AttributeError(f"{type(self).__name__!r} has no {name!r}: {ATTRIBUTES[name]}")
+        return super().__getattr__(name)
 
     @property
     def d_in(self) -> int:

@@ -13,24 +13,24 @@ import torch
 from ..lab.errors import InputError
 from ..lab.storage import file_sha256, read_json, read_tensors
 from .dictionary import DESCRIPTION, WEIGHTS, Dictionary, Provenance
-from .formats import located, read
+from .formats import located, read, recognise
 from .place_files import SCHEMA, read_origin
 from .registry import build
 
 
 def load(folder: Path | str) -> Dictionary:
-    """Read a dictionary: a directory of ours, or a folder or file of another library, told by its files (`formats`).
+    """Read a dictionary: a folder of ours, of a run with one, or a folder or file of another library (see `formats`).
 
     `hf:ORG/REPO[/FOLDER][@REVISION]` is one on the Hugging Face hub, `sae-lens:RELEASE/ID` one of SAELens' registry.
 
     Raises:
-        InputError: no dictionary, another schema, an unknown architecture, weights that are not the ones described,
-            or shapes that disagree with the config; the sentence names the file. From another library also what this
+        InputError: no dictionary, a run with several (names them), another schema, an unknown architecture, weights
+            that are not the ones described, or shapes that disagree with the config; the sentence names the file. From another library also what this
             one could not hold; `formats.read(..., lossy=True)` goes on.
     """
     if str(folder).startswith("sae-lens:"):
         return read(folder)
-    folder = located(folder)
+    folder = of_run(located(folder))
     if not (folder / DESCRIPTION).is_file():
         return read(folder)
     description = read_json(folder / DESCRIPTION, "dictionary description")
@@ -71,17 +71,29 @@ def _check_shapes(path: Path, found: dict[str, torch.Tensor], expected: dict[str
             raise InputError(f"{path}: {name} holds values that are not finite")
 
 
+def of_run(path: Path) -> Path:
+    """The folder of the one dictionary that a run holds; `path` itself where it is no run with dictionaries.
+
+    Raises:
+        InputError: the run holds several; names them.
+    """
+    if (path / DESCRIPTION).is_file():
+        return path
+    inside = sorted(entry.parent for entry in path.glob(f"dictionaries/*/{DESCRIPTION}"))
+    if len(inside) > 1:
+        names = ", ".join(map(str, inside))
+        raise InputError(f"{path} is not the folder of one dictionary: {names}; give the folder with {DESCRIPTION}")
+    return inside[0] if inside else path
+
+
 def find_dictionary(path: Path) -> tuple[Path, Dictionary]:
-    """A dictionary by its own folder or by that of a run that made one.
+    """A dictionary as `load` reads it, with its own folder.
 
     Raises:
         InputError: there is none, or more than one; names them.
     """
-    if (path / DESCRIPTION).is_file():
-        return path, load(path)
-    found = sorted(entry.parent for entry in path.glob(f"dictionaries/*/{DESCRIPTION}"))
-    if len(found) != 1:
+    folder = of_run(path)
+    if not (folder / DESCRIPTION).is_file() and recognise(folder) is None:
         nothing = "none inside" if path.is_dir() else "it is a file" if path.exists() else "there is nothing"
-        names = ", ".join(str(folder) for folder in found) or nothing
-        raise InputError(f"{path} is not the folder of one dictionary: {names}; give the folder with {DESCRIPTION}")
-    return found[0], load(found[0])
+        raise InputError(f"{path} is not the folder of one dictionary: {nothing}; give the folder with {DESCRIPTION}")
+    return folder, load(folder)

@@ -70,8 +70,6 @@ class Place:
             sites = [port.site for port in ports if port.site]
             if len(set(sites)) < len(sites):
                 raise InputError(f"{_written(ports)} names a site twice: give every site once")
-        if shared := {port.site for port in self.sources if port.site} & {port.site for port in self.targets}:
-            raise InputError(f"{shared.pop()} is both read and predicted: a transcoder predicts another site")
         if self.targets and len(self.targets) != len(self.sources):
             raise InputError(
                 f"a cross-layer transcoder predicts one site for each that it reads, got {len(self.targets)} for"
@@ -98,6 +96,8 @@ class Place:
         sides = [_sites(side) for side in text.split("->")]
         if len(sides) > 2 or not all(sides):
             raise InputError(f"{text!r} is no place: write what is read, '->' and what is predicted")
+        if len(sides) > 1 and (shared := set(sides[0]) & set(sides[1])):
+            raise InputError(f"{shared.pop()} is both read and predicted: a transcoder predicts another site")
         return cls.at(*sides)
 
     @classmethod

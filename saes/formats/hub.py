@@ -1,7 +1,7 @@
 """Dictionaries on the Hugging Face hub: `hf:ORG/REPO[/FOLDER][@REVISION]`, fetched once and kept in the hub's cache.
 
     monosem.saes.load("hf:org/repo/folder")                    whatever format lies there
-    monosem.saes.push(dictionary, "org/repo", folder="l12")    ours, or to="sae-lens" for SAELens and Neuronpedia
+    monosem.saes.formats.push(dictionary, "org/repo", folder="l12")    ours, or to="sae-lens" for SAELens
 
 Only the files of dictionaries are fetched, not the whole repository. Those that the hub knows by their SHA-256 are
 checked against it. HF_HUB_OFFLINE=1, HF_TOKEN and HF_HOME work as in huggingface_hub.

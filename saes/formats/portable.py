@@ -123,15 +123,11 @@ class Portable:
 
 
 def file_place(reads: str | None, predicts: str | None = None) -> Place | None:
-    """The place that a file names, from the text of its sites; None where it names none.
-
-    Args:
-        predicts: the target of a transcoder; the site that is read, where an autoencoder's file names it twice.
-    """
+    """The place that a file names, from the text of its sites; None where it names none."""
     if reads is None and predicts is None:
         return None
     source, target = (Port(None if site is None else Site.parse(site)) for site in (reads, predicts))
-    return Place((source,), () if predicts in (None, reads) else (target,))
+    return Place((source,), () if predicts is None else (target,))
 
 
 def _below_zero(threshold: Tensor) -> dict[str, list[Any]]:

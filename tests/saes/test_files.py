@@ -4,6 +4,7 @@ import pytest
 import torch
 from monosem.lab.errors import InputError
 from monosem.saes import build, build_trainable, load
+from monosem.saes.files import find_dictionary
 
 
 def random(architecture: str = "topk"):
@@ -121,3 +122,13 @@ def test_what_can_be_trained_is_built_as_by_build(architecture):
 def test_what_cannot_be_trained_names_what_can(architecture, sentence):
     with pytest.raises(InputError, match=sentence):
         build_trainable(architecture, d_in=6, n_latents=6, k=3)
+
+
+def test_a_run_with_one_dictionary_is_loaded_and_several_are_listed(tmp_path):
+    random().save(tmp_path / "run" / "dictionaries" / "first")
+    assert torch.equal(load(tmp_path / "run").W_dec, random().W_dec)
+    assert find_dictionary(tmp_path / "run")[0] == tmp_path / "run" / "dictionaries" / "first"
+    random().save(tmp_path / "run" / "dictionaries" / "second")
+    for read in (load, find_dictionary):
+        with pytest.raises(InputError, match=r"dictionaries/first, .*dictionaries/second; give the folder"):
+            read(tmp_path / "run")

@@ -18,7 +18,7 @@ from ....saes.analysis.similarity.measures import SimilarityConfig, check_measur
 from ....saes.analysis.similarity.spans import Spans
 from ....saes.architectures.itda.dictionary import ITDA
 from ....saes.dictionary import DESCRIPTION, Dictionary
-from ....saes.files import find_dictionary, load
+from ....saes.files import load
 from ....saes.formats import RELEASED, recognise
 from ...errors import InputError
 from ...evidence import Evidence
@@ -168,11 +168,9 @@ def is_dictionary(name: str) -> bool:
     """Whether a name is a dictionary's: a folder of one, a run's, another library's, or a place on the hub."""
     if name.startswith(("hf:", RELEASED)):
         return True
-    path = Path(name)
     ours = (path / DESCRIPTION).is_file() or any(path.glob(f"dictionaries/*/{DESCRIPTION}"))
     return path.exists() and (ours or bool(recognise(name)))
 
 
 def _load(name: str) -> Dictionary:
-    path = Path(name)
-    return find_dictionary(path)[1] if any(path.glob(f"dictionaries/*/{DESCRIPTION}")) else load(name)
+    return load(name)

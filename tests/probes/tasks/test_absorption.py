@@ -22,6 +22,7 @@ from monosem.probes.tasks.first_letters import letter_prompts, vocabulary_words
 from monosem.saes.architectures.basis import Neurons
 from monosem.saes.architectures.relu import ReLU, ReLUConfig
 from monosem.saes.architectures.sae import SAEConfig
+from monosem.saes.architectures.topk import TopK
 from monosem.saes.dictionary import Provenance
 from tiny_commands import WORDS, write_model
 from torch import Tensor
@@ -188,6 +189,6 @@ def test_a_small_vocabulary_and_a_transcoder_are_refused(model: HookedModel) -> 
     found.place, found.provenance = site, Provenance(model.fingerprint())
     with pytest.raises(InputError, match="letters have 20 words"):
         measure_absorption(model, found)
-    found.config = SAEConfig(32, 32, 8, d_out=16)
+    found = TopK(SAEConfig(32, 32, 8, d_out=16))
     with pytest.raises(InputError, match="which a transcoder"):
         measure_absorption(model, found)

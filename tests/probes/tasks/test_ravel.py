@@ -19,6 +19,7 @@ from monosem.probes.tasks.ravel_questions import Questions, ask
 from monosem.saes.architectures.basis import Neurons
 from monosem.saes.architectures.relu import ReLU, ReLUConfig
 from monosem.saes.architectures.sae import SAEConfig
+from monosem.saes.architectures.topk import TopK
 from monosem.saes.dictionary import Provenance
 from tiny_commands import TOPICS, write_model
 from torch import Tensor
@@ -180,7 +181,7 @@ def test_a_model_that_knows_too_little_is_refused(model: HookedModel, facts: Fac
         same = Facts(NOUNS, {name: ["near"] * 40 for name in TEMPLATES}, TEMPLATES)
         measure_ravel(model, mine, facts=same)
     assert ask(model, nothing).entities == ["boat"]  # one answer alone cannot be wrong
-    mine.config = SAEConfig(32, 32, 32, sources=(16, 16))
+    mine = TopK(SAEConfig(32, 32, 32, sources=(16, 16)))
     with pytest.raises(InputError, match="which a crosscoder"):
         measure_ravel(model, mine, facts=facts)
 

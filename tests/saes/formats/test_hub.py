@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from monosem.lab.errors import InputError
-from monosem.saes import build, formats, load, push
+from monosem.saes import build, formats, load
+from monosem.saes.formats import push
 from monosem.saes.formats.hub import Reference, fetch
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -171,7 +172,8 @@ class Answer(BaseHTTPRequestHandler):
 THERE_AND_BACK = """
 import sys, torch
 from monosem.lab.errors import InputError
-from monosem.saes import load, push
+from monosem.saes import load
+from monosem.saes.formats import push
 mine = load(sys.argv[1])
 print(push(mine, "org/repo", folder="ours"))
 print(push(mine, "org/repo", folder="lens/blocks.2.hook_resid_post", to="sae-lens"))

@@ -30,7 +30,8 @@ def made(architecture, n=N, **config):
     for name, tensor in dictionary.state_dict().items():
         if name in ("threshold", "theta"):
             tensor.copy_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(2)).sub(0.25).clamp_min(0))
-    dictionary.place = "resid_post.2 -> mlp_out.2" if "d_out" in config else "resid_post.2"
+    if "sources" not in config:
+        dictionary.place = "resid_post.2 -> mlp_out.2" if "d_out" in config else "resid_post.2"
     dictionary.provenance.model = {"name": "gpt2"}
     return dictionary
 
