@@ -25,8 +25,8 @@ def load(folder: Path | str) -> Dictionary:
 
     Raises:
         InputError: no dictionary, a run with several (names them), another schema, an unknown architecture, weights
-            that are not the ones described, or shapes that disagree with the config; the sentence names the file. From another library also what this
-            one could not hold; `formats.read(..., lossy=True)` goes on.
+            that are not the ones described, or shapes that disagree with the config; the sentence names the file. From
+            another library also what this one could not hold; `formats.read(..., lossy=True)` goes on.
     """
     if str(folder).startswith("sae-lens:"):
         return read(folder)

@@ -168,6 +168,7 @@ def is_dictionary(name: str) -> bool:
     """Whether a name is a dictionary's: a folder of one, a run's, another library's, or a place on the hub."""
     if name.startswith(("hf:", RELEASED)):
         return True
+    path = Path(name)
     ours = (path / DESCRIPTION).is_file() or any(path.glob(f"dictionaries/*/{DESCRIPTION}"))
     return path.exists() and (ours or bool(recognise(name)))
 
