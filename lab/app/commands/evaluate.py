@@ -15,6 +15,7 @@ from ....saes.evaluation.results import SCHEMA
 from ....saes.evaluation.shared import require_nulls
 from ....saes.files import find_dictionary
 from ...errors import unknown
+from ...evidence import unbeaten
 from ...storage import write_json
 from ..checks import check_folder
 from ..command import Command, Result
@@ -65,7 +66,14 @@ class EvalCommand(Command):
         for name, details in found.details.items():
             write_json(folder / f"{name}.json", {"schema": SCHEMA, **details})
         log.info("%r", found.evaluation)
+        behind = {
+            name: nulls
+            for name, score in found.evaluation.scores.items()
+            if (nulls := unbeaten(score.value, score.nulls, score.better))
+        }
+        for name, nulls in behind.items():
+            log.warning("%s is not better than its null: %s", name, ", ".join(nulls))
         result = {**found.evaluation.to_json(), "suite": self.suite, "groups": groups, "skipped": found.skipped,
-                  "about": found.about}  # fmt: skip
+                  "about": found.about, "unbeaten": behind}  # fmt: skip
         write_json(folder / "evaluation.json", result)
         return self.result(result)
