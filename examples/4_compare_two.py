@@ -20,4 +20,4 @@ for name, evidence in compare_decoders(first, second).items():
     print(f"{name:12} {evidence}")
 
 # Two models are compared by `monosem compare smollm2-135m minilm`, or by their layers in Python:
-# from monosem.saes import compare_rows
+# from monosem.saes.analysis import compare_rows

@@ -27,4 +27,15 @@ if TYPE_CHECKING:
     from .text.corpus import Corpus as Corpus
     from .text.corpus import TextConfig as TextConfig
 
-__getattr__, __dir__ = lazily(__name__, __file__)
+HINTS = {
+    "HookedTransformer": "load_model opens a model, and HookedModel puts hooks on a module of yours",
+    "TransformerBridge": "load_model opens a model, and HookedModel takes a bridge",
+    "HookedSAETransformer": "load_model opens a model, and monosem.saes.Edit writes a dictionary into it",
+    "ActivationsStore": "ActivationStream reads a model's activations, ActivationStore a folder of them",
+    "ActivationBuffer": "ActivationStream reads a model's activations, ActivationStore a folder of them",
+    "ActivationCache": "HookedModel.capture gives activations by site",
+    "LanguageModel": "load_model opens a model",
+}
+"""Advice for names of other libraries: the nearest thing here."""
+
+__getattr__, __dir__ = lazily(__name__, __file__, HINTS)

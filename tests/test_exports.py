@@ -95,6 +95,11 @@ def test_a_name_of_another_library_or_room_says_what_to_use(name, advice):
         getattr(monosem.saes, name)
 
 
+def test_lab_has_advice_too():
+    with pytest.raises(AttributeError, match=r"'monosem.lab' has no 'HookedTransformer': load_model opens a model"):
+        monosem.lab.HookedTransformer  # noqa: B018
+
+
 def test_advice_names_what_there_is():
     texts = [*HINTS.values(), *ATTRIBUTES.values()]
     for name in {name for text in texts for name in re.findall(r"monosem\.lab\.(\w+)", text)}:
