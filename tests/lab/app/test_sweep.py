@@ -40,7 +40,7 @@ from tiny_commands import Ended, Tiny, results
 Command = Callable[..., Ended]
 SITE = "resid_post.1"
 MEASURE = {"tokens": 600, "ce_tokens": 120, "fit_tokens": 300}
-EVALUATION = tuple(f"--evaluation.{name.replace('_', '-')}={value}" for name, value in MEASURE.items())
+EVALUATION = ("--tokens=600", "--evaluation.ce-tokens=120", "--evaluation.fit-tokens=300")
 ROWS = 640
 WIDTHS = {Site.parse(SITE): 32}
 PLACES = ["mlp_out.1", "resid_mid.1 -> mlp_out.1", "resid_mid.1 + resid_post.1",
