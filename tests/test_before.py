@@ -45,6 +45,17 @@ def test_dictionaries_encode_and_reconstruct_as_they_did(name: str, expected: di
     torch.testing.assert_close(dictionary.reconstruct(x), expected[f"{name}.reconstruction"])
 
 
+@pytest.mark.parametrize("name", sorted(set(DICTIONARIES) - {"unplaced"}))
+def test_sites_norm_limits_and_scales_are_those_of_the_description(name: str) -> None:
+    place = load(BEFORE / "dictionaries" / name).place
+    told = json.loads((BEFORE / "dictionaries" / name / "dictionary.json").read_text())["provenance"]
+    assert list(map(str, place.reads)) == (told["sources"] or [told["site"]])
+    assert list(map(str, place.predicts)) == (told["targets"] or ([told["target"]] if told["target"] else []))
+    limits = {str(site): limit for site, limit in place.norm_limits.items()}
+    assert limits == (told["norm_limits"] or {told["site"]: told["norm_limit"]}) and all(limits.values())
+    assert place.scales == (told["scales"] or [1.0] * len(place.sources))
+
+
 def test_features_have_the_same_examples() -> None:
     features, told = Features.load(BEFORE / "features"), json.loads((BEFORE / "expected.json").read_text())
     assert (features.measured, len(features.dead)) == (told["measured"], told["dead"])
