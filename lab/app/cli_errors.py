@@ -58,6 +58,8 @@ def _complaint(box: str) -> str:
     for line in box.splitlines()[1:]:
         text = line.strip(" │|")
         if text and not text.strip(FRAME):
-            break
+            if lines:
+                break
+            continue  # without Unicode the title stands above a rule of its own
         lines += [text] if text else []
     return " ".join(lines)

@@ -179,7 +179,7 @@ def test_a_sweep_reads_once_and_measures_every_place_and_kind(model: HookedModel
     assert sweep["resid_post.0"]["ridge"]["auc"].nulls["token_count"] == 0.5
     assert sweep.best("ridge") in sweep.measured and len(sweep.table()) == 7 * 2 * 2
     figure = sweep.plot("accuracy")
-    assert {trace.name for trace in figure.data} >= {f"null: {null}" for null in nulls}
+    assert {trace.name for trace in figure.data} >= {f"null: {null.replace('_', ' ')}" for null in nulls}
     with pytest.raises(InputError, match="unknown score"):
         sweep.plot("f2")
 

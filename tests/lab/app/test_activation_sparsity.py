@@ -54,7 +54,7 @@ def test_the_page_needs_no_network(reported: Path, look: Callable[[Path], None])
 
 
 BAD = {
-    "layer": (("--layers", "7"), "resid_post.7 is outside"),
+    "layer": (("--layers", "7"), "mlp_out.7 is outside"),
     "map": (("--maps", "mlp.down"), "unknown linear module of layer 0 'mlp.down'"),
     "too few": (("--passages", "900"), "documents of at least 24 tokens, and 902 are needed"),
     "passages": (("--passages", "1"), "passages must be at least 2, got 1"),

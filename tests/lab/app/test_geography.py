@@ -131,7 +131,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 def test_outliers_are_written_beside_the_dictionary(tiny: Tiny, trained: Path, monosem: Command) -> None:
     (folder,) = trained.glob("dictionaries/*")
     source = (f"--corpus=text:{tiny.text}", f"--model={tiny.model}", "--dtype=fp32", "--device=cpu")
-    small = ("--texts=20", "--scoring.tokens=12", "--outside", "shuffled", "code")
+    small = ("--texts=20", "--text.context=12", "--outside", "shuffled", "code")
     result = monosem("outliers", trained, *source, *small, "--json").result
     assert json.loads((folder / "outliers.json").read_text()) == result
     assert result["texts"].items() >= {"fit": 40, "inside": 20, "shuffled": 20}.items() and result["texts"]["code"] > 9

@@ -62,7 +62,7 @@ def test_a_run_writes_results_probes_and_one_page_and_resumes(
     resumed = monosem(*command, "--resume", "--json")
     timeless = lambda one: {key: value for key, value in one.items() if key != "seconds"}  # noqa: E731
     assert resumed.status == 0 and timeless(resumed.result) == timeless(result)
-    other = monosem(*command, "--resume", "--tokens=9")
+    other = monosem(*command, "--resume", "--text.context=9")
     assert other.status == 2 and "read.tokens = 128" in other.err
 
 
