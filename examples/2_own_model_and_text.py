@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from monosem.lab import ActivationStream, Corpus, Run, load_model, train
+from monosem.lab import ActivationStream, Corpus, load_model, train
 from monosem.saes import Trainer, load
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,7 +23,7 @@ text = Corpus(f"text:{TEXTS}", tokenizer)
 stream = ActivationStream(model, text, ["resid_mid.2", "mlp_out.2"], batch=512, buffer=2048, reuse=4)
 sae = Trainer.on(stream, "mlp_out.2", "batchtopk", n_latents=LATENTS, k=16, rows=ROWS)
 transcoder = Trainer.on(stream, "resid_mid.2 -> mlp_out.2", "topk", n_latents=LATENTS, k=16, rows=ROWS)
-run = train(stream, [sae, transcoder], Run.create("runs/own"))  # one forward pass feeds both
+run = train(stream, [sae, transcoder], "runs/own")  # one forward pass feeds both
 
 for folder in sorted((run.folder / "dictionaries").iterdir()):
     print(load(folder))

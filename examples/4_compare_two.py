@@ -1,6 +1,6 @@
 """Train two dictionaries on one stream, match their latents, and say how much of the match is chance."""
 
-from monosem.lab import ActivationStream, Corpus, Run, load_model, train
+from monosem.lab import ActivationStream, Corpus, load_model, train
 from monosem.saes import Trainer
 from monosem.saes.analysis import compare_decoders
 
@@ -13,7 +13,7 @@ trainers = [
     Trainer.on(stream, "resid_post.12", architecture, n_latents=LATENTS, k=32, rows=ROWS)
     for architecture in ("topk", "batchtopk")
 ]
-train(stream, trainers, Run.create("runs/two"))
+train(stream, trainers, "runs/two")
 
 first, second = (trainer.folded() for trainer in trainers)
 for name, evidence in compare_decoders(first, second).items():

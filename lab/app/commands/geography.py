@@ -91,7 +91,7 @@ class GeographyCommand(Command):
         if dictionary is not None:
             dictionary.to(model.device)
         readers = readers_of(model, self.sites, dictionary, prompts["name"], self.spatial.seed)
-        run = Run.create(self.out, self._config(), _stands_on(model, dictionary), resume=self.resume)
+        run = Run.create(self.out, self._config(), _fingerprints(model, dictionary), resume=self.resume)
         values = {
             form: read_values(model, readers, texts, run.folder / "readings", pooling=self.pooling, batch=self.batch,
                               name=form, progress=True)
@@ -170,6 +170,6 @@ class GeographyCommand(Command):
                 "seed": self.spatial.seed}  # fmt: skip
 
 
-def _stands_on(model: Any, dictionary: Dictionary | None) -> dict[str, Any]:
+def _fingerprints(model: Any, dictionary: Dictionary | None) -> dict[str, Any]:
     told = None if dictionary is None else {"dictionary": repr(dictionary), "parameters": parameter_hash(dictionary)}
     return {"model": model.fingerprint(), "dictionary": told}

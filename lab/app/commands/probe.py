@@ -89,7 +89,7 @@ class ProbeCommand(Command):
             sites = (*sites, str(dictionary.check(model).site))
         expand_sites(model, sites)
         read_tokens(model, data.texts, self.read)
-        run = Run.create(self.out, self._config(sites), _stands_on(model, data), resume=self.resume)
+        run = Run.create(self.out, self._config(sites), _fingerprints(model, data), resume=self.resume)
         sweep = probe_sweep(
             model, data.texts, data.labels, sites, self.kinds, self.read, self.measure,
             dictionaries=() if dictionary is None else (dictionary,), run=run, progress=True,
@@ -169,6 +169,6 @@ def file_name(place: str) -> str:
     return place.replace(" ", "_").replace("/", "_").replace(":", "_")
 
 
-def _stands_on(model: HookedModel, data: TextsToProbe) -> dict[str, Any]:
+def _fingerprints(model: HookedModel, data: TextsToProbe) -> dict[str, Any]:
     content = json.dumps([data.texts, data.labels.y.tolist(), data.labels.groups.tolist()])
     return {"model": model.fingerprint(), "texts": hashlib.sha256(content.encode()).hexdigest()}

@@ -91,8 +91,8 @@ class TrainCommand(Command):
 
     def train(self, stream: ActivationStream) -> Run:
         """Run the loop; resumes where `resume` is set."""
-        stands_on, trainers = stream.fingerprint(), self._trainers(stream)
-        run = Run.create(self.out, self._config(), stands_on, resume=self.loop.resume)
+        fingerprints, trainers = stream.fingerprint(), self._trainers(stream)
+        run = Run.create(self.out, self._config(), fingerprints, resume=self.loop.resume)
         return self.loop.train(stream, trainers, run, self.training.rows)
 
     def _places(self) -> list[Place]:

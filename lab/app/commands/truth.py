@@ -88,7 +88,7 @@ class TruthCommand(Command):
         topics = self._statements(model)
         statements = next(iter(topics.values()))
         require_points(statements, self.truth.alpha)
-        run = Run.create(self.out, self._config(), _stands_on(model, sites, topics), resume=self.resume)
+        run = Run.create(self.out, self._config(), _fingerprints(model, sites, topics), resume=self.resume)
         store = self._bags(model, run, statements, sites, "bags")
         found = self._sites(model, run, store, statements)
         best = max(found, key=lambda site: found[site][self.truth.methods[0]]["selection"])
@@ -210,7 +210,7 @@ class TruthCommand(Command):
         return read_json(path, "criteria")
 
 
-def _stands_on(model: HookedModel, sites: list[Site], topics: Mapping[str, Statements]) -> dict[str, Any]:
+def _fingerprints(model: HookedModel, sites: list[Site], topics: Mapping[str, Statements]) -> dict[str, Any]:
     """What a run is of."""
     return {
         "model": model.fingerprint(),
