@@ -40,7 +40,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was chosen and why, what it changed, and the model and dictionaries that it stands on.
+    """The choice of an intervention and its reason, its effect, and the model and dictionaries it stands on.
 
     A particular decision is a subclass with a `kind` and fields of its own, from which it sets `chosen`, `evidence` and
     `effect` in `__post_init__`.

@@ -1,4 +1,4 @@
-"""What the dispatcher would run for a shape, operation by operation, each with its reason."""
+"""The dispatcher's choice for a shape, operation by operation, each with its reason."""
 
 from __future__ import annotations
 

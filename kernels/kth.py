@@ -29,7 +29,7 @@ def kth_largest(values: Float32[Tensor, " size"], m: int) -> Kth:
 
 
 def among_largest(values: Float32[Tensor, " size"], kth: Kth) -> Bool[Tensor, " size"]:
-    """Whether each entry is one of the m largest, given the m-th; ties go to the first."""
+    """True for entries that are among the m largest, given the m-th; ties go to the first."""
     lost, bound_lost = values.isnan(), kth.value.isnan()
     above = (values > kth.value) | (lost & ~bound_lost)
     equal = (values == kth.value) | (lost & bound_lost)

@@ -124,7 +124,7 @@ class Adam:
 
 
 class Updated(NamedTuple):
-    """What the caller still needs from the batch: the encoder's share of the gradient to the centred input's
+    """Sums of a batch that the caller still needs: the encoder's share of the gradient to the centred input's
     offset, summed over rows [d] (b_dec takes its negative), and how often each latent fired [n] int64."""
 
     to_input: Tensor

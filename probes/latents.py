@@ -1,4 +1,4 @@
-"""What metrics with labels need of a dictionary: dense codes, its nulls, and latents that fire as often as others."""
+"""Parts of a dictionary that labelled metrics need: dense codes, nulls, and latents that fire as often as others."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class ReadConfig:
 
 @dataclass(frozen=True, eq=False)
 class ProbeSweep:
-    """What probes found, by place and kind."""
+    """Scores of probes, by place and kind."""
 
     measured: dict[str, dict[str, Measured]]
     """By place (`resid_post.12`, `z.3 head 2`, `resid_post.12 latents`), then by kind."""
@@ -303,7 +303,7 @@ class _Nulls:
         self._known: dict[tuple[Any, ...], dict[str, dict[str, float]]] = {}
 
     def of(self, place: str, units: Units) -> dict[str, Units | Mapping[str, Mapping[str, float]]]:
-        """What stands beside probes of these units; random features are as wide as the activations there."""
+        """Nulls of probes of these units; random features are as wide as the activations there."""
         kinds, labels, source = _kinds(self._kinds, units), units.labels, units.source
         found: dict[str, Units | Mapping[str, Mapping[str, float]]] = {
             "token_count": self._shared(("token_count", *kinds), kinds, lambda: counted(labels))

@@ -155,7 +155,7 @@ def counted(labels: Labels) -> PooledRows:
 def _out_of_fold(
     units: Units, kinds: Sequence[str], splits: Sequence[Split], fit: FitConfig, labels: Labels | None = None
 ) -> dict[str, tuple[Tensor, Probe]]:
-    """What the probes said of the test units of every split, nan elsewhere; and the last of the probes.
+    """Predictions for the test units of every split, nan elsewhere, and the last of the probes.
 
     Args:
         labels: what to train on in place of the units' own.

@@ -193,7 +193,7 @@ class PooledTexts:
         return {"texts": int((self.counts > 0).sum()), "tokens": int(self.counts.sum())}
 
     def gathered(self) -> dict[str, PooledRows | Bags]:
-        """What was gathered, by site (`resid_post.12`), head (`z.3 head 2`) or dictionary (`resid_post.12 latents`).
+        """The pooled rows, by site (`resid_post.12`), head (`z.3 head 2`) or dictionary (`resid_post.12 latents`).
 
         Raises:
             InputError: a text gave no row.

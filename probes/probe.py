@@ -63,7 +63,7 @@ class Probe:
 
     @property
     def linear(self) -> bool:
-        """Whether scores are an affine function of a row."""
+        """True if scores are an affine function of a row."""
         return type(self) is Probe
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class Probe:
         return self.decide(self.scores(x))
 
     def decide(self, scores: Float[Tensor, "rows outputs"]) -> Tensor:
-        """What scores say, as `predict`."""
+        """The classes that scores decide for, as `predict` gives them."""
         if not self.classes:
             return scores
         return (scores[:, 0] > 0).long() if len(self.classes) == 2 and scores.shape[1] == 1 else scores.argmax(1)

@@ -77,7 +77,7 @@ def _series(sweep: ProbeSweep, score: str) -> tuple[Series, bool]:
 
 
 def _family(place: str, site: Site) -> str:
-    """What places of other layers share: the kind of site, and whether they are codes."""
+    """The key that places of other layers share: the kind of site, and whether they are codes."""
     return site.kind + (" latents" if place.endswith(" latents") else "")
 
 

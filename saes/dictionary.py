@@ -187,7 +187,7 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def decode(self, code: SparseCode) -> Float[Tensor, "rows d_out"]:
-        """What codes add up to: codes times decoder rows, plus `b_dec`. A skip's part is not in it."""
+        """Codes times decoder rows, plus `b_dec`; a skip's part is left out."""
         return decode_kernel.decode(code.indptr, code.indices, code.values, self.W_dec, self.b_dec)
 
     def contribution(self, code: SparseCode) -> Float[Tensor, "rows d_out"]:
@@ -226,7 +226,7 @@ class Dictionary(nn.Module):
         return self.split(self.W_dec)[source]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved: every parameter and buffer by name."""
+        """Every parameter and buffer by name, as it is saved."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items()}
 
     def save(self, folder: Path | str) -> Path:

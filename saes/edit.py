@@ -139,7 +139,7 @@ class Edit(Generic[Key]):
         *,
         detached: bool = False,
     ) -> Edit[Site]:
-        """As `codes`, changing some latents alone: z'[:, latents] = change(z[:, latents]).
+        """An edit of some latents alone: z'[:, latents] = change(z[:, latents]).
 
         `lambda z: 0 * z` ablates, `lambda z: z.clamp_min(5)` clamps from below, `torch.full_like` sets.
 
@@ -415,7 +415,7 @@ def _code_stage(
     block: Block,
     change: Callable[[SparseCode], SparseCode],
 ) -> Stage[Site]:
-    """What one block's changed codes add to each of its outputs."""
+    """The change that one block's edited codes make to each of its outputs."""
     place, n = dictionary.place, dictionary.n_latents
     sources, targets = place.reads[block.sources], (place.predicts or place.reads)[block.outputs]
     widths = [port.width for port in place.outputs[block.outputs]]

@@ -60,7 +60,7 @@ def build(architecture: str, **config: Any) -> Dictionary:
 
 
 def build_trainable(architecture: str, **config: Any) -> SparseAutoencoder:
-    """As `build`, for architectures that a `Trainer` trains by gradients.
+    """A dictionary with zero weights, of an architecture that a `Trainer` trains by gradients.
 
     Raises:
         InputError: as `build`, or an architecture that is fitted in closed form and not trained.

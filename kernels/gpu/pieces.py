@@ -89,7 +89,7 @@ def piece_kernel(
 
 
 class Sums(NamedTuple):
-    """What the sums of a latent are read from, in the order of the kernels' parameters.
+    """The tensors that sums of a latent read, in the order of the kernels' parameters.
 
     pointers, tokens: `Lists`. dz, z [nnz]: gradients of the codes and codes, in the order of the lists. piece_ends [n]:
     pieces after the first, up to and with each latent; then their rows [bound, d] of dz x and [bound, d_out] of z

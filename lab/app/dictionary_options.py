@@ -60,7 +60,7 @@ class _Common:
                 )
 
     def given(self) -> dict[str, Any]:
-        """What is set: architecture, n_latents, k and fields of the architecture's own config."""
+        """The options that are set: architecture, n_latents, k and fields of the architecture's own config."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 

@@ -42,7 +42,7 @@ class Consumer(Protocol):
 
     @property
     def done(self) -> bool:
-        """It wants no more batches. Read on every step, so it must not wait for the device."""
+        """True once the consumer wants no more batches. Read on every step, so it must not wait for the device."""
         ...
 
     def step(self, batch: Batch) -> None:

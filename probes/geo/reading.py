@@ -1,4 +1,4 @@
-"""What a model makes of place names: one row of neurons or latents a text, pooled over its tokens.
+"""Activations of place names: one row of neurons or latents a text, pooled over its tokens.
 
 Rows are read in parts, each a file that is whole or absent, so that an interrupted reading goes on where it stopped.
 """

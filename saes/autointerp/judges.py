@@ -39,7 +39,7 @@ class Judge(Protocol):
 
 
 class RuleJudge:
-    """Whether a word of the explanation is among the window's tokens."""
+    """True if a word of the explanation is among the window's tokens."""
 
     def scores(self, explanation: Explanation, windows: Sequence[Window]) -> Float[np.ndarray, " windows"]:
         """1 or 0."""

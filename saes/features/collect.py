@@ -188,7 +188,7 @@ def _logits(model: HookedModel, site: Site, dictionary: Dictionary, latents: np.
 
 
 def _writes_residual(model: HookedModel, site: Site) -> bool:
-    """Whether a vector at the site is a vector of the residual stream; a norm may follow a module's output."""
+    """True if the site holds vectors of the residual stream; a norm may follow a module's output."""
     if site.kind not in ("attn_out", "mlp_out"):
         return site.kind in RESIDUAL
     added = Site(site.kind.replace("_out", "_add"), site.layer)
