@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from ..lab.errors import InputError
 from ..lab.evidence import Evidence
+from ..lab.markup import facts_table
 from ..lab.models.hooked_model import HookedModel
 from ..lab.storage import read_json, write_json
 from ..saes.dictionary import Dictionary
@@ -123,9 +123,7 @@ class Decision:
         rows = {**{what: _short(where) for what, where in self.chosen.items()},
                 **{name: str(one) for name, one in scores.items()},
                 **{name: _short(value) for name, value in self.about.items()}}  # fmt: skip
-        body = "".join(f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
-                       for name, value in rows.items())  # fmt: skip
-        return f"<table><caption>{html.escape(self.kind)}</caption>{body}</table>"
+        return facts_table(rows, self.kind)
 
 
 def decisions(run: Path | str) -> dict[str, Decision]:

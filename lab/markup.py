@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class Markup(str):
@@ -18,6 +18,12 @@ def escaped(value: object) -> Markup:
 def joined(parts: Iterable[object]) -> Markup:
     """Several values one after another; None is left out."""
     return Markup("".join(escaped(part) for part in parts if part is not None))
+
+
+def facts_table(facts: Mapping[str, object], title: object = None) -> Markup:
+    """A table with a line for each fact: its name as the heading, and its value."""
+    rows = (element("tr", element("th", name), element("td", value)) for name, value in facts.items())
+    return element("table", None if title is None else element("caption", title), *rows)
 
 
 def element(tag: str, *children: object, **attributes: object) -> Markup:

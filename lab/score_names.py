@@ -73,6 +73,16 @@ SCORES: dict[str, ScoreName] = {
     "coverage_class": ScoreName(
         "Coverage, by class", "coverage calibrated class by class, of the class that is held least", "higher"
     ),
+    "cka": ScoreName("CKA", "linear centred kernel alignment of two sets of rows", "higher"),
+    "cka_unbiased": ScoreName("CKA, unbiased", "CKA whose kernels are estimated without bias", "higher"),
+    "svcca": ScoreName("SVCCA", "mean canonical correlation of the leading singular directions", "higher"),
+    "regression": ScoreName("Regression", "R² of one set of rows predicted linearly from the other", "higher"),
+    "relative": ScoreName("Relative", "likeness of the cosines of rows to anchors", "higher"),
+    "jaccard": ScoreName("Jaccard", "tokens that are atoms of both ITDAs, over those of either", "higher"),
+    "mmcs": ScoreName("MMCS", "mean over decoder rows of the largest |cosine| with a row of the other", "higher"),
+    "mmcs_back": ScoreName("MMCS, back", "MMCS from the second dictionary to the first", "higher"),
+    "one_to_one": ScoreName("One to one", "mean |cosine| of the best pairing of decoder rows", "higher"),
+    "found": ScoreName("Found", "share of the paired decoder rows with |cosine| of at least 0.9", "higher"),
     "acceptance": ScoreName("Acceptance", "share of conformal sets with exactly one class", "higher"),
 }  # fmt: skip
 """By the name that results and files use."""

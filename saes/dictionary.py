@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..kernels import decode as decode_kernel
 from ..lab.errors import InputError
+from ..lab.markup import facts_table
 from ..lab.models.sites import Site
 from ..lab.storage import file_sha256, write_json, write_tensors
 from .hints import ATTRIBUTES
@@ -261,5 +262,4 @@ class Dictionary(nn.Module):
     def _repr_html_(self) -> str:
         rows = {"architecture": self.architecture, **self._shown(), "place": self.place,
                 "model": self.provenance.model.get("name")}  # fmt: skip
-        cells = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in rows.items())
-        return f"<table>{cells}</table>"
+        return facts_table(rows)

@@ -98,7 +98,7 @@ class LoopOptions:
             "log_every": self.log_every,
             "log_at_most": 20,
             "checkpoint_minutes": self.checkpoint_minutes,
-            "sinks": self.trackers,
+            "trackers": self.trackers,
         }
 
     def train(

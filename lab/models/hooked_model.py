@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import InputError, unknown
+from ..markup import facts_table
 from . import readout
 from .fingerprint import parameter_hash
 from .hooks import Edits, Hook, eager_attention, reading
@@ -270,8 +270,7 @@ class HookedModel:
 
     def _repr_html_(self) -> str:
         rows = {**_facts(self), "sites": ", ".join(self.wiring.kinds) or PATH, "revision": self.revision}
-        body = "".join(f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>" for key, value in rows.items())
-        return f"<table><caption>{html.escape(self.name)}</caption>{body}</table>"
+        return facts_table(rows, self.name)
 
 
 def _facts(model: HookedModel) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def train(
     checkpoint_every: int | None = ...,
     checkpoint_minutes: float | None = ...,
     progress: bool = ...,
-    sinks: Sequence[Sink | str] = ...,
+    trackers: Sequence[Sink | str] = ...,
 ) -> Run:
     """Train in a run, which is returned."""
     ...
@@ -61,7 +61,7 @@ def train(
     checkpoint_every: int | None = ...,
     checkpoint_minutes: float | None = ...,
     progress: bool = ...,
-    sinks: Sequence[Sink | str] = ...,
+    trackers: Sequence[Sink | str] = ...,
 ) -> None:
     """Train without a run."""
     ...
@@ -78,7 +78,8 @@ def train(
     checkpoint_every: int | None = None,
     checkpoint_minutes: float | None = 15.0,
     progress: bool = True,
-    sinks: Sequence[Sink | str] = (),
+    trackers: Sequence[Sink | str] = (),
+    sinks: None = None,
 ) -> Run | None:
     """Step every consumer on every batch until all are done, the stream ends or `steps` is reached.
 
@@ -96,13 +97,16 @@ def train(
         checkpoint_every: steps between checkpoints.
         checkpoint_minutes: minutes between checkpoints; whichever of the two comes first.
         progress: show a bar on stderr, with a total and a remaining time where all consumers say how much they want.
-        sinks: further places for the metrics: `Sink` objects, or "wandb", "tensorboard", "trackio".
+        trackers: further places for the metrics: `Sink` objects, or "wandb", "tensorboard", "trackio".
+        sinks: the former name of `trackers`; refused.
 
     Raises:
         InputError: a consumer's name is taken or its site not streamed, the checkpoint is of another stream
             or other consumers, activations are not finite, or the disk is full. The last checkpoint stays.
         KeyboardInterrupt: on Ctrl-C, after the current step and, with a run, a checkpoint.
     """
+    if sinks is not None:
+        raise InputError(f"train has no option sinks={sinks!r}: it is called trackers now")
     consumers = list(consumers) if isinstance(consumers, Sequence) else [consumers]
     require_counts(log_every=log_every, log_at_most=log_at_most, checkpoint_every=checkpoint_every, steps=steps)
     require_consumers(stream, consumers, "train")
@@ -117,7 +121,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.callback(stream.close)
         bar = stack.enter_context(_bar(loop, steps, progress))
-        outputs = [_opened(sink, run) for sink in sinks]
+        outputs = [_opened(sink, run) for sink in trackers]
         for sink in outputs:
             stack.callback(sink.close)
 
@@ -129,7 +133,7 @@ def train(
         loop.drive(every, after_step, steps)
         if loop.logged != loop.steps:
             loop.log(run, outputs, bar)
-    loop.finish()
+    loop.end()
     return run
 
 
@@ -148,6 +152,8 @@ class Loop:
     """What a checkpoint belongs to: it fits no other stream, and no other consumers."""
     stepping: bool = False
     """Some consumers have seen the current batch and others not."""
+    interrupted: bool = False
+    """Ctrl-C came with the last batch: what was driven is complete, and the caller should go no further."""
     _clock: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
 
     def __post_init__(self) -> None:
@@ -181,6 +187,7 @@ class Loop:
                 if interrupt.requested and not self.stepping:
                     self.checkpoint()
                 raise KeyboardInterrupt(self._stopped()) from None
+            self.interrupted = interrupt.requested
 
     def _stopped(self) -> str:
         if self.run is None:
@@ -261,6 +268,16 @@ class Loop:
             self.run.save(consumer)
         facts = {"steps": self.steps, "rows": self.rows, "counts": self.stream.counts}
         self.run.finish(**facts, **self.belongs)
+
+    def end(self) -> None:
+        """Finish, and pass on a Ctrl-C that came with the last batch.
+
+        Raises:
+            KeyboardInterrupt: once everything is written.
+        """
+        self.finish()
+        if self.interrupted:
+            raise KeyboardInterrupt(self._stopped())
 
 
 def _log_interval(loop: Loop, run: Run | None, steps: int | None, most: int) -> int:

@@ -80,7 +80,7 @@ def read(
         stack.callback(stream.close)
         bar = stack.enter_context(_Bar(loop, description, progress))
         loop.drive(CheckpointClock(None, checkpoint_minutes), lambda rows: bar.update())
-    loop.finish()
+    loop.end()
     counts = stream.counts
     return ReadCounts(
         loop.steps, counts["served"], counts["tokens"], counts["dropped_special"], dict(counts["dropped_norm"])

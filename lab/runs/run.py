@@ -11,7 +11,6 @@ manifest.json     written last: how it ended, on what hardware and library versi
 from __future__ import annotations
 
 import datetime
-import html
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from typing import Any
 from ..checkpoints import load_newest, require_same, save_newest, sweep
 from ..environment import hardware, versions
 from ..errors import InputError
+from ..markup import facts_table
 from ..storage import State, append_line, atomic_path, read_json, write_json
 
 SCHEMA = 1
@@ -201,9 +201,7 @@ class Run:
         return f"Run({str(self.folder)!r}: " + "; ".join(f"{key} {value}" for key, value in self._facts().items()) + ")"
 
     def _repr_html_(self) -> str:
-        rows = {"run": str(self.folder), **self._facts()}
-        cells = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
-        return f"<table>{''.join(cells)}</table>"
+        return facts_table({"run": str(self.folder), **self._facts()})
 
 
 def _finite(value: Any) -> Any:

@@ -17,12 +17,12 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from html import escape
 from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import InputError, unknown
+from ..markup import facts_table
 from .documents import Document, Source, content_key, is_heldout
 from .filters import Deduplicated
 from .packing import (
@@ -371,5 +371,4 @@ class Corpus:
             facts["repeats left out so far"] = self.repeats
         if self.dropped:
             facts["dropped so far"] = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
-        rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
-        return f"<table><caption>Corpus</caption>{rows}</table>"
+        return facts_table(facts, "Corpus")

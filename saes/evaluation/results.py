@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from ...lab.errors import unknown
 from ...lab.evidence import Evidence
+from ...lab.markup import element
 from ...lab.storage import write_json
 
 SCHEMA = 1
@@ -89,12 +89,12 @@ class Evaluation:
         return "\n".join([title, *(line.rstrip() for line in lines), self._footer()])
 
     def _repr_html_(self) -> str:
-        heading, *rows = ([html.escape(cell) for cell in row] for row in self.table())
-        head = "".join(f"<th>{cell}</th>" for cell in heading)
-        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-        title = f"<caption>{html.escape(f'{self.dictionary} in {self.model}')}</caption>"
-        foot = f'<tfoot><tr><td colspan="{len(heading)}">{html.escape(self._footer())}</td></tr></tfoot>'
-        return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}</table>"
+        heading, *rows = self.table()
+        head = element("tr", *(element("th", cell) for cell in heading))
+        body = (element("tr", *(element("td", cell) for cell in row)) for row in rows)
+        title = element("caption", f"{self.dictionary} in {self.model}")
+        foot = element("tfoot", element("tr", element("td", self._footer(), colspan=len(heading))))
+        return element("table", title, element("thead", head), element("tbody", *body), foot)
 
 
 def flat(scores: Mapping[str, Evidence]) -> dict[str, float | int | None]:

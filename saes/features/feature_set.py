@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64
 
 from ...lab.errors import InputError
+from ...lab.markup import facts_table
 from ...lab.rng import generator
 from . import files
 from .blocks import OUTSIDE
@@ -232,8 +232,7 @@ class Features:
         return "Features(" + "; ".join(f"{key} {value}" for key, value in self._facts().items()) + ")"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{key}</th><td>{escape(value)}</td></tr>" for key, value in self._facts().items())
-        return f"<table><caption>Features</caption>{rows}</table>"
+        return facts_table(self._facts(), "Features")
 
 
 def _rows(table: ExampleTable, latent: int) -> slice:

@@ -160,7 +160,7 @@ def sweep(
         run: a new run, or one of the same sweep (`Run.create(folder, resume=True)`).
         at_once: the most members that are trained together; each further group is another pass over the stream.
         device: where dictionaries are.
-        **options: of `lab.loop.train`: log_every, checkpoint_minutes, progress, sinks.
+        **options: of `lab.loop.train`: log_every, checkpoint_minutes, progress, trackers.
 
     Raises:
         InputError: a member twice, a site that is not streamed, a run of another sweep, several passes over a stream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ....lab.evidence import Evidence
+from ....lab.evidence import Evidence, mark
 from .cores import LayerCores
 from .curves import LOW_RANK, ORACLE, RANK_AWARE, Curves
 from .curves import RANDOM as RANDOM_CHANNELS
@@ -29,9 +29,12 @@ def curves_table(curves: Curves, sparsity: float) -> Table:
     for one in curves.modules:
         best = one.best[sparsity]
         full, chosen = one.at(sparsity, RANK_AWARE), one.at(sparsity, RANK_AWARE, best)
-        points = [one.at(sparsity, "abs"), full, chosen, one.at(sparsity, RANDOM_CHANNELS),
-                  one.at(sparsity, LOW_RANK, 0.0), one.at(sparsity, ORACLE)]  # fmt: skip
+        nulls = [one.at(sparsity, RANDOM_CHANNELS), one.at(sparsity, LOW_RANK, 0.0)]
+        points = [one.at(sparsity, "abs"), full, chosen, *nulls, one.at(sparsity, ORACLE)]
         cells = [f"{point.error.value:.3f}" for point in points]
+        errors = {str(number): null.error.value for number, null in enumerate(nulls)}
+        for number in range(3):  # methods, not nulls and not the bound
+            cells[number] += mark(points[number].error.value, errors)
         lines.append([one.module.name, *cells[:2], f"{best:g}", *cells[2:], "" if full.recall is None else
                       _cell(full.recall)])  # fmt: skip
     return lines
@@ -45,7 +48,8 @@ def losses_table(losses: Mapping[str, Mapping[str, Evidence]]) -> Table:
         cells = []
         for one in found.values():
             spread = f" [{one.interval[0]:.3f}, {one.interval[1]:.3f}]" if one.interval else ""
-            cells += [f"{one.value:.3f}{spread}", *(f"{value:.3f}" for value in one.nulls.values())]
+            marked = mark(one.value, one.nulls, one.better)
+            cells += [f"{one.value:.3f}{spread}{marked}", *(f"{value:.3f}" for value in one.nulls.values())]
         lines.append([group, *cells])
     return lines
 
@@ -62,4 +66,4 @@ def cores_table(reports: Sequence[LayerCores]) -> Table:
 
 def _cell(one: Evidence) -> str:
     nulls = " ".join(f"{value:.3f}" for value in one.nulls.values())
-    return f"{one.value:.3f}" + (f" ({nulls})" if nulls else "")
+    return f"{one.value:.3f}" + (f" ({nulls})" if nulls else "") + mark(one.value, one.nulls, one.better)

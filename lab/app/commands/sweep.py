@@ -17,8 +17,10 @@ from ....saes.sweeps.sweep import plan, sweep
 from ....saes.sweeps.table import cells
 from ....saes.training.trainer import TrainConfig
 from ...errors import InputError, unknown
+from ...models.hooked_model import HookedModel
 from ...models.loading import device_named
 from ...runs.run import Run
+from ...streams.activation_stream import ActivationStream
 from ...table import aligned
 from ..command import Command, Result
 from ..options import Flat
@@ -103,13 +105,14 @@ class SweepCommand(Command):
         sites = tuple(dict.fromkeys(str(site) for member in members for site in member.place.sites))
         self.reading.check(sites, self.out, self.loop.resume)
         model = None if self.reading.store is not None and not self.evaluate else source.open_model()
-        place, first = device_named(source.device), self.reading.open(sites, model)
+        longest = max(member.training.rows for member in members)
+        place, first = device_named(source.device), self._stream(sites, model, longest)
         plan(first, members, self.at_once, device=place)
         first.norm_limit  # noqa: B018 (reads the first rows: what cannot be read or held leaves no run behind)
         opened = iter([first])
         run = Run.create(self.out, {"training": asdict(self.training)}, first.fingerprint(), resume=self.loop.resume)
         result = sweep(
-            lambda: next(opened, None) or self.reading.open(sites, model), members, run,
+            lambda: next(opened, None) or self._stream(sites, model, longest), members, run,
             at_once=self.at_once, device=place, **self.loop.arguments(),
         )  # fmt: skip
         if model is not None and self.evaluate:
@@ -118,6 +121,10 @@ class SweepCommand(Command):
         written = {"run": str(run.folder), "results": str(run.folder / "results.json")}
         written["page"] = str(write_sweep_page(run.folder / "pareto.html", result))
         return self.result({**written, **result.to_json()}, written["page"])
+
+    def _stream(self, sites: tuple[str, ...], model: HookedModel | None, rows: int) -> ActivationStream:
+        """A fresh stream, whose buffer is no larger than the rows asked for."""
+        return self.reading.open(sites, model, rows=rows, out=self.out)
 
     def as_text(self, result: Mapping[str, Any]) -> str:
         """The result for people: the table, the front, gaps between recipes, and where the files are."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...evidence import mark
 from ...figures import laid_out
+from ...score_names import null_label, score_label
 from .figures_page import Part, write_figures_page
 
 if TYPE_CHECKING:
@@ -92,10 +93,11 @@ def _matching_panels(result: dict[str, Any]) -> list[Panel]:
             cells = {name: [c.matching.get(name, {}).get(score) for c in shown] for name in measures}
             nulls = {str(cell["nulls"]) for line in cells.values() for cell in line if cell}
             alike = next(cell["nulls"] for line in cells.values() for cell in line if cell)
-            told = ", ".join(f"{name} {value:.3g}" for name, value in alike.items())
+            told = ", ".join(f"{null_label(name)} {value:.3g}" for name, value in alike.items())
             lead = f"Null: {told}." if len(nulls) == 1 else "In parentheses the null."
             table = [["measure", *(c.heading for c in shown)]]
-            table += [[name, *(_cell(cell, nulls=len(nulls) > 1) for cell in line)] for name, line in cells.items()]
+            for name, line in cells.items():
+                table.append([score_label(name), *(_cell(cell, nulls=len(nulls) > 1) for cell in line)])
             found.append(Panel(title, lead, table))
     return found
 
@@ -103,19 +105,20 @@ def _matching_panels(result: dict[str, Any]) -> list[Panel]:
 def _model_panel(pair: dict[str, Any]) -> Panel:
     """The scores of equal layers beside their nulls, and a heat map of every measure."""
     a, b = pair["models"]
-    heats = [Heat(name, grid["across"], *grid["sites"]) for name, grid in pair["grids"].items()]
+    heats = [Heat(score_label(name), grid["across"], *grid["sites"]) for name, grid in pair["grids"].items()]
     title = f"{a} and {b}, {pair['rows']} rows"
     names = dict.fromkeys(name for scores in pair["pairs"].values() for name in scores)
     table = [["measure", *pair["pairs"]]]
-    table += [[name, *(_cell(scores.get(name), nulls=True) for scores in pair["pairs"].values())] for name in names]
+    for name in names:
+        table.append([score_label(name), *(_cell(scores.get(name), nulls=True) for scores in pair["pairs"].values())])
     return Panel(title, LAYERS, table, heats)
 
 
 def _dictionary_panel(pair: dict[str, Any]) -> Panel:
     table = [["score", "value", "nulls", "n"]]
     for name, score in pair["scores"].items():
-        nulls = ", ".join(f"{null} {value:.3g}" for null, value in score["nulls"].items())
-        table.append([name, _cell(score), nulls, f"{score['n']} {score['unit']}"])
+        nulls = ", ".join(f"{null_label(null)} {value:.3g}" for null, value in score["nulls"].items())
+        table.append([score_label(name), _cell(score), nulls, f"{score['n']} {score['unit']}"])
     heats = []
     if "grid" in pair:
         places = [str(i) for i in range(len(pair["grid"]))]
@@ -127,6 +130,6 @@ def _cell(score: dict[str, Any] | None, *, nulls: bool = False) -> str:
     if score is None:
         return ""
     spread = f" [{score['interval'][0]:.3g}, {score['interval'][1]:.3g}]" if score["interval"] else ""
-    beside = ", ".join(f"{name} {value:.3g}" for name, value in score["nulls"].items()) if nulls else ""
+    beside = ", ".join(f"{null_label(name)} {value:.3g}" for name, value in score["nulls"].items()) if nulls else ""
     marked = mark(score["value"], score["nulls"], score.get("better", "higher"))
     return f"{score['value']:.3g}{spread}" + (f" ({beside})" if beside else "") + marked

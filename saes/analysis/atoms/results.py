@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ....lab.errors import unknown
-from ....lab.evidence import Evidence
+from ....lab.evidence import Evidence, mark
 from ...evaluation.results import flat
 from .coherence import Coherence
 from .inner_product import AtomicInnerProduct
@@ -88,7 +88,8 @@ def _line(one: AtomsOf) -> list[str]:
         if found is None:
             return ""
         nulls = " ".join(f"{value:.3f}" for value in found.nulls.values())
-        return f"{found.value:.3f}" + (f" ({nulls})" if nulls else "")
+        marked = mark(found.value, found.nulls, found.better)
+        return f"{found.value:.3f}" + (f" ({nulls})" if nulls else "") + marked
 
     shown = [cell(name) for name in ("r2", "r2_seen", "r2_refit", "r2_dimension", "r2_whitened", "r2_with_sinks",
                                      "q_star", "q_star_tenth", "coherence_max")]  # fmt: skip

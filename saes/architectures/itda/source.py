@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import Any
 
 from ....lab.errors import InputError
+from ....lab.markup import element
 from ....lab.models.loading import load_model
 from ....lab.text.corpus import Corpus, TextConfig
 
@@ -32,9 +32,8 @@ class AtomSource:
         return f"{self.before}«{self.token}»{self.after}"
 
     def _repr_html_(self) -> str:
-        before, token, after = map(html.escape, (self.before, self.token, self.after))
         where = f"atom {self.atom}: document {self.document}, token {self.offset}"
-        return f'<span title="{where}">{before}<mark>{token}</mark>{after}</span>'
+        return element("span", self.before, element("mark", self.token), self.after, title=where)
 
 
 def place_in_text(

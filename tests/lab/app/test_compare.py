@@ -92,7 +92,7 @@ def test_dictionaries_are_matched_beside_both_nulls(
     assert set(pair["scores"]["mmcs"]["nulls"]) == {"random", "covariance"}
     assert pair["scores"]["found"]["value"] == 0 < pair["scores"]["mmcs"]["value"]
     told = monosem("compare", *run[:-1], "--covariance-rows=0")
-    assert told.status == 0 and "one_to_one" in told.out and "covariance" not in told.out
+    assert told.status == 0 and "One to one" in told.out and "covariance" not in told.out
 
 
 def test_itdas_of_one_text_share_atoms_and_of_two_are_refused(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_seeds_stand_beside_their_noise(tiny: Tiny, model: HookedModel, tmp_path
     result = sweep(stream(tiny, model), grid(TrainConfig(rows=256), **axes), Run.create(tmp_path / "r"), progress=False)
     with pytest.raises(InputError, match="call evaluate"):
         result.pareto()
-    assert "train_fvu" in repr(result)
+    assert "FVU in training" in repr(result)
     result = result.evaluate(model, corpus(tiny, model, "heldout"), progress=False, **MEASURE)
     fvu = [result.evaluations[member.name]["fvu"].value for member in result.members]
     first, second = result.recipes()
@@ -246,7 +246,7 @@ def test_seeds_stand_beside_their_noise(tiny: Tiny, model: HookedModel, tmp_path
     assert first["fvu_noise"] == pytest.approx(abs(fvu[0] - fvu[1]))  # of two values, sqrt(2) sd is their difference
     gap = next(gap for gap in result.gaps() if gap["score"] == "fvu")
     assert gap["difference"] == pytest.approx(first["fvu"] - second["fvu"]) and gap["seeds"] == (2, 2)
-    assert result._repr_html_().count("<tr>") == 5 and "nulls of fvu" in repr(result)
+    assert result._repr_html_().count("<tr>") == 6 and "nulls of FVU" in repr(result)
     assert len(result.plot("ce_recovered_zero").data) >= 4
 
 

@@ -190,6 +190,24 @@ def test_ctrl_c_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(tmp_
     assert run.metrics("mean") == Run.open(whole).metrics("mean")
 
 
+def test_ctrl_c_on_the_last_step_ends_the_run_and_goes_no_further(tmp_path: Path) -> None:
+    class Pressed(Autoencoder):
+        def step(self, batch: Any) -> None:
+            super().step(batch)
+            if self.steps == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    run = Run.create(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match="can be continued"):
+        train(tiny_stream(), Pressed("a", A), run, steps=5, progress=False)
+    assert run.manifest is not None and run.manifest["steps"] == 5
+
+
+def test_trackers_by_their_former_name_are_refused() -> None:
+    with pytest.raises(InputError, match="it is called trackers now"):
+        train(tiny_stream(), Autoencoder("a", A), sinks=["wandb"], progress=False)  # type: ignore[call-overload]
+
+
 def test_ctrl_c_while_the_buffer_fills(tmp_path: Path) -> None:
     """No step has been made: the rows read so far are kept, and a resume reads on from there."""
 
@@ -267,7 +285,7 @@ def test_sinks_get_every_log_point(tmp_path: Path) -> None:
         steps=10,
         log_every=4,
         progress=False,
-        sinks=[sink],
+        trackers=[sink],
     )
     assert sink.closed and list(sink.seen) == [4, 8, 10]
     assert sink.seen[8]["a/loss"] == run.metrics("a")[1]["loss"] and "stream/same_document" in sink.seen[8]
@@ -297,7 +315,7 @@ def test_without_a_run_nothing_is_written_and_the_consumers_hold_what_they_learn
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert "/640" in capsys.readouterr().err  # rows wanted, in whole batches
     with pytest.raises(InputError, match="tracker 'wandb' follows a run"):
-        train(tiny_stream(), Wanting(), sinks=["wandb"], progress=False)
+        train(tiny_stream(), Wanting(), trackers=["wandb"], progress=False)
 
 
 def test_a_folder_is_a_run_that_the_same_call_continues(tmp_path: Path) -> None:

@@ -90,6 +90,24 @@ def test_a_stopped_evaluation_keeps_its_scores_and_continues(
     assert resumed < model.forwards and not list(tmp_path.iterdir())  # not read twice, and nothing is left behind
 
 
+def test_ctrl_c_on_the_last_batch_of_the_first_pass_begins_no_second(
+    model: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, pressed = Reconstruction.step, []
+
+    def interrupted(self: Any, batch: Any) -> None:
+        step(self, batch)
+        if self.done and not pressed:  # one measure ends with the last batch, and so do the nulls
+            pressed.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Reconstruction, "step", interrupted)
+    monkeypatch.setattr(Splices, "step", lambda *_: pytest.fail("the second pass begins"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, corpus(), dictionary("resid_post.1"), folder=tmp_path, **SIZES)
+    assert json.loads((tmp_path / "partial.json").read_text())["evaluations"]["dictionary"]["fvu"] > 0
+
+
 def test_evaluating_and_collecting_share_a_pass(model: HookedModel) -> None:
     site = "resid_post.1"
     features = FeatureCollector(model, corpus(), dictionary(site), tokens=150, top=3)
