@@ -7,7 +7,6 @@ from pathlib import Path
 
 import monosem.lab
 import monosem.saes
-import pytest
 from monosem.lab.markup import facts_table
 
 ROOT = Path(monosem.lab.__path__[0]).parent
