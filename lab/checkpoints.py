@@ -52,7 +52,10 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
-def require_same(was: Any, now: Any, what: str, key: str = "") -> None:
+SAME = "resume with the same value, or choose another folder"
+
+
+def require_same(was: Any, now: Any, what: str, key: str = "", fix: str = SAME) -> None:
     """Refuse to continue something that stands on other values, naming the first that differs.
 
     Raises:
@@ -60,8 +63,6 @@ def require_same(was: Any, now: Any, what: str, key: str = "") -> None:
     """
     if isinstance(was, dict) and isinstance(now, dict):
         for name in [*was, *(name for name in now if name not in was)]:
-            require_same(was.get(name), now.get(name), what, f"{key}.{name}" if key else name)
+            require_same(was.get(name), now.get(name), what, f"{key}.{name}" if key else name, fix)
     elif was != now:
-        raise InputError(
-            f"{what} has {key} = {was!r} and this one {now!r}: resume with the same value, or choose another folder"
-        )
+        raise InputError(f"{what} has {key} = {was!r} and this one {now!r}: {fix}")

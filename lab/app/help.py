@@ -30,6 +30,12 @@ def options_of(name: str) -> tuple[str, ...]:
     return () if record is None else tuple(flag for option in record["options"] for flag in option["flags"])
 
 
+def positionals_of(name: str) -> tuple[str, ...]:
+    """The arguments of a command that have no flag, in capitals and in their order."""
+    record = records().get(name, {"options": []})
+    return tuple(option["name"].upper() for option in record["options"] if not option["flags"])
+
+
 def spelt_otherwise(name: str) -> dict[str, str]:
     """From each option that a command's dataclasses make to the one that is typed in its place."""
     record = records().get(name, {"options": []})

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import InputError
-from .help import options_of, spelt_otherwise
+from .help import options_of, positionals_of, spelt_otherwise
 
 SHARED = {"--training.rows": "--rows", "--evaluation.tokens": "--tokens", "--text.limit": "--texts"}
 """From the option that nested dataclasses make to the one that is typed."""
@@ -20,8 +20,12 @@ OWN: dict[str, dict[str, str]] = {
     "outliers": {"--scoring.batch": "--text.batch-rows", "--scoring.tokens": "--text.context"},
 }
 """The same for one command."""
-MOVED = {"--sinks": ("--trackers", "--attention-sinks"), "--train-rows": ("--rows",)}
-"""Options of before, and those in their place: a command has one of them."""
+MOVED = {
+    "--sinks": ("--trackers", "--attention-sinks"),
+    "--train-rows": ("--rows",),
+    "--out": ("--page", "OUT"),
+}
+"""Options of before, and those in their place (`OUT` is positional): a command has one of them."""
 
 
 def spelt(name: str) -> dict[str, str]:
@@ -37,11 +41,16 @@ def inner_spellings(name: str, arguments: Sequence[str]) -> list[str]:
     """
     options, outer = options_of(name), spelt_otherwise(name)
     inner_of = {option: inner for inner, option in outer.items()}
+    positional = positionals_of(name)
+    known = (*options, *positional)
     spelled = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         plain = flag.replace("_", "-") if flag.startswith("--") else flag
-        now = next((option for option in MOVED.get(plain, ()) if option in options), outer.get(plain))
+        now = next((option for option in MOVED.get(plain, ()) if option in known), outer.get(plain))
+        if now in positional and plain not in options:
+            line = " ".join(["monosem", name, *positional])
+            raise InputError(f"monosem {name} has no option {plain}: write its value without {plain}, as in: {line}")
         if now is not None and plain not in options:
             raise InputError(f"the option {plain} of monosem {name} is called {now} now")
         spelled.append(f"{inner_of[plain]}{equals}{value}" if plain in inner_of else argument)

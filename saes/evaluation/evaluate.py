@@ -13,7 +13,7 @@ the scores so far.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def evaluate_many(
     shares = [
         SharedEvaluation(
             model, corpus, place, config, said, group, nulls,
-            name=f"rows-{number}", keep=folder is not None,
+            name=f"rows-{number}", keep=folder is not None, progress=progress,
         )
         for number, (place, group) in enumerate(groups.items())
     ]  # fmt: skip
@@ -185,14 +185,14 @@ def _measured(
         run = None if partial is None else partial.run(ROWS)
         read(stream, [share.rows for share in shares], run, description="reconstruct", progress=progress)
         for share in shares:
-            share.rows.require_rows(corpus)
+            _require(partial, passes, share.rows.require_rows, corpus)
             if (splices := share.splices()) is None:
                 continue
             passes.append(splices.name)
             spliced[share.name] = splices
             run = None if partial is None else partial.run(splices.name)
             read(share.batches(), splices, run, description="splice", progress=progress)
-            _ = splices.losses  # refused without a prediction
+            _require(partial, passes, lambda splices=splices: splices.losses)  # refused without a prediction
     except KeyboardInterrupt:
         if partial is not None:
             partial.write(evaluations())
@@ -201,6 +201,16 @@ def _measured(
     if partial is not None:
         partial.clear(passes)
     return measured
+
+
+def _require(partial: _Partial | None, passes: Sequence[str], check: Callable[..., Any], *given: Any) -> None:
+    """Check what was read; too little of it can never be continued, so nothing of it is kept."""
+    try:
+        check(*given)
+    except InputError:
+        if partial is not None:
+            partial.clear(passes)
+        raise
 
 
 def _held_out(corpus: Corpus) -> str:

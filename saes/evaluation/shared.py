@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence
@@ -79,6 +80,8 @@ class SharedEvaluation:
     name: str = "rows"
     keep: bool = False
     """Keep in checkpoints what a continued read needs."""
+    progress: bool = False
+    """Show a bar on stderr while nulls are fitted."""
     distinct: dict[str, Dictionary] = field(default_factory=dict)
     """Every dictionary and null that is measured, once, by a key of its own."""
     keys: dict[str, str] = field(default_factory=dict)
@@ -99,7 +102,8 @@ class SharedEvaluation:
         self, x: Float[Tensor, "rows d_in"] | None, y: Float[Tensor, "rows d_out"] | None
     ) -> dict[str, Reconstruction]:
         """Fit the nulls, and measure everything once."""
-        for name, dictionary in self.group.items():
+        fits = tqdm(self.group.items(), desc="fit nulls", leave=False, disable=x is None or not self.progress)
+        for name, dictionary in fits:
             nulls = self.given if x is None else _fitted(x, dictionary, self.config.seed, y)
             self.nulls[name] = {null: self._key(fitted) for null, fitted in (nulls or {}).items()}
         self.keys = {name: self._key(dictionary) for name, dictionary in self.group.items()}

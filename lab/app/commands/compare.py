@@ -62,8 +62,8 @@ class CompareCommand(Command):
     """How documents are cut into rows; by default the first 64 tokens of each, in order."""
     covariance_rows: int = 4096
     """Of dictionaries: activations of the model they are of, for the null of their covariance; 0 does without."""
-    out: Path | None = None
-    """Also write heat maps and tables on an HTML page."""
+    page: Path | None = None
+    """File for an HTML page with heat maps and tables; by default none is written."""
 
     def __post_init__(self) -> None:
         check_measures(self.measures, ALL)
@@ -79,8 +79,8 @@ class CompareCommand(Command):
             raise InputError(f"one of {', '.join(self.what)} is given twice: compare it with its copies by --against")
         if self.covariance_rows < 0 or 0 < self.covariance_rows < 16:
             raise InputError(f"covariance_rows must be 0 (none) or at least 16, got {self.covariance_rows}")
-        if self.out is not None and self.out.is_dir():
-            raise InputError(f"--out {self.out} is a folder: give a file, such as {self.out / 'compare.html'}")
+        if self.page is not None and self.page.is_dir():
+            raise InputError(f"--page {self.page} is a folder: give a file, such as {self.page / 'compare.html'}")
 
     def run(self) -> Result:
         """Compare; JSON key `pairs` holds one object for each two, `overall` layer matching over all."""
@@ -158,10 +158,10 @@ class CompareCommand(Command):
         return found
 
     def _written(self, result: dict[str, Any]) -> Result:
-        if self.out is None:
+        if self.page is None:
             return self.result(result)
-        write_compare_page(self.out, " and ".join(self.what), result)
-        return self.result({"page": str(self.out), **result}, self.out)
+        write_compare_page(self.page, " and ".join(self.what), result)
+        return self.result({"page": str(self.page), **result}, self.page)
 
 
 def is_dictionary(name: str) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from ....saes.evaluation.evaluate import EvaluationConfig, evaluate
 from ....saes.evaluation.results import Evaluation
 from ....saes.features.collect import Features, collect
@@ -43,7 +45,7 @@ class DemoCommand(Command):
     example = "monosem demo"
     always_json = True
 
-    out: Path = Path("runs/demo")
+    out: tyro.conf.Positional[Path] = Path("runs/demo")
     """Folder of the run."""
     site: str = "resid_post.12"
     """Where to read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,18 +16,25 @@ from ....saes.evaluation.shared import require_nulls
 from ....saes.files import find_dictionary
 from ...errors import unknown
 from ...evidence import unbeaten
+from ...models.fingerprint import parameter_hash
 from ...storage import write_json
 from ..checks import check_folder
 from ..command import Command, Result
 from ..options import Flat, ModelText
+from ..stoppable import KeptParts, check_stopped, stoppable
 from .suites import GROUPS, SUITES, Subject, SuiteOptions, measure
 
+STOPPED = "evaluation.stopped"
+"""Folder in which a stopped evaluation keeps what is done, until the same command ends."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EvalCommand(Command):
-    """Measure a dictionary against its nulls on documents it was not trained on."""
+    """Measure a dictionary against its nulls on documents it was not trained on.
+
+    Stopped by Ctrl-C, the same command continues.
+    """
 
     example = "monosem eval runs/first --tokens 4096"
 
@@ -51,6 +58,7 @@ class EvalCommand(Command):
 
         Its schema is that of `Evaluation.to_json`, with `groups` that were asked for, `skipped` ones with the reason,
         and `about`: what each score is. Groups with more to say write a file of their own, such as `probing.json`.
+        Stopped by Ctrl-C, the folder `STOPPED` beside it holds what is done, and the same command continues.
         """
         folder, dictionary = find_dictionary(self.dictionary)
         groups = [name for name in GROUPS if name in (self.only or SUITES[self.suite])]
@@ -59,10 +67,15 @@ class EvalCommand(Command):
             for name in chosen:
                 load_dataset(name)  # a name that is misspelt should not wait for the model
         check_folder(folder)
+        asked = {
+            "source": asdict(self.source), "options": asdict(self.options), "dictionary": parameter_hash(dictionary),
+        }  # fmt: skip
+        check_stopped(folder / STOPPED, asked)
         self.source.check(dictionaries=[dictionary])
         model = self.source.open_model()
         corpus = self.source.open_corpus(model, split="heldout")
-        found = measure(Subject(model, dictionary, corpus, self.options), groups)
+        with stoppable(folder / STOPPED, asked) as run:
+            found = measure(Subject(model, dictionary, corpus, self.options), groups, KeptParts(run.folder))
         for name, details in found.details.items():
             write_json(folder / f"{name}.json", {"schema": SCHEMA, **details})
         log.info("%r", found.evaluation)

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import tyro
 
 from ....saes.features.collect import collect
 from ....saes.files import find_dictionary
+from ...models.fingerprint import parameter_hash
 from ..checks import check_folder
 from ..command import Command, Result
 from ..options import Flat, ModelText
+from ..stoppable import check_stopped, stoppable
 
 
 @dataclass(frozen=True)
 class FeaturesCommand(Command):
-    """Top activating examples, activation histograms and logit effects of a dictionary's latents."""
+    """Collect top activating examples, activation histograms and logit effects of a dictionary's latents.
 
-    example = "monosem features runs/first --out runs/first/features --tokens 20000"
+    Stopped by Ctrl-C, the same command continues.
+    """
+
+    example = "monosem features runs/first runs/first/features --tokens 20000"
 
     dictionary: tyro.conf.Positional[Path]
     """Folder of a dictionary, or of a run with exactly one."""
-    out: Path
+    out: tyro.conf.Positional[Path]
     """Folder for the tables."""
     tokens: int = 100_000
     """Tokens to read."""
@@ -36,12 +41,20 @@ class FeaturesCommand(Command):
         """Collect and save."""
         _, dictionary = find_dictionary(self.dictionary)
         check_folder(self.out)
+        stopped = self.out.with_name(f"{self.out.name}.stopped")
+        asked = {
+            "source": asdict(self.source), "tokens": self.tokens, "latents": self.latents, "seed": self.seed,
+            "dictionary": parameter_hash(dictionary),
+        }  # fmt: skip
+        check_stopped(stopped, asked)
         self.source.check(dictionaries=[dictionary])
         model = self.source.open_model()
         site = dictionary.check(model).site
         corpus = self.source.open_corpus(model)
-        features = collect(
-            model, corpus, dictionary, tokens=self.tokens, latents=self.latents, site=site, seed=self.seed
-        )
-        folder = features.save(self.out)
+        with stoppable(stopped, asked) as run:
+            features = collect(
+                model, corpus, dictionary, tokens=self.tokens, latents=self.latents, site=site, seed=self.seed,
+                run=run, progress=True,
+            )  # fmt: skip
+            folder = features.save(self.out)
         return self.result({"features": str(folder), "tokens": features.measured, "dead": len(features.dead)})

@@ -7,9 +7,9 @@ that cannot be measured on this model, or lacks data that is not installed, is s
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from ....probes.tasks import absorption, ravel, texts, tpp
@@ -23,15 +23,14 @@ from ....saes.analysis.meta_sae import MetaConfig
 from ....saes.autointerp import detection as autointerp
 from ....saes.autointerp.trials import DetectionConfig
 from ....saes.dictionary import Dictionary
-from ....saes.evaluation import reconstruction as metrics
-from ....saes.evaluation import splicing
-from ....saes.evaluation import weights as core_metrics_weights
 from ....saes.evaluation.evaluate import EvaluationConfig, evaluate
 from ....saes.evaluation.results import Evaluation
 from ...errors import InputError
 from ...evidence import Evidence
 from ...models.hooked_model import HookedModel
+from ...score_names import SCORES
 from ...text.corpus import Corpus
+from ..stoppable import KeptParts
 
 log = logging.getLogger(__name__)
 
@@ -94,27 +93,45 @@ class Group(NamedTuple):
 
     about: str
     measure: Callable[[Subject], Found]
-    modules: tuple[Any, ...] = ()
-    """Modules whose texts explain the scores one by one."""
+    scores: Mapping[str, str] = {}
+    """Meaning of each score by its name, in which `*` stands for any value; the first that fits counts."""
 
+
+_PROBED = {"accuracy": "balanced accuracy", "auc": "AUC", "f1": "F1"}
+PROBING = {
+    **{f"probe_{key}_full": f"{score} of a logistic regression on activations, on held-out texts, mean over data sets"
+       for key, score in _PROBED.items()},
+    **{f"probe_{key}_k*": f"{score} of a logistic regression on the k latents whose means differ most between classes, "
+       "on held-out texts, mean over data sets" for key, score in _PROBED.items()},
+}  # fmt: skip
+DETECTION = {
+    "detection_auc_*": "the same windows without a threshold: chance that a firing one is scored higher",
+    "detection_similar_*": "balanced accuracy where each silent window is the nearest by words to a firing one",
+    "detection_*": "balanced accuracy over windows in which the latent fires and windows drawn at random in which it "
+    "is silent, mean over latents; 0.5 is no knowledge",
+}
+META = {
+    "meta_explained_variance": "share of the variance of unit decoder rows that a BatchTopK SAE with a quarter as many "
+    "latents and 4 codes a row explains; lower is more atomic"
+}
+RECONSTRUCTION = {name: score.meaning for name, score in SCORES.items()} | {"fvu_*": "the FVU of one of several sites"}
 
 GROUPS: dict[str, Group] = {
     CORE: Group("reconstruction, sparsity, weights and spliced losses on held-out documents",
-                lambda s: Found(_core(s).scores), (metrics, splicing, core_metrics_weights)),
-    "probing": Group("k-sparse probes of the labels of texts, mean over data sets", probing, (texts,)),
+                lambda s: Found(_core(s, KeptParts()).scores), RECONSTRUCTION),
+    "probing": Group("k-sparse probes of the labels of texts, mean over data sets", probing, PROBING),
     "absorption": Group("first-letter features absorbed by, or split over, other latents",
                         lambda s: Found(absorption.measure_absorption(s.model, s.dictionary, s.options.absorption,
-                                                                      progress=True)),
-                        (absorption,)),
+                                                                      progress=True))),
     "tpp": Group("targeted probe perturbation: does erasing a class's latents erase it alone? Known to mislead",
-                 lambda s: Found(tpp.measure_tpp(s.model, s.dictionary, s.options.tpp, True)), (tpp,)),
+                 lambda s: Found(tpp.measure_tpp(s.model, s.dictionary, s.options.tpp, True))),
     "scr": Group("spurious correlation removal by erasing latents. Known to mislead",
-                 lambda s: Found(tpp.measure_scr(s.model, s.dictionary, s.options.scr, True)), (tpp,)),
+                 lambda s: Found(tpp.measure_scr(s.model, s.dictionary, s.options.scr, True))),
     "ravel": Group("attributes of cities swapped through latents: cause and isolation",
-                   lambda s: Found(ravel.measure_ravel(s.model, s.dictionary, s.options.ravel, True)), (ravel,)),
-    "detection": Group("do explanations of latents tell where they fire?", detection, (autointerp,)),
+                   lambda s: Found(ravel.measure_ravel(s.model, s.dictionary, s.options.ravel, True))),
+    "detection": Group("do explanations of latents tell where they fire?", detection, DETECTION),
     "meta": Group("how far the decoder's rows are made of a few common directions",
-                  lambda s: Found(meta.measure_meta(s.dictionary, s.options.meta, progress=True)), (meta,)),
+                  lambda s: Found(meta.measure_meta(s.dictionary, s.options.meta, progress=True)), META),
 }  # fmt: skip
 """By name, in the order in which they are measured."""
 
@@ -133,20 +150,24 @@ class Measured(NamedTuple):
     """What every score is, in a line."""
 
 
-def measure(subject: Subject, names: Iterable[str]) -> Measured:
+def measure(subject: Subject, names: Iterable[str], kept: KeptParts | None = None) -> Measured:
     """Measure some groups, in the order of the table.
+
+    Args:
+        kept: where finished groups are kept, and read in place of being measured again.
 
     Raises:
         InputError: the dictionary is not of this model, or the core cannot be measured; from other groups never.
     """
+    kept = kept or KeptParts()
     wanted, details, skipped = [name for name in GROUPS if name in set(names)], {}, {}
-    evaluation = _core(subject) if CORE in wanted else _nothing(subject)
+    evaluation = _core(subject, kept) if CORE in wanted else _nothing(subject)
     about = described(evaluation.scores, GROUPS[CORE])
     for name in wanted:
         if name == CORE:
             continue
         try:
-            found = GROUPS[name].measure(subject)
+            found = _group(subject, name, kept)
         except InputError as reason:
             log.warning("%s is skipped: %s", name, reason)
             skipped[name] = str(reason)
@@ -159,32 +180,30 @@ def measure(subject: Subject, names: Iterable[str]) -> Measured:
 
 
 def described(scores: Iterable[str], group: Group) -> dict[str, str]:
-    """What each score is, from the tables in the texts of the group's modules; the group's own line if in none.
-
-    A table has a score's name (or several, with commas) after four spaces and its meaning after three more; lines that
-    go on are indented deeper. Capitals in a name stand for any value, as in `detection_JUDGE`.
-    """
-    known = {name: text for module in group.modules for name, text in table(module.__doc__ or "").items()}
-    patterns = {re.compile(re.sub("[A-Z]+", "[a-z0-9]+", name)): text for name, text in known.items()}
+    """The meaning of each score; the group's own line where the group does not tell it."""
     return {
-        score: next((text for pattern, text in patterns.items() if pattern.fullmatch(score)), group.about)
+        score: next((text for name, text in group.scores.items() if fnmatchcase(score, name)), group.about)
         for score in scores
     }
 
 
-ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*) {3,}(\S.*(?:\n {8,}\S.*)*)", re.MULTILINE)
-
-
-def table(text: str) -> dict[str, str]:
-    """Names and meanings of a table in a module's text."""
-    found = {}
-    for names, meaning in ENTRY.findall(text):
-        found |= dict.fromkeys(names.split(", "), re.sub(r"\s+", " ", meaning))
+def _group(subject: Subject, name: str, kept: KeptParts) -> Found:
+    """One group's result, measured now or before a stop."""
+    if (before := kept.read(name)) is not None:
+        return Found(before["scores"], before["details"])
+    found = GROUPS[name].measure(subject)
+    kept.keep(name, found.scores, details=found.details)
     return found
 
 
-def _core(subject: Subject) -> Evaluation:
-    return evaluate(subject.model, subject.corpus, subject.dictionary, subject.options.evaluation)
+def _core(subject: Subject, kept: KeptParts) -> Evaluation:
+    if (before := kept.read(CORE)) is not None:
+        return Evaluation(**before)
+    evaluation = evaluate(
+        subject.model, subject.corpus, subject.dictionary, subject.options.evaluation, folder=kept.inside(CORE)
+    )
+    kept.keep(CORE, **{**vars(evaluation)})
+    return evaluation
 
 
 def _nothing(subject: Subject) -> Evaluation:

@@ -35,11 +35,11 @@ COMMANDS = {
     "harvest": ["harvest", "{out}", "--sites={site}"],
     "itda": ["itda", "{out}", "--sites={site}"],
     "sweep": ["sweep", "{out}", "--sites={site}", "--n-latents=8", "--k=2"],
-    "demo": ["demo", "--out={out}", "--site={site}"],
+    "demo": ["demo", "{out}", "--site={site}"],
     "fast": ["fast", "{out}", "--sites={site}", "--chat=jsonl:{chat}"],
     "atoms": ["atoms", "{out}", "--site={site}"],
     "eval": ["eval", "{run}"],
-    "features": ["features", "{run}", "--out={out}"],
+    "features": ["features", "{run}", "{out}"],
     "finetune": ["finetune", "{run}", "{out}"],
     "sparsity": ["sparsity", "{out}", "--layers=1"],
 }

@@ -64,18 +64,18 @@ def test_eval_stands_beside_its_nulls(tiny: Tiny, trained: Path, monosem: Comman
 
 
 def test_features_are_saved(tiny: Tiny, trained: Path, monosem: Command, tmp_path: Path) -> None:
-    arguments = ("--out", tmp_path / "features", "--latents=8", "--json")
-    result = monosem("features", trained, *tiny.source, "--tokens=2000", *arguments).result
+    arguments = (tmp_path / "features", "--latents=8", "--json")
+    result = monosem("features", trained, *arguments, *tiny.source, "--tokens=2000").result
     assert result["tokens"] == 2000
     features = Features.load(tmp_path / "features")
     assert len(features.latents) == 8 and features.measured == 2000 and len(features.dead) == result["dead"]
-    everything = monosem("features", trained, *tiny.source, "--tokens=1000000", *arguments).result
+    everything = monosem("features", trained, *arguments, *tiny.source, "--tokens=1000000").result
     assert 10_000 < everything["tokens"] < 30_000  # what was read, not what was asked for
 
 
 def demo(tiny: Tiny, out: Path, *options: str) -> list[object]:
     sizes = ("--rows=4000", "--features=16", "--feature-tokens=1500", "--evaluation.spliced", "untrained")
-    where = ("demo", "--out", out, "--site=resid_post.1", *tiny.source, *tiny.dictionary, *tiny.stream)
+    where = ("demo", out, "--site=resid_post.1", *tiny.source, *tiny.dictionary, *tiny.stream)
     return [*where, *EVALUATION, *sizes, *options]
 
 
@@ -181,7 +181,10 @@ def test_misspelt_options_are_told_the_right_spelling(tiny: Tiny, monosem: Comma
         ("train", tmp_path / "run", "--training.rows=5"): "--training.rows of monosem train is called --rows now",
         ("train", tmp_path / "run", "--sinks=wandb"): "is called --trackers now",
         ("fast", tmp_path / "run", "--sinks=drop"): "is called --attention-sinks now",
-        ("features", tmp_path / "run", "--out=x", "--max-atoms=5"): "monosem features has no option --max-atoms",
+        ("features", tmp_path / "run", tmp_path / "x", "--max-atoms=5"): "monosem features has no option --max-atoms",
+        ("demo", "--out", "x"): "has no option --out: write its value without --out, as in: monosem demo OUT",
+        ("features", "a", "--out=x"): "without --out, as in: monosem features DICTIONARY OUT",
+        ("compare", "a", "b", "--out=x"): "the option --out of monosem compare is called --page now",
         ("train", tmp_path / "run", "more"): "has no place for 'more'",
         ("trian",): "unknown command 'trian': did you mean 'train'",
         ("bench", "stepp"): "unknown benchmark 'stepp': did you mean 'step'",
@@ -207,9 +210,9 @@ def test_a_dictionary_is_used_on_its_own_model(tiny: Tiny, trained: Path, monose
     other = write_model(tmp_path / "other", seed=1)
     wrong = (*tiny.source, "--model", other)
     refused(monosem("eval", trained, *wrong), "trained on", str(tiny.model), str(other), "load the model it was")
-    refused(monosem("features", trained, "--out", tmp_path / "out", *wrong), "load the model it was trained on")
+    refused(monosem("features", trained, tmp_path / "out", *wrong), "load the model it was trained on")
     refused(monosem("eval", tmp_path, *tiny.source), f"{tmp_path} is not the folder of one dictionary: none inside")
-    too_many = monosem("features", trained, "--out", tmp_path / "out", *tiny.source, "--latents=65")
+    too_many = monosem("features", trained, tmp_path / "out", *tiny.source, "--latents=65")
     refused(too_many, "latents=65 cannot be drawn: give 1 to 64")
     refused(monosem("eval", trained, *tiny.source), "ends after", "fitting the nulls takes 8192", "fit_tokens")
     assert not (tmp_path / "out").exists() and not list(trained.glob("dictionaries/*/.*"))

@@ -53,7 +53,7 @@ def test_models_and_a_copy_are_compared_layer_by_layer(
     tiny: Tiny, other: Path, monosem: Command, tmp_path: Path, look: Callable[[Path], None]
 ) -> None:
     page = tmp_path / "page.html"
-    ended = monosem("compare", tiny.model, other, "--against", "rotated", text(tiny), *SMALL, "--out", page, "--json")
+    ended = monosem("compare", tiny.model, other, "--against", "rotated", text(tiny), *SMALL, "--page", page, "--json")
     assert ended.status == 0, ended.err
     copy, strangers = ended.result["pairs"]
     assert copy["copy"] == "rotated" and strangers["copy"] is None and copy["rows"] == 900
@@ -128,7 +128,7 @@ BAD = {
     "every": (("{model}", "--against=rotated", "--every=0"), "every must be at least 1, got 0"),
     "measured": (("{model}", "--against=rotated", "--measured=5"), "measured=5 must be from 16 to rows=900"),
     "nan": (("{model}", "{poisoned}", "--corpus=text:{poison}"), "the model gives nan or inf at"),
-    "folder": (("{model}", "--against=rotated", "--out={tmp}"), "is a folder: give a file"),
+    "folder": (("{model}", "--against=rotated", "--page={tmp}"), "is a folder: give a file"),
 }
 
 

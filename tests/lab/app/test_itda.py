@@ -49,9 +49,7 @@ def test_other_commands_take_it(tiny: Tiny, monosem: Command, run: Path, tmp_pat
     options = ("--tokens=500", "--evaluation.ce-tokens=100", "--evaluation.fit-tokens=300")
     found = monosem("eval", itda, *tiny.source, *options, "--json").result
     assert found["fvu"] < found["fvu_null_untrained"] and found["l0"] <= 4
-    collected = monosem(
-        "features", itda, "--out", tmp_path / "features", "--tokens=500", "--latents=20", *tiny.source, "--json"
-    )
+    collected = monosem("features", itda, tmp_path / "features", "--tokens=500", "--latents=20", *tiny.source, "--json")
     assert collected.status == 0 and collected.result["tokens"] >= 500
 
 
