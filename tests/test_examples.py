@@ -12,7 +12,7 @@ README = ROOT / "README.md"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 SMALL = {
-    "document_tokens=128": "document_tokens=128, heldout=0.2",
+    "document_tokens=128": "document_tokens=128, heldout=0.2, batch_rows=4",
     "100_000": "4_096",
     "50_000": "4_096",
     "20_000": "4_096",
@@ -39,17 +39,10 @@ def small(source: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(smollm2, tmp_path_factory):
-    """An empty working folder, shared by the examples; the embedded model is the one already loaded."""
-    import monosem.lab
-
-    loaded = monosem.lab.load_model
+def workplace(loaded_once, tmp_path_factory):
+    """An empty working folder, shared by the examples."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("examples"))
-        patch.setattr(
-            "monosem.lab.load_model",
-            lambda source, **options: smollm2 if source == "smollm2-135m" else loaded(source, **options),
-        )
         yield
 
 
