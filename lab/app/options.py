@@ -34,12 +34,15 @@ class ModelOptions:
         """Load the model."""
         return load_model(self.model, dtype=self.dtype, device=self.device)
 
-    def check(self, sites: Sequence[Any] = (), dictionaries: Sequence[Any] = ()) -> None:
+    def check(self, sites: Sequence[Any] = (), dictionaries: Sequence[Any] = ()) -> HookedModel:
         """Refuse what can be refused before the model is loaded.
 
         Args:
-            sites: names that the model must have; patterns are left to the model itself.
+            sites: names that the model must have; patterns are left to the caller.
             dictionaries: dictionaries that are to be used on it.
+
+        Returns:
+            The outline of the model: its sites and widths, without its weights.
 
         Raises:
             InputError: an unknown model, dtype, device or site, or the dictionary of another model.
@@ -53,6 +56,7 @@ class ModelOptions:
         for site in sites:
             if not any(sign in str(site) for sign in "*?["):
                 model.site(site)
+        return model
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,14 @@ class ModelText(ModelOptions):
     text: TextConfig = field(default_factory=TextConfig)
     """How documents are cut into rows."""
 
-    def check(self, sites: Sequence[Any] = (), dictionaries: Sequence[Any] = ()) -> None:
+    def check(self, sites: Sequence[Any] = (), dictionaries: Sequence[Any] = ()) -> HookedModel:
         """Refuse what can be refused before the model is loaded: as `ModelOptions.check`, and the text.
 
         Raises:
             InputError: as there, or a text source that is unknown, missing, empty or without the field.
         """
         check_text(self.corpus)
-        super().check(sites, dictionaries)
+        return super().check(sites, dictionaries)
 
     def open_corpus(self, model: HookedModel, **fields: Any) -> Corpus:
         """The corpus through the model's tokenizer; `fields` override the text options."""

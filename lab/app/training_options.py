@@ -15,7 +15,7 @@ from ..runs.loop import train
 from ..runs.run import Run
 from ..runs.trackers import check_sink
 from ..streams.activation_stream import ActivationStream, StreamConfig
-from ..streams.store import ActivationStore
+from ..streams.store import READ_ROWS, ActivationStore
 from ..streams.token_stream import TokenStream
 from .checks import buffer_of, check_run
 from .options import Flat, ModelText
@@ -38,7 +38,7 @@ class Reading:
         """
         check_run(out, resume)
         if self.store is not None:
-            ActivationStore.open(self.store)
+            ActivationStore.open(self.store).read(0, 0, READ_ROWS)
         else:
             self.source.check(sites)
 

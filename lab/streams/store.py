@@ -99,8 +99,7 @@ class ActivationStore:
                 one row, or the disk is full (what is written stays valid).
         """
         folder = Path(folder)
-        if (folder / "manifest.json").exists():
-            raise InputError(f"{folder} already holds an activation store: open it, or choose another folder")
+        require_unfinished(folder)
         if shard_rows < 1 or (limit_rows is not None and limit_rows < 1):
             raise InputError(f"shard_rows={shard_rows} and limit_rows={limit_rows} must be 1 or more")
         writer = ShardWriter(folder, batches, shard_rows, dtype, limit_rows)
@@ -117,7 +116,7 @@ class ActivationStore:
         """Rows `start:stop` of one shard. The first read of a shard checks the whole file.
 
         Raises:
-            InputError: the file is not what was written.
+            InputError: the file is not what was written, or a value is not finite.
         """
         entry = self.manifest["shards"][shard]
         path = self.folder / entry["file"]
@@ -128,9 +127,11 @@ class ActivationStore:
                 self._checked.add(shard)
             with safe_open(path, framework="pt") as file:
                 acts = {site: file.get_slice(str(site))[start:stop] for site in sites or self.sites}
-                return Batch(acts, file.get_slice(ORIGIN)[start:stop])
+                batch = Batch(acts, file.get_slice(ORIGIN)[start:stop])
         except (OSError, SafetensorError) as error:
             raise _damaged(path, str(error)) from None
+        _require_finite(path, batch)
+        return batch
 
     def verify(self) -> None:
         """Check every shard against its checksum.
@@ -200,6 +201,30 @@ class StoreSource:
             group = order[first : first + self.mix]
             for start in range(0, max(sizes[shard] for shard in group), READ_ROWS):
                 yield from ((shard, start) for shard in group if start < sizes[shard])
+
+
+def _require_finite(path: Path, batch: Batch) -> None:
+    for site, rows in batch.acts.items():
+        if not bool(rows.isfinite().all()):
+            bad = int(rows.isfinite().all(1).logical_not().nonzero()[0, 0])
+            document, offset = batch.origin[bad, :2].tolist()
+            raise InputError(
+                f"{path} holds a value at {site} that is not finite (document {document}, token {offset}): "
+                "harvest the store again"
+            )
+
+
+def require_unfinished(folder: Path) -> None:
+    """Refuse to write a store into a folder with a finished one, or with anything else.
+
+    Raises:
+        InputError: names the folder.
+    """
+    if (folder / "manifest.json").exists() and any(folder.glob("shard-*.safetensors")):
+        raise InputError(f"{folder} already holds an activation store: open it, or choose another folder")
+    begun = (folder / ".progress").exists() or any(folder.glob("shard-*.safetensors"))
+    if not begun and folder.is_dir() and any(path for path in folder.iterdir() if path.name[0] != "."):
+        raise InputError(f"{folder} holds something else than an activation store: choose another folder")
 
 
 def _damaged(path: Path, how: str) -> InputError:

@@ -52,6 +52,16 @@ def passages(
     return list(found)[:n]
 
 
+def require_kind(name: str) -> None:
+    """Refuse a kind of texts that is no source, no kind of `KINDS` and no data set.
+
+    Raises:
+        InputError: names the nearest.
+    """
+    if ":" not in name and name not in (SHUFFLED, *KINDS, *dataset_names()):
+        raise unknown("kind of texts", name, [*KINDS, SHUFFLED, *dataset_names()])
+
+
 def outside_texts(model: HookedModel, name: str, n: int, tokens: int, *, usual: str, seed: int = 0) -> list[str]:
     """Texts of another kind, n at most, cut to so many tokens.
 
@@ -71,8 +81,7 @@ def outside_texts(model: HookedModel, name: str, n: int, tokens: int, *, usual: 
         return _cut(model, KINDS[name](4 * n), n, tokens)
     if ":" in name:
         return passages(model, name, n, tokens)
-    if name not in dataset_names():
-        raise unknown("kind of texts", name, [*KINDS, SHUFFLED, *dataset_names()])
+    require_kind(name)
     data = load_dataset(name)
     return _cut(model, iter(data.take(len(data), seed).texts), n, tokens)
 

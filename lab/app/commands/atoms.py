@@ -78,6 +78,10 @@ class AtomsCommand(Command):
     def run(self) -> Result:
         """Measure, train, measure again; the result is also written as `report.json`."""
         given = {str(path): find_dictionary(path)[1] for path in self.dictionaries}
+        for dictionary in given.values():
+            require_atoms(dictionary)
+        if self.store is not None:
+            ActivationStore.open(self.store)
         check_run(self.out, self.resume)
         self.source.check([self.site] if self.site else [], list(given.values()))
         model = self.source.open_model()
@@ -106,7 +110,6 @@ class AtomsCommand(Command):
         """The one site of all dictionaries, once it is known to be the model's."""
         sites = {} if self.site is None else {"--site": model.site(self.site)}
         for name, dictionary in given.items():
-            require_atoms(dictionary)
             sites[name] = dictionary.check(model).site
         found = set(sites.values()) or {model.site("resid_post.12")}
         if len(found) > 1:

@@ -13,7 +13,7 @@ import tyro
 
 from ....saes.analysis.similarity.atoms import atoms_of, jaccard
 from ....saes.analysis.similarity.copies import Copy
-from ....saes.analysis.similarity.decoders import compare_decoders, pairing
+from ....saes.analysis.similarity.decoders import compare_decoders, pairing, require_one_width
 from ....saes.analysis.similarity.measures import SimilarityConfig, check_measures
 from ....saes.analysis.similarity.spans import Spans
 from ....saes.architectures.itda.dictionary import ITDA
@@ -24,6 +24,7 @@ from ...errors import InputError
 from ...evidence import Evidence
 from ...table import aligned
 from ...text.corpus import Corpus, TextConfig
+from ..checks import check_folder, check_text
 from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..pages.compare_page import panels, write_compare_page
@@ -84,6 +85,8 @@ class CompareCommand(Command):
 
     def run(self) -> Result:
         """Compare; JSON key `pairs` holds one object for each two, `overall` layer matching over all."""
+        if self.page is not None:
+            check_folder(self.page.parent)
         kinds = [is_dictionary(name) for name in self.what]
         if any(kinds) and not all(kinds):
             model, dictionary = self.what[kinds.index(False)], self.what[kinds.index(True)]
@@ -106,7 +109,12 @@ class CompareCommand(Command):
         return self._written(found)
 
     def _dictionaries(self) -> Result:
-        loaded = {name: _load(name) for name in self.what}
+        if self.covariance_rows:
+            check_text(self.corpus)
+        loaded = {name: load(name) for name in self.what}
+        for a, b in combinations(loaded.values(), 2):
+            if not (isinstance(a, ITDA) and isinstance(b, ITDA)):
+                require_one_width(a.W_dec, b.W_dec)
         pairs = []
         for (first, a), (second, b) in combinations(loaded.items(), 2):
             scores, heat = self._two(a, b, (first, second))
@@ -171,7 +179,3 @@ def is_dictionary(name: str) -> bool:
     path = Path(name)
     ours = (path / DESCRIPTION).is_file() or any(path.glob(f"dictionaries/*/{DESCRIPTION}"))
     return path.exists() and (ours or bool(recognise(name)))
-
-
-def _load(name: str) -> Dictionary:
-    return load(name)

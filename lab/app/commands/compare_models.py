@@ -23,6 +23,7 @@ from ...evidence import Evidence
 from ...models.hooked_model import HookedModel
 from ...models.sites import KINDS
 from ...text.sentence_encoder import minilm
+from ..checks import check_text
 from ..options import ModelText
 
 log = logging.getLogger(__name__)
@@ -116,11 +117,7 @@ class ModelComparer:
             InputError: fewer than two things to compare, too few rows for the warm-up, or a model, text or site that
                 cannot be used.
         """
-        if "relative" in self.measures and self.config.anchors > self.options.measured * (1 - self.config.held_out):
-            raise InputError(
-                f"anchors={self.config.anchors} are more than the rows left of measured={self.options.measured} with"
-                f" held_out={self.config.held_out:.3g}: give fewer anchors, or measure more rows"
-            )
+        self._check(names)
         models = [open_named(self.source, name) for name in names]
         if JACCARD in self.measures:
             checked_warm_up(self.options.warm_up, max(int(model.d_model or 0) for model in models), self.options.rows)
@@ -136,6 +133,15 @@ class ModelComparer:
             log.info("%s against %s", first.name, second.name)
             results.append(self._pair(first, second))
         return results
+
+    def _check(self, names: Sequence[str]) -> None:
+        if "relative" in self.measures and self.config.anchors > self.options.measured * (1 - self.config.held_out):
+            raise InputError(
+                f"anchors={self.config.anchors} are more than the rows left of measured={self.options.measured} with"
+                f" held_out={self.config.held_out:.3g}: give fewer anchors, or measure more rows"
+            )
+        for name in names:
+            check_named(self.source, name, self.options.sites)
 
     def overall(self, results: Sequence[PairResult]) -> dict[str, dict[str, Evidence]]:
         """Layer matching over all pairs of three or more models of as many layers, by measure: the published score."""
@@ -242,6 +248,18 @@ class ModelComparer:
 def open_named(source: ModelText, name: str) -> HookedModel:
     """The model of that name; `minilm` is the sentence encoder of the installed wheel."""
     return minilm() if name == "minilm" else replace(source, model=name).open_model()
+
+
+def check_named(source: ModelText, name: str, sites: Sequence[str]) -> None:
+    """Refuse what can be refused before a model is loaded.
+
+    Raises:
+        InputError: a text, device, dtype, model or site that cannot be used.
+    """
+    if name == "minilm":
+        check_text(source.corpus)
+    else:
+        replace(source, model=name).check([f"{site}.0" if site in KINDS else site for site in sites])
 
 
 def _layers(model: HookedModel, text: str, every: int) -> list[str]:

@@ -9,6 +9,7 @@ import tyro
 
 from ....saes.features.collect import collect
 from ....saes.files import find_dictionary
+from ...errors import InputError
 from ...models.fingerprint import parameter_hash
 from ..checks import check_folder
 from ..command import Command, Result
@@ -41,6 +42,8 @@ class FeaturesCommand(Command):
         """Collect and save."""
         _, dictionary = find_dictionary(self.dictionary)
         check_folder(self.out)
+        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / "features.json").is_file():
+            raise InputError(f"{self.out} holds something else than features: choose another folder")
         stopped = self.out.with_name(f"{self.out.name}.stopped")
         asked = {
             "source": asdict(self.source), "tokens": self.tokens, "latents": self.latents, "seed": self.seed,

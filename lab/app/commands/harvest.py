@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from ...streams.activation_stream import ActivationStream, StreamConfig
-from ...streams.store import ActivationStore
+from ...streams.store import ActivationStore, require_unfinished
 from ..checks import check_folder
 from ..command import Command, Result
 from ..options import Flat, ModelText
@@ -35,6 +35,7 @@ class HarvestCommand(Command):
     def run(self) -> Result:
         """Harvest and return what is on disk."""
         check_folder(self.out)
+        require_unfinished(self.out)
         self.source.check(self.sites)
         model = self.source.open_model()
         corpus = self.source.open_corpus(model, split="train")

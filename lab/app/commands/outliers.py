@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 
 from ....probes.outliers.measure import OutlierConfig, ood_scores
-from ....probes.outliers.texts import outside_texts, passages
+from ....probes.outliers.texts import outside_texts, passages, require_kind
 from ....saes.files import find_dictionary
 from ...errors import InputError
 from ...evidence import Evidence
@@ -53,7 +53,10 @@ class OutliersCommand(Command):
         """Read, score, write the result, and return it."""
         folder, dictionary = find_dictionary(self.dictionary)
         check_folder(folder)
-        check_text(self.corpus)
+        for source in (self.corpus, *(name for name in self.outside if ":" in name)):
+            check_text(source)
+        for name in self.outside:
+            require_kind(name)
         self.source.check(dictionaries=[dictionary])
         model = self.source.open_model()
         dictionary.to(model.device)

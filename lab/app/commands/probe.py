@@ -82,7 +82,8 @@ class ProbeCommand(Command):
         self.measure.splits(data.labels)
         dictionary = None if self.dictionary is None else find_dictionary(self.dictionary)[1]
         check_run(self.out, self.resume)
-        self.source.check(self.sites, [] if dictionary is None else [dictionary])
+        outline = self.source.check(self.sites, [] if dictionary is None else [dictionary])
+        expand_sites(outline, self.sites)
         model = self.source.open_model()
         sites = self.sites or (() if dictionary is not None else ("resid_post.*",))
         if dictionary is not None:

