@@ -97,6 +97,11 @@ def score_label(name: str) -> str:
     return SCORES[name].label if name in SCORES else words[:1].upper() + words[1:]
 
 
+def is_judged(name: str) -> bool:
+    """True if a score that is no better than its null means that nothing was learned."""
+    return name not in SCORES or SCORES[name].judged
+
+
 def score_meaning(name: str) -> str:
     """The phrase that tells what a score measures; of one that is not in the table its own name."""
     return SCORES[name].meaning if name in SCORES else name

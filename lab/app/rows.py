@@ -85,7 +85,7 @@ def held_documents(documents: Int64[Tensor, " rows"], held_out: int, most: int) 
 def _collect(stream: ActivationStream, site: Site, rows: int) -> FirstRows:
     """The first `rows` rows of a stream."""
     first = FirstRows(site, rows)
-    read(stream, first, description="rows", progress=False)
+    read(stream, first, description="rows")
     if first.rows < rows:
         raise InputError(f"{rows} rows are needed and the source ends after {first.rows}: fewer --steps, or more text")
     return first

@@ -20,6 +20,7 @@ from .convert import Conversion as Conversion
 from .convert import located as located
 from .convert import read as read
 from .convert import recognise as recognise
+from .convert import require_new as require_new
 from .convert import write as write
 from .format import Format as Format
 from .push import push as push

@@ -111,6 +111,16 @@ def _read(path: Path, name: str | None, losses: Losses) -> Dictionary:
     return converted(found.load(path), found.parse, losses)
 
 
+def require_new(folder: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        InputError: names it.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: give a new folder")
+
+
 def write(dictionary: Dictionary, folder: Path | str, to: str, lossy: bool = False) -> Conversion:
     """Write a dictionary in another library's format.
 
@@ -129,8 +139,7 @@ def write(dictionary: Dictionary, folder: Path | str, to: str, lossy: bool = Fal
     if one.compose is None or one.store is None:
         writable = ", ".join(name for name, other in FORMATS.items() if other.compose)
         raise InputError(f"{to} files are only read here; these are written: {writable}")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty: give a new folder")
+    require_new(folder)
     losses = Losses(f"writing as {to}", lossy)
     raw = one.compose(parts_of(dictionary), losses)
     if not losses.lost:

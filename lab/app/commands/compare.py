@@ -117,6 +117,7 @@ class CompareCommand(Command):
                 require_one_width(a.W_dec, b.W_dec)
         pairs = []
         for (first, a), (second, b) in combinations(loaded.items(), 2):
+            log.info("matching %d latents of %s with %d of %s", a.n_latents, first, b.n_latents, second)
             scores, heat = self._two(a, b, (first, second))
             scores = {name: one.to_json() for name, one in scores.items()}
             pairs.append({"dictionaries": [first, second], "scores": scores, **({"grid": heat} if heat else {})})

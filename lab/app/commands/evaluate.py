@@ -17,6 +17,7 @@ from ....saes.files import find_dictionary
 from ...errors import unknown
 from ...evidence import unbeaten
 from ...models.fingerprint import parameter_hash
+from ...score_names import is_judged
 from ...storage import write_json
 from ..checks import check_folder
 from ..command import Command, Result
@@ -82,7 +83,7 @@ class EvalCommand(Command):
         behind = {
             name: nulls
             for name, score in found.evaluation.scores.items()
-            if (nulls := unbeaten(score.value, score.nulls, score.better))
+            if is_judged(name) and (nulls := unbeaten(score.value, score.nulls, score.better))
         }
         for name, nulls in behind.items():
             log.warning("%s is not better than its null: %s", name, ", ".join(nulls))

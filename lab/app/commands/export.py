@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from ....saes.files import find_dictionary
 from ...errors import unknown
 from ..checks import check_folder
 from ..command import Command, Result
+
+log = logging.getLogger(__name__)
 
 WRITTEN = tuple(name for name, one in formats.FORMATS.items() if one.compose)
 """Formats that can be written; the others are only read."""
@@ -40,6 +43,8 @@ class ExportCommand(Command):
     def run(self) -> Result:
         """Convert, check that both sides give the same outputs, write."""
         check_folder(self.out)
+        formats.require_new(self.out)
+        log.info("reading %s", self.dictionary)
         place = self.dictionary
         if not place.startswith(formats.RELEASED):
             place = str(formats.located(place))
@@ -47,6 +52,7 @@ class ExportCommand(Command):
             dictionary = formats.read(place, lossy=self.lossy)
         else:
             _, dictionary = find_dictionary(Path(place))
+        log.info("writing %r as %s, and checking that both give the same outputs", dictionary, self.to)
         done = formats.write(dictionary, self.out, self.to, self.lossy)
         lost, rounded = list(done.lost), list(done.rounded)
         return self.result(

@@ -215,6 +215,7 @@ class FastCommand(Command):
                     means.add(part)
                 subjects[nulls[case]["token_means"]] = means
             if nulls[case]["pca"] not in subjects:
+                log.info("fitting nulls of %s", case)
                 fitted = fit_nulls(_acts(first.parts, site, case.sinks), dictionary, self.seed)
                 subjects |= {nulls[case][name]: fitted[name] for name in ("untrained", "pca")}
         return subjects, nulls

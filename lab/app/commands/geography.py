@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,8 @@ from ..checks import check_run
 from ..command import Command, Result
 from ..options import Flat, ModelOptions
 from ..pages.geography_page import geography_cells, write_geography_page
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 ALL = "all"
@@ -90,6 +93,7 @@ class GeographyCommand(Command):
         model = self.source.open_model()
         if dictionary is not None:
             dictionary.to(model.device)
+        log.info("preparing %s", " and ".join([*self.sites, *([repr(dictionary)] if dictionary is not None else [])]))
         readers = readers_of(model, self.sites, dictionary, prompts["name"], self.spatial.seed)
         run = Run.create(self.out, self._config(), _fingerprints(model, dictionary), resume=self.resume)
         values = {
@@ -107,6 +111,7 @@ class GeographyCommand(Command):
         }  # fmt: skip
         write_json(run.folder / "geography.json", result)
         names = {name: values["name"][name] for name in by_reader if not name.startswith(UNTRAINED)}
+        log.info("drawing maps")
         write_geography_page(run.folder / "geography.html", result, places, weights, names, self.spatial)
         run.finish(places=len(places))
         return self.result(result, result["page"])

@@ -91,7 +91,7 @@ class SparsityCommand(Command):
         if self.rsparse:
             curves = measure_curves(model, modules, before, passages, self.curves, progress=True)
         if self.coreinfer:
-            embedded = None if encoder is None else encoder.embed(prompts(corpus, passages))
+            embedded = None if encoder is None else encoder.embed(prompts(corpus, passages), progress=True)
             cores = measure_cores(
                 model, self.layers, before, passages, self.cores, embeddings=embedded, progress=True
             )  # fmt: skip

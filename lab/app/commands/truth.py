@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +33,8 @@ from ..checks import check_run
 from ..command import Command, Result
 from ..options import Flat, ModelOptions
 from ..pages.truth_page import truth_cells, write_truth_page
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 
@@ -100,6 +103,7 @@ class TruthCommand(Command):
         }  # fmt: skip
         bags = store.at(best)
         method = self.truth.methods[0]
+        log.info("fitting the probe of %s at %s", method, best)
         chosen = probe_site(bags, statements, self._only(method))[method]
         result["criteria"] = self._criteria(model, run, best, bags, topics, chosen)
         result |= {"page": str(run.folder / "truth.html"), "seconds": round(time.monotonic() - started, 1)}
@@ -207,6 +211,7 @@ class TruthCommand(Command):
                 store = self._bags(model, run, unseen, [model.site(site)], f"bags_{unseen.name}")
                 other = Part(store.at(site), unseen)
             config = self._only(result.three_way.fitted.method)
+            log.info("testing the five criteria at %s", site)
             found = five_criteria(model, site, bags, statements, result, config, self.causal, other)
             write_json(path, {
                 name: {score: evidence.to_json() for score, evidence in one.items()} for name, one in found.items()

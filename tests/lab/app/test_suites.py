@@ -37,6 +37,7 @@ def test_some_groups_are_measured_documented_and_saved(tiny: Tiny, trained: Path
     result = monosem("eval", trained, *tiny.source, *EVALUATION, *DETECTION, *META, *only, "--json").result
     assert result["schema"] == 1 and result["groups"] == ["core", "detection", "meta"] and result["skipped"] == {}
     scores = set(result["about"])
+    assert "l0" not in result["unbeaten"] and "dead" not in result["unbeaten"]  # sizes are not judged
     assert {"fvu", "ce_recovered_zero", "detection_rule", "detection_auc_rule", "meta_explained_variance"} < scores
     for name in scores:
         assert result["about"][name] and {name, f"{name}_low", f"{name}_high", f"{name}_n"} <= set(result), name
