@@ -53,9 +53,9 @@ class Decision:
     evidence: dict[str, Evidence] = field(default_factory=dict, kw_only=True)
     """Why they were chosen: scores beside their nulls."""
     effect: dict[str, Effect] = field(default_factory=dict, kw_only=True)
-    """What the intervention changed, by the name of the quantity."""
+    """Change that the intervention made, by the name of the quantity."""
     about: dict[str, Any] = field(default_factory=dict, kw_only=True)
-    """What the decision stands on: fingerprints of the model and the dictionaries (`fingerprints`), corpus, options."""
+    """Ground of the decision: fingerprints of the model and the dictionaries (`fingerprints`), corpus, options."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

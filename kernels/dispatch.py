@@ -20,7 +20,7 @@ _forced: ContextVar[Backend | None] = ContextVar("forced backend", default=None)
 
 
 class Choice(NamedTuple):
-    """What runs and the reason, for logs and manifests."""
+    """The chosen backend and the reason, for logs and manifests."""
 
     step: Backend
     encode: Literal["fp32", "bf16", "int8"]
@@ -65,7 +65,7 @@ def _cpu_has(feature: str) -> bool:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 ones here."""
+    """True if bf16 matrix products are faster than fp32 ones here."""
     return device.type == "cuda" or _cpu_has("avx512_bf16") or _cpu_has("amx_tile")
 
 
@@ -90,5 +90,5 @@ product; GPU: 60 TFLOP/s of fp32 products against gathers of 4.3 TB/s (a ratio o
 
 
 def dense_is_faster(device: torch.device, n_latents: int, codes_per_row: float) -> bool:
-    """Whether `kernels.dense` serves this shape. Never under `using`, whose point is one backend."""
+    """True if `kernels.dense` serves this shape; never under `using`, whose point is one backend."""
     return _forced.get() is None and n_latents < LATENTS_PER_CODE.get(device.type, 0) * codes_per_row

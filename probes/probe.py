@@ -52,7 +52,7 @@ class Probe:
     source: Source
     """Site, head, dictionary, pooling and model of the rows it was fitted on."""
     scaling: Scaling
-    """What was folded in."""
+    """Scaling that was folded into the weights."""
     training: dict[str, Any] = field(default_factory=dict)
     """Options of the fit, class weights, rows and groups it saw (JSON values)."""
 

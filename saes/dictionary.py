@@ -42,7 +42,7 @@ class DictionaryConfig:
     d_out: int | None = field(default=None, kw_only=True)
     """Width of the activations that a transcoder predicts from those it reads. None: it reconstructs what it reads."""
     skip: bool = field(default=False, kw_only=True)
-    """Whether a transcoder adds a linear map of its input (Paulo et al. 2025, arXiv 2501.18823)."""
+    """True if a transcoder adds a linear map of its input (Paulo et al. 2025, arXiv 2501.18823)."""
     sources: tuple[int, ...] = field(default=(), kw_only=True)
     """Widths of the sources of a crosscoder, which lie side by side in its d_in columns (Lindsey et al. 2024)."""
 

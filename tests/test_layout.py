@@ -1,6 +1,7 @@
 """The shape of the project: what imports what, how full its rooms are, and that the wheel holds all of it."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -80,6 +81,34 @@ def test_every_public_function_and_class_has_a_docstring():
         and not ast.get_docstring(node)
     ]
     assert not missing, missing
+
+
+def docstrings(path: Path) -> list[tuple[int, str]]:
+    """Line and text of the docstrings of a file, its classes and functions, and those under the fields of its classes."""
+    texts = []
+    for node in ast.walk(parsed(path)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        if text := ast.get_docstring(node):
+            texts.append((node.body[0].lineno, text))
+        for line in node.body[1:] if isinstance(node, ast.ClassDef) else ():
+            if (
+                isinstance(line, ast.Expr)
+                and isinstance(line.value, ast.Constant)
+                and isinstance(line.value.value, str)
+            ):
+                texts.append((line.lineno, line.value.value))
+    return texts
+
+
+def test_docstrings_open_with_their_subject_in_a_short_sentence():
+    unclear = []
+    for path in MODULES:
+        for line, text in docstrings(path):
+            first = re.split(r"(?<=[.:])\s", text.strip())[0]
+            if re.match(r"(What|Whether|Those|As|There|It|They)\b", first) or len(first.split()) > 25:
+                unclear.append(f"{path.relative_to(ROOT)}:{line} {first}")
+    assert not unclear, "\n".join(unclear)
 
 
 def test_the_wheel_holds_every_module_and_each_imports(tmp_path):

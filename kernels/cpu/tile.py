@@ -33,7 +33,7 @@ DOT = "llvm.x86.avx512.vpdpbusd.512"
 
 @cache
 def has_vnni() -> bool:
-    """Whether numba compiles for a CPU that has the 512-bit dot product instruction."""
+    """True if numba compiles for a CPU that has the 512-bit dot product instruction."""
     features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")  # pyright: ignore[reportAttributeAccessIssue]
     return {"+avx512f", "+avx512vnni"} <= set(features)
 

@@ -53,8 +53,11 @@ class Spec(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What one compiled kernel takes of the GPU: registers a thread, bytes a thread of the stack that holds what does
-    not fit in them, bytes of shared memory a block, and its instructions that multiply matrices on tensor cores."""
+    """Resources of one compiled kernel on the GPU.
+
+    Registers a thread, bytes a thread of the stack that holds spilled registers, bytes of shared memory a block, and
+    instructions that multiply matrices on tensor cores.
+    """
 
     label: str
     kernel: str

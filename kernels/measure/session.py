@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 @dataclass
 class Session:
-    """What a run has measured so far.
+    """Measurements of a run so far.
 
     Args:
         out: the file that holds the table after each section.

@@ -1,4 +1,4 @@
-"""What commands that train on a stream share: where rows come from, how the loop runs, what a finished run counted."""
+"""Options of commands that train on a stream: the source of rows, the loop, and the counts of a finished run."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class LoopOptions:
             check_sink(tracker)
 
     def arguments(self) -> dict[str, Any]:
-        """What `train` takes of these."""
+        """Keyword arguments of `train` from these options."""
         return {
             "log_every": self.log_every,
             "log_at_most": 20,

@@ -274,7 +274,7 @@ class HookedModel:
 
 
 def _facts(model: HookedModel) -> dict[str, Any]:
-    """What a reader wants to know first; what does not apply is left out."""
+    """Facts of a model for its repr; a fact that does not apply is left out."""
     size = {
         "layers": model.n_layers,
         "d_model": model.d_model,

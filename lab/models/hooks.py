@@ -140,7 +140,7 @@ class Edits(threading.local):
         self._handles = [tap.attach(_compose(chain)) for tap, chain in self._chains().items()]
 
     def _chains(self) -> dict[Tap, list[Callable[[Tensor], Tensor]]]:
-        """What happens at each tap, in order, so that each edit sees what the ones before it wrote.
+        """Functions to apply at each tap, in order, so that each edit sees the values that earlier edits wrote.
 
         The norm before an MLP reads resid_mid, but the skip connection bypasses that norm. With `rejoin`,
         an edit of resid_mid therefore also replaces the block's output by the edited resid_mid plus mlp_add.
@@ -179,7 +179,7 @@ class _Step:
 
 
 class _SkipConnection:
-    """What an edit of resid_mid has to remember until its block ends."""
+    """Values that an edit of resid_mid keeps until its block ends."""
 
     def __init__(self) -> None:
         self._before = self._after = self._added = torch.empty(0)

@@ -177,7 +177,7 @@ def _read(found: _Found, dtype: torch.dtype, attn: str) -> tuple[Any, Any]:
 
 
 def _lacks_tokenizer(folder: Path) -> bool:
-    """Whether a folder has no tokenizer: AutoTokenizer would invent one of five words for a BERT."""
+    """True if a folder has no tokenizer: AutoTokenizer would invent one of five words for a BERT."""
     patterns = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
     return folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in patterns)
 

@@ -149,7 +149,7 @@ class Loop:
     logged: int = 0
     """The step of the last log point."""
     belongs: dict[str, Any] = field(init=False)
-    """What a checkpoint belongs to: it fits no other stream, and no other consumers."""
+    """Fingerprints of the stream and the consumers that a checkpoint belongs to; it fits no others."""
     stepping: bool = False
     """Some consumers have seen the current batch and others not."""
     interrupted: bool = False

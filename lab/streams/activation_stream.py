@@ -209,7 +209,7 @@ class ActivationStream:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What rows are served in."""
+        """The dtype of served rows."""
         return self._source.dtype
 
     @property
@@ -303,7 +303,7 @@ class ActivationStream:
             self._chunks = None
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the bytes served: the source, the sites and the options."""
+        """Everything that decides the bytes served: the source, the sites and the options."""
         return {
             **self._source.fingerprint(),
             "sites": [str(s) for s in self.sites],

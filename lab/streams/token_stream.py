@@ -44,7 +44,8 @@ class TokenStreamConfig:
     epochs: int | None = None
     """Passes over the corpus; None goes round forever."""
     max_norm_multiple: float | None = 10.0
-    """As in `StreamConfig`; plays no part where norm limits are given."""
+    """Multiple of the median norm above which rows are dropped, like that of `StreamConfig`; unused where norm limits
+    are given."""
     serves: Literal["passes", "activations"] = "passes"
     """`passes` runs the whole model and serves its logits; `activations` stops at the last site."""
 
@@ -148,7 +149,7 @@ class TokenStream:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What rows are served in."""
+        """The dtype of served rows."""
         return self.model.dtype
 
     def __iter__(self) -> Iterator[Batch]:
@@ -243,7 +244,7 @@ class TokenStream:
         self._batches = None
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the bytes served: model, corpus, sites, limits and options."""
+        """Everything that decides the bytes served: model, corpus, sites, limits and options."""
         return {
             "model": self.model.fingerprint(),
             "corpus": self.corpus.fingerprint(),

@@ -123,7 +123,7 @@ def _wanted(path: PurePosixPath) -> bool:
 
 @cache
 def _text(file: Path) -> str:
-    """What a file gives, parsed once a process: train, held-out and feature passes read the same files (40 MB)."""
+    """The text of a file, parsed once a process: train, held-out and feature passes read the same files (40 MB)."""
     return prose(file) if file.suffix in PROSE else docstrings(file.read_bytes())
 
 

@@ -33,8 +33,8 @@ class LinearFit:
     epochs: int = 20
     """Passes over the rows."""
     standardise: bool = True
-    """True if each coordinate is divided by its own spread, not all by one number, as codes should be, whose
-    rare latents would weigh as much as common ones."""
+    """True if each coordinate is divided by its own spread, False if all are divided by one number. Codes want False:
+    their rare latents would otherwise weigh as much as common ones."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or not (self.last_lr is None or self.last_lr > 0) or not self.l1 >= 0:

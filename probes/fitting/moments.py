@@ -104,7 +104,7 @@ class Moments:
         return Scaling.from_moments(mean, (squares / self.rows - mean.square()).clamp_min(0), kind)
 
     def scaled(self, scaling: Scaling, balanced: bool) -> ScaledMoments:
-        """What the closed forms read.
+        """Scaled moments for the closed forms.
 
         Raises:
             InputError: a class without a row.

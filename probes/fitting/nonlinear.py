@@ -78,7 +78,7 @@ class MLPProbe(Probe):
 
     @torch.no_grad()
     def scores(self, x: Float[Tensor, "rows d"]) -> Float32[Tensor, "rows outputs"]:
-        """As `Probe.scores`."""
+        """Scores of rows, like those of `Probe.scores`."""
         units = F.relu(F.linear(self.rows(x), self.hidden, self.hidden_bias))
         return F.linear(units, self.weight, self.bias)
 

@@ -107,7 +107,7 @@ class StreamedProbes:
 
     @property
     def done(self) -> bool:
-        """Whether the rows that were asked for have been seen."""
+        """True once the rows that were asked for have been seen."""
         return self.config.rows is not None and int(self.seen.sum()) >= self.config.rows
 
     def step(self, batch: Batch) -> None:

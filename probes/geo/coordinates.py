@@ -43,7 +43,7 @@ class CoordinateProbe:
     blocks: int = 10
     """Clusters of places that are left out one after the other, and parts of the random test."""
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-    """Ridge penalties to choose from, as shares of the mean variance along the directions of the rows; the choice is
+    """Ridge penalties to choose from, as shares of the mean variance along the directions of the rows. The choice is
     made on one training block at a time."""
     seed: int = 0
     """Of the clusters, the random parts, the shuffle and the bootstrap."""

@@ -44,7 +44,7 @@ class SpatialConfig:
     least: float = 0.3
     """Moran's I that a unit needs."""
     alpha: float = 0.01
-    """False discovery rate over all live units, from the analytic z under randomisation; and the largest p under
+    """False discovery rate over all live units, from the analytic z under randomisation. It is also the largest p under
     permutations, which are run for units that have both of the above."""
     permutations: int = 499
     """Shuffles of the places for those."""

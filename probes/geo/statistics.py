@@ -55,8 +55,8 @@ class LocalMoran(NamedTuple):
     quadrant: Int8[np.ndarray, "places units"]
     """Index into `QUADRANTS`; 0 where the place or its neighbours are exactly average, or the unit is constant."""
     z: Float64[np.ndarray, "places units"]
-    """Distance from the expectation where the place keeps its value and the others are dealt out at random
-    (conditional randomisation; Sokal, Oden and Thomson 1998), in standard deviations."""
+    """Distance from the expectation under conditional randomisation, in standard deviations: the place keeps its value
+    and the others are dealt out at random (Sokal, Oden and Thomson 1998)."""
 
 
 def moran(x: Values, weights: Weights) -> Global:

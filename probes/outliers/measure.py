@@ -1,4 +1,4 @@
-"""Do a dictionary's codes tell texts of another kind apart better than the activations they are made from?
+"""Outlier scores: do a dictionary's codes tell texts of another kind apart better than plain activations do?
 
     auroc_OUTSIDE_SCORER    chance that a text of another kind has a higher score than a held-out one of the usual kind,
                             by a scorer fitted on codes of usual texts

@@ -90,7 +90,7 @@ class AbsorptionConfig:
 
 @dataclass(frozen=True)
 class Absorption:
-    """What one dictionary does with the letters."""
+    """Absorption of first letters in one dictionary."""
 
     letters: list[int]
     """The letters measured, as the labels have them."""
@@ -256,7 +256,7 @@ def _absorbed(
     total: Float[Tensor, " words"],
     main: list[int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each word is fully absorbed [words], and its absorbed fraction [words]."""
+    """True for each word that is fully absorbed [words], and its absorbed fraction [words]."""
     projection = z * written
     strongest, latent = projection.max(1)
     silent = (z[:, main].abs() < SILENT).all(1)

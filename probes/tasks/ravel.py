@@ -83,7 +83,7 @@ class RAVELConfig:
 
 
 class Swaps(NamedTuple):
-    """What is swapped into what, and the answer it should give."""
+    """Pairs of prompts to swap between, and the answer that each swap should give."""
 
     prompt: Int64[Tensor, " swaps"]
     """The question that is answered."""
@@ -92,7 +92,7 @@ class Swaps(NamedTuple):
     target: Int64[Tensor, " swaps"]
     """The attribute whose mask is used."""
     cause: Bool[Tensor, " swaps"]
-    """Whether the question is about the target attribute."""
+    """True where the question is about the target attribute."""
     wanted: Int64[Tensor, " swaps"]
     """The answer: the source's where the target is asked for, otherwise the entity's own."""
     entity: Int64[Tensor, " swaps"]

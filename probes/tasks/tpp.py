@@ -51,7 +51,7 @@ SCR_NOTE = "SCR goes against other measures at many latents (Chanin 2026, arXiv 
 
 @dataclass(frozen=True)
 class ErasureConfig:
-    """What TPP and SCR have in common."""
+    """Options that TPP and SCR have in common."""
 
     latents: tuple[int, ...] = (2, 5, 10, 20, 50, 100, 500)
     """Numbers of latents to zero; those above the dictionary's own number are left out."""
@@ -299,7 +299,7 @@ class _Erasing:
         return [matched(rates, order[: max(config.latents)], rng) for order in ranked]
 
     def lost(self, latents: Int[Tensor, " some"]) -> Float[Tensor, "test probes"]:
-        """What the log odds of every test row lose when these latents are zero."""
+        """The loss of log odds of every test row when these latents are zero."""
         return written(self.test, self.written, latents)
 
 

@@ -19,7 +19,7 @@ COVERAGES = ("marginal", "class")
 
 
 def binary_strangeness(scores: Float[np.ndarray, " rows"]) -> Float[np.ndarray, "rows 2"]:
-    """exp(-(2y - 1) f) of each row for y = 0 and y = 1, from a score f that is above 0 for y = 1."""
+    """Strangeness exp(-(2y - 1) f) of rows, from a score f that is above 0 for y = 1."""
     bounded = np.clip(np.asarray(scores, np.float64), -700, 700)
     return np.exp(np.stack([bounded, -bounded], 1))
 

@@ -49,7 +49,7 @@ class MatchingPursuitConfig(SAEConfig):
     tolerance: float = 0.0
     """A row is done when its squared residual is at most this share of |x - b_dec|^2; 0 spends all k steps."""
     once: bool = False
-    """Whether a row is done when a latent is chosen a second time (its value is still added to the first)."""
+    """True if a row is done when a latent is chosen a second time (its value is still added to the first)."""
     residual_threshold: float = 0.0
     """A row is done when its residual's norm, in activation units, is below. For dictionaries of other libraries:
     training rescales activations, ours have `tolerance`."""
@@ -179,7 +179,7 @@ class MatchingPursuitObjective(Objective):
         return RowGradients(latents, torch.zeros_like(rows), rows, rows.new_zeros(len(rows), 1)), to_input
 
     def _back(self, values: Tensor, columns: Tensor, left: Tensor, back: Tensor) -> Float32[Tensor, "entries d"]:
-        """What every entry's latent misses, row by row; `back` goes from r_k to g_0 in place."""
+        """The gradient that reaches every entry's latent, row by row; `back` goes from r_k to g_0 in place."""
         rows, remainder = values.new_empty(*values.shape, left.shape[1]), left.clone()
         for step in reversed(range(values.shape[1])):
             value, chosen = values[:, step, None], self.dictionary.W_dec[columns[:, step].long()]

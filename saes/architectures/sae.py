@@ -33,7 +33,7 @@ class SAEConfig(DictionaryConfig):
     k: int = 32
     """Active latents a row."""
     centre_input: bool = True
-    """Whether the encoder reads x - b_dec: ours are trained so, but for transcoders; other libraries differ."""
+    """True if the encoder reads x - b_dec: ours are trained so, but for transcoders; other libraries differ."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,11 +75,11 @@ class SparseAutoencoder(Dictionary):
     W_enc: Tensor
     b_enc: Tensor
     ragged = False
-    """Whether rows may hold different numbers of codes."""
+    """True if rows may hold different numbers of codes."""
     crosses = True
-    """Whether there are transcoders and crosscoders of it."""
+    """True if the architecture has transcoders and crosscoders."""
     k_is_free = True
-    """Whether k can change in the course of training."""
+    """True if k can change in the course of training."""
     precision: Precision = "auto"
     """Which products propose codes; see `kernels.dispatch`."""
 
@@ -100,12 +100,12 @@ class SparseAutoencoder(Dictionary):
         return rows - self.b_dec if self.config.centre_input else rows
 
     def objective(self) -> Objective:
-        """What a training step minimises."""
+        """The objective that a training step minimises."""
         return Objective(self)
 
     @property
     def by_row(self) -> bool:
-        """Whether a row's codes compete with one another alone, not with a bound or with other rows."""
+        """True if a row's codes compete with one another alone, not with a bound or with other rows."""
         return not self.ragged
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What changes over a training run: the learning rate, and the weight that steers a penalty to the asked L0."""
+"""Schedules of a training run: the learning rate, and the weight that steers a penalty to the asked L0."""
 
 from __future__ import annotations
 

@@ -26,11 +26,12 @@ class Units(NamedTuple):
     output: Float32[Tensor, " d_out"]
     """Of every column that is reconstructed; an autoencoder's are those of `input`."""
     centre: Float32[Tensor, " d_in"]
-    """What a transcoder's encoder is spared in training, in multiplied units; it moves into b_enc when folded."""
+    """Centre of a transcoder's input in training, in multiplied units, subtracted before the encoder; folding moves it
+    into b_enc."""
     scales: tuple[float, ...]
     """The factor of each source, then that of each target of a transcoder."""
     scale: float
-    """What codes are divided by when folded: the geometric mean over what is reconstructed."""
+    """Divisor of codes when folded: the geometric mean of the factors of the reconstructed sources."""
 
     @classmethod
     def of(cls, config: DictionaryConfig, scales: Sequence[float], centre: Float32[Tensor, " d_in"]) -> Units:
@@ -65,11 +66,11 @@ class Units(NamedTuple):
         return units if target is None else units._replace(centre=geometric_median(x * units.input))
 
     def inverse(self) -> Units:
-        """What takes a folded dictionary back to the units of training, where `centre` is zero."""
+        """Units that take a folded dictionary back to the units of training, where `centre` is zero."""
         return Units(1 / self.input, 1 / self.output, -self.centre, tuple(1 / s for s in self.scales), 1 / self.scale)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `of` needs, for a checkpoint."""
+        """Arguments of `of`, for a checkpoint."""
         return {"scales": list(self.scales), "centre": self.centre}
 
 

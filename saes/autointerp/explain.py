@@ -21,7 +21,7 @@ STRONG = 0.3
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a latent is said to fire on."""
+    """A sentence that says on which tokens a latent fires."""
 
     latent: int
     firing: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What an ITDA is compared with: as many atoms, encoded the same way, that nobody chose.
+"""Nulls of an ITDA: as many atoms, encoded the same way, that nobody chose.
 
 random_rows         activations drawn at random: what greedy selection must beat
 random_directions   random unit vectors: what activations must beat

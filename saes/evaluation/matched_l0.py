@@ -117,7 +117,7 @@ class Gap:
     """The difference between two recipes, each with one score a seed, beside the noise between seeds."""
 
     score: str
-    """What was measured."""
+    """Name of the score."""
     first: str
     """Name of one recipe."""
     second: str
@@ -125,7 +125,7 @@ class Gap:
     difference: float
     """Mean of the first less mean of the second."""
     noise: float
-    """What two seeds of one recipe differ by: sqrt(2) times the pooled standard deviation; nan for one seed each."""
+    """Difference of two seeds of one recipe: sqrt(2) times the pooled standard deviation; nan for one seed each."""
     interval: tuple[float, float] | None
     """95 % interval of the difference (Welch's t); None unless both have two seeds."""
     seeds: tuple[int, int]

@@ -31,7 +31,7 @@ TIGHTENING = 100
 
 @dataclass(frozen=True)
 class PlantedConfig:
-    """What is planted. The defaults are small; SynthSAEBench uses 16,384 features in 768 dimensions."""
+    """Sizes and frequencies of planted features, small by default; SynthSAEBench has 16,384 in 768 dimensions."""
 
     n_features: int = 256
     """Feature directions."""
@@ -60,7 +60,7 @@ class PlantedConfig:
     depth: int = 3
     """Levels of a tree, its root included."""
     exclusive: bool = False
-    """Whether at most one child of a node fires."""
+    """True if at most one child of a node fires."""
     correlation: float = 0.0
     """Share of the variance of a firing variable that low-rank factors give; acts on features without a parent."""
     rank: int = 8

@@ -143,7 +143,7 @@ class Reconstruction:
 
     @property
     def done(self) -> bool:
-        """Whether the rows asked for have been measured."""
+        """True once the rows asked for have been measured."""
         return self.limit is not None and self.rows >= self.limit
 
     @property

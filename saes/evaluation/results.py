@@ -22,19 +22,19 @@ class Evaluation:
     """Every score an `Evidence`: value, interval over documents, nulls, n. Index it by score name."""
 
     dictionary: str
-    """What was evaluated, in one line."""
+    """The evaluated dictionary, in one line."""
     model: str
     """Name of the model."""
     site: str
     """Where in the model."""
     held_out: str
-    """What the documents were."""
+    """A line about the measured documents: source, split and how many."""
     scores: dict[str, Evidence]
     """By name: see `metrics`, `splicing` and `core_metrics_weights`; sparse probing adds its own."""
     counts: dict[str, int] = field(default_factory=dict)
     """Tokens and documents measured, and positions left unedited, by reason."""
     references: dict[str, float] = field(default_factory=dict)
-    """What scores are relative to: total variance a token, and cross-entropy in nats of every variant."""
+    """Quantities that scores are relative to: total variance a token, and cross-entropy in nats of every variant."""
     histograms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Distributions over latents: `density` (see `Reconstruction.density_histogram`)."""
     saebench: dict[str, float] = field(default_factory=dict)

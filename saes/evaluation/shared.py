@@ -117,7 +117,7 @@ class SharedEvaluation:
         return TokenStream.reading(self.model, self.corpus, start=self.rows.start, without=self.rows.fitted)
 
     def evaluations(self, losses: SpliceLosses | None) -> dict[str, Evaluation]:
-        """What was measured of every dictionary."""
+        """The `Evaluation` of every dictionary, by name."""
         return {name: self._evaluation(key, self.nulls[name], losses) for name, key in self.keys.items()}
 
     def _key(self, dictionary: Dictionary) -> str:
@@ -183,7 +183,7 @@ class SharedEvaluation:
 
 
 def _reconstruction(dictionary: Dictionary, place: Place, rows: int) -> Reconstruction:
-    """What measures a dictionary of that kind."""
+    """The measuring consumer for a dictionary of that kind."""
     if place.kind == CROSS_LAYER:
         return CrossLayerReconstruction(cast("Any", dictionary), place, rows=rows)
     return Reconstruction(dictionary, place, rows=rows)

@@ -1,4 +1,4 @@
-"""What a model loses when activations are replaced: by reconstructions, by zero, or by their mean.
+"""The loss of a model whose activations are replaced: by reconstructions, by zero, or by their mean.
 
     ce_recovered_zero   (CE_zero - CE_spliced) / (CE_zero - CE_clean); 1 is the clean model
     ce_recovered_mean   the same against the mean ablation, which is harder to beat

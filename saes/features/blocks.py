@@ -20,14 +20,14 @@ OUTSIDE = -1
 
 
 class Piece(NamedTuple):
-    """What one token batch adds to a block, as arrays over its cells."""
+    """The part of one token batch in a block, as arrays over its cells."""
 
     tokens: Int64[np.ndarray, " cells"]
     doc: Int64[np.ndarray, " cells"]
     offset: Int64[np.ndarray, " cells"]
     row: Int64[np.ndarray, " cells"]
     measured: Bool[np.ndarray, " cells"]
-    """Whether the cell was encoded; others hold no codes."""
+    """True where the cell was encoded; others hold no codes."""
     codes: Int64[np.ndarray, " cells"]
     """How many codes the cell has."""
     latent: Int64[np.ndarray, " nnz"]

@@ -1,4 +1,4 @@
-"""What a `Trainer` refuses before it starts or goes on: each check raises one sentence."""
+"""Checks of a `Trainer` before it starts or goes on: each raises one sentence."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def masking(
 
 
 def _masked(module: LinearModule, mask: Mask, passage: Tensor) -> Edit[Tap]:
-    """x' = x * m at the input of a map, and y' = y + (x * (1 - m)) (U_r V_r)^T at its output."""
+    """Write x * m at the input of a map, and add (x * (1 - m)) (U_r V_r)^T to its output."""
     into, out_of = module.input, module.output
 
     def run(read: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -154,7 +154,7 @@ class BenchArchitectures(Bench):
         return reach_l0(train, self.k, 1.0, trials=trials, tolerance=self.tolerance)
 
     def _options(self, name: str, coefficient: float) -> dict[str, Any]:
-        """What SAELens must be told; 1 is its own coefficient."""
+        """Options of SAELens' training config; a coefficient of 1 is its own default."""
         match name:
             case "relu" | "gated":
                 return {"l1_coefficient": coefficient}

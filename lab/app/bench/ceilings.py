@@ -1,4 +1,4 @@
-"""What this machine can do at best: copy rate and matrix-product rates, measured like everything else here."""
+"""Ceilings of this machine: copy rate and matrix-product rates, measured like everything else here."""
 
 from __future__ import annotations
 

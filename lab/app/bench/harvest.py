@@ -66,7 +66,7 @@ class BenchHarvest(Bench):
     against: str = "transformer-bridge,plain"
     """Peers, comma-separated."""
     site: str = "resid_post.12"
-    """What to capture."""
+    """Site to capture."""
     contexts: tuple[int, ...] = (128, 512, 1024)
     """Tokens a row."""
     tokens: int = 2048

@@ -1,4 +1,4 @@
-"""What `monosem bench kernels` times: each kernel, its plain twin, fresh inputs, its work, and what must agree."""
+"""Cases of `monosem bench kernels`: each kernel, its plain twin, fresh inputs, work, outputs that must agree."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ class BenchLayerSweep(Bench):
     example = "monosem bench layer-sweep --texts 200"
 
     data: str = "sae-probes:92_glue_sst2"
-    """As `monosem probe --data`."""
+    """Labelled texts, named like those of `monosem probe --data`."""
     texts: int = 4000
     """Texts to probe."""
     model: str = "smollm2-135m"
-    """As `monosem probe --model`."""
+    """Model, named like that of `monosem probe --model`."""
     dtype: str | None = None
     """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
     sites: tuple[str, ...] = ("resid_post.*",)

@@ -62,8 +62,8 @@ class AtomsCommand(Command):
     """The L0 that those are steered to."""
     source: Flat[ModelText] = field(default_factory=ModelText)
     store: Path | None = None
-    """Take the training side from this store (written by `monosem harvest` from the training split) in place of the
-    model; fresh rows still come from the held-out split."""
+    """Store of the training side (written by `monosem harvest` from the training split), read in place of the model.
+    Fresh rows still come from the held-out split."""
     atoms: Flat[AtomsConfig] = field(default_factory=AtomsConfig)
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(buffer=16_384))
     resume: bool = False

@@ -52,7 +52,7 @@ class CompareCommand(Command):
     comparison: Flat[ModelComparison] = field(default_factory=ModelComparison)
     similarity: Flat[SimilarityConfig] = field(default_factory=SimilarityConfig)
     corpus: str = "docs:"
-    """What the models read: `docs:`, `text:PATH`, `jsonl:PATH[#field]` or `hf:NAME[:config][:split][#field]`."""
+    """Text that the models read: `docs:`, `text:PATH`, `jsonl:PATH[#field]` or `hf:NAME[:config][:split][#field]`."""
     dtype: str | None = None
     """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
     device: str | None = None
@@ -174,7 +174,7 @@ class CompareCommand(Command):
 
 
 def is_dictionary(name: str) -> bool:
-    """Whether a name is a dictionary's: a folder of one, a run's, another library's, or a place on the hub."""
+    """True if a name is a dictionary's: a folder of one, a run's, another library's, or a place on the hub."""
     if name.startswith(("hf:", RELEASED)):
         return True
     path = Path(name)

@@ -34,7 +34,7 @@ ALL = (*MEASURES, JACCARD)
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """What is read of every model, and how it is compared."""
+    """Options of a comparison of models: the activations that are read, and the measures of similarity."""
 
     sites: tuple[str, ...] = ("resid_post",)
     """Sites, in the order of the layers; a kind alone stands for all its layers."""
@@ -194,7 +194,7 @@ class ModelComparer:
         return side
 
     def _outlasts_warm_up(self, found: Representations) -> bool:
-        """Whether atoms are wanted, and there are rows past the warm-up."""
+        """True if atoms are wanted and there are rows past the warm-up."""
         if JACCARD not in self.measures:
             return False
         try:
@@ -270,7 +270,7 @@ def _layers(model: HookedModel, text: str, every: int) -> list[str]:
 
 
 def _tokenizer(model: HookedModel) -> str:
-    """What tells tokenizers apart: their vocabularies."""
+    """A hash of the vocabulary, which tells tokenizers apart."""
     if model.tokenizer is None:
         raise InputError(f"{model.name} comes without a tokenizer, so it cannot read text: add one to its folder")
     return str(sorted(model.tokenizer.get_vocab().items()))

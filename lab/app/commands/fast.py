@@ -73,7 +73,7 @@ class FastCommand(Command):
     """The model; as corpus the pre-training text of BT(P); and how much of what to read. `--texts` is in
     conversations, and how rows are cut follows from the method."""
     methods: tuple[Method, ...] = ("fast", "bt-f", "bt-p")
-    """What to compare."""
+    """Methods to compare."""
     attention_sinks: tuple[Sinks, ...] = ("drop", "keep")
     """Train without position 0 and without rows of large norm, with both, or first one and then the other."""
     sites: tuple[str, ...] = ("resid_post.12",)

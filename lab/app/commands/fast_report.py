@@ -1,4 +1,4 @@
-"""What `monosem fast` found: scores of every case, gaps between methods, a table and a chart."""
+"""The report of `monosem fast`: scores of every case, gaps between methods, a table and a chart."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class GeographyCommand(Command):
         return found
 
     def _config(self) -> dict[str, Any]:
-        """What decides the rows that are read."""
+        """Options that decide the rows that are read."""
         return {"countries": list(self.countries), "per_country": self.per_country, "sites": list(self.sites),
                 "least_population": self.least_population, "pooling": self.pooling, "batch": self.batch,
                 "seed": self.spatial.seed}  # fmt: skip

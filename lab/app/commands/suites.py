@@ -52,7 +52,7 @@ class SuiteOptions:
 
 
 class Subject(NamedTuple):
-    """What is measured, and how."""
+    """A dictionary to measure, with its model, texts and options."""
 
     model: HookedModel
     dictionary: Dictionary
@@ -62,7 +62,7 @@ class Subject(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one group gave."""
+    """Scores of one group."""
 
     scores: dict[str, Evidence]
     details: dict[str, Any] | None = None
@@ -139,7 +139,7 @@ SUITES: dict[str, tuple[str, ...]] = {"core": (CORE,), "full": tuple(GROUPS)}
 
 
 class Measured(NamedTuple):
-    """What a suite found."""
+    """Scores of a suite."""
 
     evaluation: Evaluation
     details: dict[str, dict[str, Any]]
@@ -147,7 +147,7 @@ class Measured(NamedTuple):
     skipped: dict[str, str]
     """Groups that could not be measured, and why."""
     about: dict[str, str]
-    """What every score is, in a line."""
+    """Meaning of every score, in a line."""
 
 
 def measure(subject: Subject, names: Iterable[str], kept: KeptParts | None = None) -> Measured:

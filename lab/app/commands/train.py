@@ -112,7 +112,7 @@ class TrainCommand(Command):
         return [Trainer.on(stream, place, architecture, **given) for place in self._places()]
 
     def _config(self) -> dict[str, Any]:
-        """What the run is asked for; what marks transcoders and crosscoders only where this is one."""
+        """The run's request; fields of transcoders and crosscoders stand in it only for such a place."""
         rare = {"target": self.target, "skip": self.skip, "crosscode": self.crosscode, "joint": self.joint}
         rare["targets"] = list(self.targets)
         return {"sites": list(self.sites), "dictionary": self.dictionary.given(), "training": asdict(self.training),

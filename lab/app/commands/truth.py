@@ -220,7 +220,7 @@ class TruthCommand(Command):
 
 
 def _fingerprints(model: HookedModel, sites: list[Site], topics: Mapping[str, Statements]) -> dict[str, Any]:
-    """What a run is of."""
+    """Fingerprints of the model, the sites and the statements that a run belongs to."""
     return {
         "model": model.fingerprint(),
         "sites": list(map(str, sites)),

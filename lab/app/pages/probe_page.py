@@ -158,7 +158,7 @@ def _drawn(found: Measured, labels: Labels, n: int) -> Tensor:
 
 
 def _line(line: TokenScores, unit: int, found: Measured, labels: Labels) -> tuple[str, list[tuple[str, float]]]:
-    """What to say of a unit, and its tokens with one score each: for the class that is named, or the first output."""
+    """The title of a unit and its tokens with one score each: for the class that is named, or the first output."""
     read = found.read[int((found.tested == unit).nonzero()[0])]
     if not labels.classes:
         told = f"true {labels.y[unit].tolist()}, read {[round(one, 3) for one in read.tolist()]}"

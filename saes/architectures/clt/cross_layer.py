@@ -134,7 +134,7 @@ class CrossLayer(Dictionary):
         return torch.cat([nn.functional.pad(block.W_dec, (width - block.d_out, 0)) for block in self.layers])
 
     def decoder_of(self, source: int, target: int | None = None) -> Float[Tensor, "n_layer d"]:
-        """What the latents of layer `source` write at layer `target`, or at all they reach: a view.
+        """Decoder rows of layer `source` at layer `target`, or at all layers that they reach: a view.
 
         Raises:
             InputError: there are no such layers, or the target comes before the source.
@@ -173,7 +173,7 @@ class CrossLayer(Dictionary):
         return beside(self.select(self.rows(x)))
 
     def written(self, code: SparseCode) -> Iterator[Float[Tensor, "rows d_reached"]]:
-        """What the codes of each layer in turn add to the outputs from that layer on."""
+        """Sums that the codes of each layer in turn add to the outputs from that layer on."""
         n = self.n_latents // self.config.layers
         for layer, block in enumerate(self.layers):
             own = code.within(slice(layer * n, (layer + 1) * n))

@@ -64,7 +64,7 @@ def _require_same_text(text: dict[str, Any], corpus: Corpus) -> None:
 
 
 def _decides(text: dict[str, Any]) -> dict[str, Any]:
-    """What decides which token a document and an offset name."""
+    """Text options that decide which token a document and an offset name."""
     return {
         "text hash": text["hash"],
         "tokenizer hash": text.get("tokenizer", {}).get("hash"),

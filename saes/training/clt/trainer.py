@@ -128,7 +128,7 @@ class CrossLayerTrainer:
 
     @property
     def done(self) -> bool:
-        """Whether the configured rows have been trained on."""
+        """True once the configured rows have been trained on."""
         return self.layers[0].done
 
     @torch.no_grad()

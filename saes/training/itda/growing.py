@@ -104,7 +104,7 @@ class GrowingAtoms:
         return out
 
     def restore(self, rows: Float32[Tensor, "n d"], sizes: list[int], capacity: int) -> None:
-        """What `rows`, `sizes` and the capacity were, the Gram matrix included."""
+        """Restore `rows`, `sizes` and the capacity, the Gram matrix included."""
         self.n, self.sizes = 0, []
         self.resize(capacity)
         self.buffer.zero_()[: len(rows)] = rows

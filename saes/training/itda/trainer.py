@@ -123,7 +123,7 @@ class ITDATrainer:
 
     @property
     def done(self) -> bool:
-        """Whether there are enough atoms or rows, or hardly any row is lost any more."""
+        """True once there are enough atoms or rows, or hardly any row is lost any more."""
         return self.stopped is not None
 
     @property

@@ -14,10 +14,10 @@ from .dense import DenseOptimizer, to_unit_rows
 
 
 class ScheduleFreeSignum(DenseOptimizer):
-    """Signum steps z against the sign of the gradient at y = (1 - beta1) z + beta1 x, and saves x, the mean of all z.
+    """Schedule-free signum: z moves against the sign of the gradient at y = (1 - beta1) z + beta1 x.
 
-    The mean weighs every z by its squared learning rate, so that steps of the warm-up hardly count. It needs no decay
-    of the learning rate: give decay=0. Adam steps b_dec, a skip and an objective's extra parameters.
+    The mean x of all z is saved, each weighed by its squared learning rate, so that the warm-up hardly counts. No decay
+    of the learning rate is needed: give decay=0. Adam steps b_dec, a skip and an objective's extra parameters.
     """
 
     def allocate(self) -> None:
