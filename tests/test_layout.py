@@ -84,7 +84,7 @@ def test_every_public_function_and_class_has_a_docstring():
 
 
 def docstrings(path: Path) -> list[tuple[int, str]]:
-    """Line and text of the docstrings of a file, its classes and functions, and those under the fields of its classes."""
+    """Line and text of the docstrings of a file, its classes, functions and fields of classes."""
     texts = []
     for node in ast.walk(parsed(path)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
