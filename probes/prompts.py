@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 from tqdm import tqdm
 
 from ..lab.errors import InputError
 from ..lab.models.hooked_model import HookedModel
+from ..lab.models.hooks import Hook
 from ..lab.models.sites import Site
 from ..lab.text.tokenization import TextTokenizer
 
@@ -69,21 +70,45 @@ def by_length(prompts: Sequence[Prompt], size: int) -> Iterator[list[int]]:
     yield from (order[begin : begin + size] for begin in range(0, len(order), size))
 
 
+def read_prompts(
+    model: HookedModel,
+    sites: Sequence[Site],
+    prompts: Sequence[Prompt],
+    *,
+    batch: int = 16,
+    description: str = "read prompts",
+    unit: str = "prompt",
+    progress: bool = False,
+    edits: Callable[[PromptBatch], Mapping[Site, Hook]] | None = None,
+) -> Iterator[tuple[list[int], PromptBatch, dict[Site, Float[Tensor, "batch tokens d"]]]]:
+    """Run the model over prompts, batches of about one length after another.
+
+    Args:
+        edits: from a batch to the edits in force while it runs.
+
+    Yields:
+        The numbers of the prompts of a batch, the batch, and its activations at every site, heads flattened.
+    """
+    padding = TextTokenizer(model.tokenizer).padding
+    with tqdm(total=len(prompts), desc=description, unit=unit, disable=not progress) as bar:
+        for chosen in by_length(prompts, batch):
+            part = pad([prompts[i] for i in chosen], padding)
+            with torch.no_grad(), model.editing(edits(part) if edits else {}):
+                acts = model.capture(part.tokens, sites, attention_mask=part.attention)
+            yield chosen, part, {site: acts[site].reshape(*part.tokens.shape, -1) for site in sites}
+            bar.update(len(chosen))
+
+
 @torch.no_grad()
 def read_marked(
     model: HookedModel, site: Site, prompts: Sequence[Prompt], *, batch: int = 16, progress: bool = False
 ) -> Float32[Tensor, "prompts d"]:
     """Activations at the marked token of every prompt, in their order, on the CPU."""
-    padding = TextTokenizer(model.tokenizer).padding
     rows: list[Tensor] = [torch.empty(0)] * len(prompts)
-    with tqdm(total=len(prompts), desc="read prompts", unit="prompt", disable=not progress) as bar:
-        for chosen in by_length(prompts, batch):
-            part = pad([prompts[i] for i in chosen], padding)
-            acts = model.capture(part.tokens, [site], attention_mask=part.attention)[site]
-            found = acts.reshape(*part.tokens.shape, -1)[part.marked.to(acts.device)].float().cpu()
-            for i, row in zip(chosen, found, strict=True):
-                rows[i] = row
-            bar.update(len(chosen))
+    for chosen, part, acts in read_prompts(model, [site], prompts, batch=batch, progress=progress):
+        at_mark = acts[site][part.marked.to(acts[site].device)].float().cpu()
+        for i, row in zip(chosen, at_mark, strict=True):
+            rows[i] = row
     return torch.stack(rows)
 
 
@@ -109,17 +134,14 @@ def read_texts(
     begin = 0 if tokenizer.bos is None else 1
     prompts = [Prompt(ids[: begin + tokens], 0) for ids, _ in mark(tokenizer, [(text, "") for text in texts])]
     rows, owners = [], []
-    with tqdm(total=len(prompts), desc="read texts", unit="text", disable=not progress) as bar:
-        for chosen in by_length(prompts, batch):
-            part = pad([prompts[i] for i in chosen], tokenizer.padding)
-            acts = model.capture(part.tokens, [site], attention_mask=part.attention)[site]
-            acts = acts.reshape(*part.tokens.shape, -1).float().cpu()
-            places = torch.arange(part.tokens.shape[1])
-            own = (places >= begin) & (places <= part.last[:, None])
-            if norm_limit is not None:
-                short = own & (acts.norm(dim=2) <= norm_limit)
-                own = torch.where(short.any(1, keepdim=True), short, own)
-            rows.append(acts[own])
-            owners.append(torch.tensor(chosen)[own.nonzero()[:, 0]])
-            bar.update(len(chosen))
+    passes = read_prompts(model, [site], prompts, batch=batch, description="read texts", unit="text", progress=progress)
+    for chosen, part, captured in passes:
+        acts = captured[site].float().cpu()
+        places = torch.arange(part.tokens.shape[1])
+        own = (places >= begin) & (places <= part.last[:, None])
+        if norm_limit is not None:
+            short = own & (acts.norm(dim=2) <= norm_limit)
+            own = torch.where(short.any(1, keepdim=True), short, own)
+        rows.append(acts[own])
+        owners.append(torch.tensor(chosen)[own.nonzero()[:, 0]])
     return torch.cat(rows), torch.cat(owners)

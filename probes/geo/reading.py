@@ -26,7 +26,7 @@ from ...saes.architectures.sae import SAEConfig
 from ...saes.architectures.topk import TopK
 from ...saes.dictionary import Dictionary
 from ...saes.evaluation.nulls import untrained
-from ..prompts import Prompt, by_length, mark, pad, read_texts
+from ..prompts import Prompt, mark, read_prompts, read_texts
 
 PART = 256
 """Texts a file."""
@@ -143,13 +143,11 @@ def _read_part(
     start = 0 if tokenizer.bos is None else 1
     rows: dict[str, list[Tensor]] = {reader.name: [torch.empty(0)] * len(prompts) for reader in readers}
     sites = list(dict.fromkeys(reader.site for reader in readers))
-    for chosen in by_length(prompts, batch):
-        part = pad([prompts[i] for i in chosen], tokenizer.padding)
-        captured = model.capture(part.tokens, sites, attention_mask=part.attention)
+    for chosen, part, captured in read_prompts(model, sites, prompts, batch=batch):
         places = torch.arange(part.tokens.shape[1])
         own = (places >= start) & (places <= part.last[:, None])
         for reader in readers:
-            acts = captured[reader.site].reshape(*part.tokens.shape, -1).float()
+            acts = captured[reader.site].float()
             if not bool(acts[own.to(acts.device)].isfinite().all()):
                 raise InputError(
                     f"the model gives nan or inf at {reader.site} on place names: load it with --dtype fp32"

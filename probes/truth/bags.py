@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from ...lab.errors import InputError, unknown
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
 from ...lab.storage import atomic_path, read_json, write_json
 from ...lab.text.tokenization import TextTokenizer
-from ..prompts import Prompt, by_length, mark, pad
+from ..prompts import Prompt, mark, read_prompts
 
 Pooling = Literal["max", "last", "mean"]
 COMPLETE = 2
@@ -165,25 +164,21 @@ def harvest_bags(
         if not length:
             raise InputError(f"the statement {text!r} has no token beyond the first of its row: leave it out")
     begins = np.cumsum([0, *lengths])
-    padding = TextTokenizer(model.tokenizer).padding
     with atomic_path(folder) as beside:
         beside.mkdir(parents=True)
         arrays = [
             np.lib.format.open_memmap(beside / f"{i}.npy", "w+", np.int16, (int(begins[-1]), model.width(site)))
             for i, site in enumerate(sites)
         ]
-        with tqdm(total=len(texts), desc="harvest", unit="statement", disable=not progress) as bar:
-            for chosen in by_length(prompts, batch):
-                part = pad([prompts[i] for i in chosen], padding)
-                acts = model.capture(part.tokens, sites, attention_mask=part.attention)
-                for array, site in zip(arrays, sites, strict=True):
-                    rows = (
-                        acts[site].reshape(*part.tokens.shape, -1).to("cpu", torch.bfloat16).view(torch.int16).numpy()
-                    )
-                    for i, row in zip(chosen, rows, strict=True):
-                        end = len(prompts[i].ids)
-                        array[begins[i] : begins[i + 1]] = row[end - lengths[i] : end]
-                bar.update(len(chosen))
+        passes = read_prompts(
+            model, sites, prompts, batch=batch, description="harvest", unit="statement", progress=progress
+        )
+        for chosen, _, acts in passes:
+            for array, site in zip(arrays, sites, strict=True):
+                rows = acts[site].to("cpu", torch.bfloat16).view(torch.int16).numpy()
+                for i, row in zip(chosen, rows, strict=True):
+                    end = len(prompts[i].ids)
+                    array[begins[i] : begins[i + 1]] = row[end - lengths[i] : end]
         for array in arrays:
             array.flush()
         about = {"schema": SCHEMA, "sites": [str(site) for site in sites], "lengths": lengths,

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from ...lab.errors import InputError
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.hooks import Hook
 from ...lab.models.sites import Site
 from ...lab.text.tokenization import TextTokenizer
-from ..prompts import Prompt, PromptBatch, by_length, mark, pad
+from ..prompts import Prompt, PromptBatch, mark, read_prompts
 from .scores import Reading
 from .statements import CLASSES, Statements
 from .three_way import Multinomial
@@ -62,16 +61,12 @@ def verdicts(
     tokenizer = TextTokenizer(model.tokenizer)
     ids, found = torch.tensor(answer_ids(tokenizer)), torch.zeros(len(prompts), len(CLASSES))
     last = model.site(f"resid_post.{model.n_layers - 1}")
-    with tqdm(total=len(prompts), desc="ask", unit="prompt", disable=not progress) as bar:
-        for chosen in by_length(prompts, batch):
-            part = pad([prompts[i] for i in chosen], tokenizer.padding)
-            # the head is applied where the answer begins alone: at every token it costs more than the model
-            with model.editing(edits(part) if edits else {}):
-                acts = model.capture(part.tokens, [last], attention_mask=part.attention)[last]
-            at = part.last.to(acts.device)
-            logits = model.unembed(acts[torch.arange(len(at), device=at.device), at])
-            found[chosen] = logits[:, ids.to(logits.device)].float().cpu()
-            bar.update(len(chosen))
+    passes = read_prompts(model, [last], prompts, batch=batch, description="ask", progress=progress, edits=edits)
+    for chosen, part, acts in passes:
+        # the head is applied where the answer begins alone: at every token it costs more than the model
+        at = part.last.to(acts[last].device)
+        logits = model.unembed(acts[last][torch.arange(len(at), device=at.device), at])
+        found[chosen] = logits[:, ids.to(logits.device)].float().cpu()
     return found
 
 

@@ -29,7 +29,9 @@ from ...lab.errors import InputError
 from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
 from ...lab.rng import generator
-from ...lab.streams.harvest import NO_LIMIT
+from ...lab.runs.first_rows import FirstRows
+from ...lab.runs.read import read
+from ...lab.streams.token_stream import TokenStream
 from ...lab.text.corpus import Corpus
 from ..dictionary import Dictionary
 from ..evaluation.nulls import untrained
@@ -203,14 +205,9 @@ def _untrained(model: HookedModel, corpus: Corpus, dictionary: Dictionary, seed:
     """An untrained dictionary with the codes a row that this one has on the first rows of the corpus."""
     place = dictionary.check(model)
     site, limit = place.site, place.source.norm_limit
-    rows = torch.empty(0, dictionary.d_in, device=dictionary.W_dec.device)
-    for batch, _ in corpus.iterate(None, epochs=1):
-        mask = None if bool(batch.attention.all()) else batch.attention
-        acts = model.capture(batch.tokens, [site], attention_mask=mask)[site].flatten(2)
-        kept = acts[batch.usable.to(acts.device)].to(rows)
-        rows = torch.cat([rows, kept[kept.norm(dim=1) <= (NO_LIMIT if limit is None else limit)]])
-        if len(rows) >= FIT_ROWS:
-            break
+    first = FirstRows(site, FIT_ROWS)
+    read(TokenStream.reading(model, corpus, site, norm_limit={site: limit}), first, progress=False)
+    rows = first.acts.to(dictionary.W_dec.device, torch.float32)
     k = max(1, round(float(dictionary.encode(rows).l0.double().mean())))
     null = untrained(dictionary, rows, k, generator(seed, "detection", "untrained"))
     null.place, null.provenance = dictionary.place, dictionary.provenance

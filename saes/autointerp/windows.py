@@ -6,10 +6,11 @@ the explaining half, and where they stand in an earlier scored window: corpora r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +18,19 @@ from jaxtyping import Bool, Float32, Int64
 from scipy.sparse import coo_array, csr_array
 from sklearn.feature_extraction.text import TfidfTransformer
 from torch import Tensor
-from tqdm import tqdm
 
 from ...lab.errors import InputError
 from ...lab.models.hooked_model import HookedModel
+from ...lab.runs.read import read
+from ...lab.storage import State
+from ...lab.streams.activation_stream import Batch
+from ...lab.streams.token_stream import TokenStream
 from ...lab.text.corpus import Corpus
 from ...lab.text.packing import TokenBatch
 from ..dictionary import Dictionary
 from ..features.feature_set import Example
 from ..features.token_text import token_texts
+from ..sparse_code import SparseCode
 
 
 class Window(NamedTuple):
@@ -111,7 +116,6 @@ class Windows:
         return acts.reshape(self.tokens.shape)
 
 
-@torch.no_grad()
 def read_windows(
     model: HookedModel,
     corpus: Corpus,
@@ -126,54 +130,151 @@ def read_windows(
     Args:
         dictionaries: by name, all of one site; the first one's norm limit holds.
         tokens: how many tokens to read; fewer if the corpus ends.
-        length: tokens a window. Rows are cut from their second token on; a window with an unusable token, two
-            documents or a row above the norm limit is left out.
+        length: tokens a window.
 
     Raises:
         InputError: a dictionary is not of this model, or no window is whole.
     """
-    first = next(iter(dictionaries.values()))
-    place = first.check(model)
-    site, limit = place.site, place.source.norm_limit
-    found: list[Tensor] = []
-    docs: list[Tensor] = []
-    parts: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in dictionaries}
-    count = 0
-    with tqdm(total=tokens, unit="tok", desc="windows", disable=not progress) as bar:
-        for batch, _ in corpus.iterate(None, epochs=1):
-            mask = None if bool(batch.attention.all()) else batch.attention
-            acts = model.capture(batch.tokens, [site], attention_mask=mask)[site].flatten(2).float()
-            whole = _whole(batch, acts, length, limit)
-            cells = _cut(torch.arange(batch.tokens.numel()).view_as(batch.tokens), length)[whole]
-            rows = acts.flatten(0, 1)[cells.flatten().to(acts.device)]
-            for name, dictionary in dictionaries.items():
-                code = dictionary.encode(rows)
-                entries = (t.cpu().numpy() for t in (code.indices, code.rows, code.values))
-                latent, cell, value = (t[code.values.cpu().numpy() > 0] for t in entries)
-                parts[name].append((latent, cell + count, value))
-            found.append(batch.tokens.flatten()[cells])
-            docs.append(batch.doc.flatten()[cells[:, 0]])
-            count += cells.numel()
-            bar.update(cells.numel())
-            if count >= tokens:
-                break
-    if not count:
+    for dictionary in dictionaries.values():
+        dictionary.check(model)
+    collector = WindowCollector(dictionaries, tokens=tokens, length=length)
+    read(TokenStream.reading(model, corpus, collector.sites), collector, description="windows", progress=progress)
+    if not collector.cells:
         raise InputError(
             f"no window of {length} usable tokens lies in one row of {corpus.config.context}: give shorter windows, "
             "or a corpus with longer documents"
         )
-    codes = {name: _matrix(part, (dictionaries[name].n_latents, count)) for name, part in parts.items()}
-    ids = torch.cat(found).numpy()
-    return Windows(
-        ids, torch.cat(docs).numpy(), token_texts(model.tokenizer or corpus.tokenizer, np.unique(ids)), codes
-    )
+    return collector.windows(model.tokenizer or corpus.tokenizer)
 
 
-def _matrix(parts: list[tuple[np.ndarray, ...]], shape: tuple[int, int]) -> csr_array:
-    latent, cell, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    matrix = coo_array((value, (latent, cell)), shape=shape).tocsr()
-    matrix.sort_indices()
-    return matrix
+class WindowCollector:
+    """Cuts token batches into windows and encodes the whole ones: a consumer of a `TokenStream`.
+
+    Rows are cut from their second token on. A window with an unusable token, two documents or a row above the norm
+    limit is left out.
+
+    Args:
+        dictionaries: by name, all of one site; the first one's norm limit holds.
+        tokens: read this many tokens, up to the end of the batch, then be done.
+        length: tokens a window.
+
+    Raises:
+        InputError: `tokens` or `length` is below 1.
+    """
+
+    kind = "measures"
+    needs_text = True
+
+    def __init__(
+        self, dictionaries: Mapping[str, Dictionary], *, tokens: int, length: int, name: str = "windows"
+    ) -> None:
+        if min(tokens, length) < 1:
+            raise InputError(f"windows of {length} tokens, {tokens} tokens in all: both must be at least 1")
+        place = next(iter(dictionaries.values())).place
+        self.sites, self._limit = (place.site,), place.source.norm_limit
+        self.dictionaries, self.length, self.limit, self.name = dict(dictionaries), length, tokens, name
+        self.cells = 0
+        """Tokens of whole windows so far."""
+        self._tokens, self._docs = [torch.empty(0, length, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+        self._codes: dict[str, list[Entries]] = {name: [] for name in dictionaries}
+
+    @property
+    def done(self) -> bool:
+        """True once the tokens asked for have been read."""
+        return self.cells >= self.limit
+
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Tokens read, and tokens asked for."""
+        return self.cells, self.limit
+
+    @torch.no_grad()
+    def step(self, batch: Batch) -> None:
+        """Encode the whole windows of one token batch."""
+        assert batch.source is not None, "served by a TokenStream"
+        text = batch.source.batch
+        acts = batch.source.acts[self.sites[0]].float()
+        whole = _whole(text, acts, self.length, self._limit)
+        cells = _cut(torch.arange(text.tokens.numel()).view_as(text.tokens), self.length)[whole]
+        rows = acts.flatten(0, 1)[cells.flatten().to(acts.device)]
+        codes = {name: Entries.of(dictionary.encode(rows)) for name, dictionary in self.dictionaries.items()}
+        self._append(text.tokens.flatten()[cells], text.doc.flatten()[cells[:, 0]], codes)
+
+    def _append(self, tokens: Tensor, docs: Tensor, codes: Mapping[str, Entries]) -> None:
+        for name, entries in codes.items():
+            self._codes[name].append(entries._replace(cell=entries.cell + self.cells))
+        self._tokens.append(tokens)
+        self._docs.append(docs)
+        self.cells += tokens.numel()
+
+    def merge(self, other: WindowCollector) -> None:
+        """Append the windows of a later stretch of the corpus; exact.
+
+        Raises:
+            InputError: the other has windows of another length, site or other dictionaries.
+        """
+        mine, theirs = ((w.sites, w.length, list(w.dictionaries)) for w in (self, other))
+        if mine != theirs:
+            raise InputError(f"windows of {theirs} do not continue windows of {mine}")
+        self._append(torch.cat(other._tokens), torch.cat(other._docs), other._joined())
+
+    def _joined(self) -> dict[str, Entries]:
+        return {name: Entries.join(parts) for name, parts in self._codes.items()}
+
+    def windows(self, tokenizer: Any) -> Windows:
+        """The windows, with the text of every token."""
+        ids = torch.cat(self._tokens).numpy()
+        codes = {
+            name: entries.matrix((self.dictionaries[name].n_latents, self.cells))
+            for name, entries in self._joined().items()
+        }
+        return Windows(ids, torch.cat(self._docs).numpy(), token_texts(tokenizer, np.unique(ids)), codes)
+
+    def metrics(self) -> dict[str, int | float]:
+        """Tokens read so far."""
+        return {"tokens": self.cells}
+
+    def state_dict(self) -> State:
+        """Tokens, documents and codes of the windows."""
+        codes = {name: entries._asdict() for name, entries in self._joined().items()}
+        return {"cells": self.cells, "tokens": torch.cat(self._tokens), "docs": torch.cat(self._docs), "codes": codes}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue where `state_dict` was taken."""
+        self.cells, self._tokens, self._docs = state["cells"], [state["tokens"]], [state["docs"]]
+        self._codes = {name: [Entries(**entries)] for name, entries in state["codes"].items()}
+
+    def save(self, folder: Path) -> None:
+        """Write nothing: windows are for whoever asked for them."""
+
+
+class Entries(NamedTuple):
+    """Codes above 0 as entries of a matrix [n_latents, cells]."""
+
+    latent: Int64[Tensor, " nnz"]
+    cell: Int64[Tensor, " nnz"]
+    value: Float32[Tensor, " nnz"]
+
+    @classmethod
+    def of(cls, code: SparseCode) -> Entries:
+        """The entries above 0, on the CPU."""
+        active = code.values > 0
+        columns = (code.indices.long(), code.rows.long(), code.values)
+        latent, cell, value = (column[active].cpu() for column in columns)
+        return cls(latent, cell, value)
+
+    @classmethod
+    def join(cls, parts: Sequence[Entries]) -> Entries:
+        """Entries of several parts, one after another."""
+        if not parts:
+            return cls(torch.empty(0).long(), torch.empty(0).long(), torch.empty(0))
+        return cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def matrix(self, shape: tuple[int, int]) -> csr_array:
+        """The matrix, its columns in order."""
+        matrix = coo_array((self.value.numpy(), (self.latent.numpy(), self.cell.numpy())), shape=shape).tocsr()
+        matrix.sort_indices()
+        return matrix
 
 
 def _cut(cells: Tensor, length: int) -> Tensor:

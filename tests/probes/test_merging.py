@@ -8,6 +8,7 @@ from monosem.lab.errors import InputError
 from monosem.lab.models.hooked_model import HookedModel
 from monosem.lab.streams.token_stream import TokenStream
 from monosem.lab.text.corpus import Corpus
+from monosem.probes.fitting.moments import Moments
 from monosem.probes.fitting.streaming import StreamedProbes
 from monosem.probes.labels import Bags, Labels
 from monosem.probes.pooling import PooledTexts
@@ -48,6 +49,20 @@ def test_pooled_texts(model: HookedModel, pooling: str) -> None:
         assert torch.equal(ours.bag, theirs.bag)
     with pytest.raises(InputError, match="merge equal measures"):
         merged.merge(PooledTexts(LABELS, ["resid_post.0"], model, pooling=pooling))
+
+
+def test_moments_of_numbers() -> None:
+    rows = torch.Generator().manual_seed(0)
+    x, y = torch.randn(90, 6, generator=rows), torch.randn(90, 2, generator=rows)
+    whole, first, rest, sent = (Moments(6, 0, 2) for _ in range(4))
+    for moments, part in ((whole, slice(None)), (first, slice(50)), (rest, slice(50, None))):
+        moments.add(x[part], y[part])
+    sent.load_state_dict(rest.state_dict())
+    first.merge(sent)
+    scaling = whole.scaling("coordinate")
+    assert first.rows == whole.rows == 90
+    for ours, theirs in zip(first.cross(scaling), whole.cross(scaling), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_probes_in_closed_form(model: HookedModel) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,18 +13,23 @@ import torch
 import torch.nn.functional as F
 from monosem.lab.errors import InputError
 from monosem.lab.models.hooked_model import HookedModel
+from monosem.lab.rng import generator
 from monosem.lab.runs.consumers import Measuring
 from monosem.lab.runs.first_rows import FirstRows
 from monosem.lab.storage import flatten
 from monosem.lab.streams.token_stream import TokenStream
 from monosem.lab.text.corpus import Corpus
-from monosem.saes.analysis.atoms.inner_product import SecondMoment
+from monosem.saes.analysis.atoms.faithfulness import Faithfulness
+from monosem.saes.analysis.atoms.inner_product import AtomicInnerProduct, SecondMoment
 from monosem.saes.analysis.similarity.moments import GROUPS, CrossMoments
+from monosem.saes.architectures.clt.cross_layer import CrossLayer, CrossLayerConfig
 from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.architectures.topk import TopK
+from monosem.saes.autointerp.windows import WindowCollector
+from monosem.saes.evaluation.clt.scores import CrossLayerReconstruction
 from monosem.saes.evaluation.document_sums import UNITS, DocumentSums
 from monosem.saes.evaluation.reconstruction import Reconstruction
-from monosem.saes.evaluation.special_tokens import SpecialTokens, TokenMeans, conversations
+from monosem.saes.evaluation.special_tokens import FirstConversations, SpecialTokens, TokenMeans, conversations
 from monosem.saes.evaluation.splicing import splices
 from monosem.saes.features.collect import FeatureCollector
 from monosem.saes.features.examples import ExampleTable, FeatureExamples
@@ -172,6 +179,76 @@ def test_splice_losses(model: HookedModel) -> None:
         merged = first.losses.evidence("mine")[name]
         assert merged.value == pytest.approx(evidence.value, rel=1e-12)
         assert merged.interval == pytest.approx(evidence.interval, rel=1e-9)
+
+
+def test_windows_with_their_codes_merge_exactly(model: HookedModel) -> None:
+    make = lambda: WindowCollector({"mine": dictionary(), "other": dictionary(1)}, tokens=10**6, length=5)  # noqa: E731
+    whole, first, rest = measured(model, make)
+    first.merge(restored(rest, make))
+    ours, theirs = first.windows(Letters()), whole.windows(Letters())
+    assert np.array_equal(ours.tokens, theirs.tokens) and np.array_equal(ours.doc, theirs.doc) and len(ours) > 50
+    for name, codes in theirs.codes.items():
+        assert (ours.codes[name] != codes).nnz == 0 and codes.nnz
+    with pytest.raises(InputError, match="do not continue windows"):
+        first.merge(WindowCollector({"mine": dictionary()}, tokens=10, length=5))
+
+
+def test_faithfulness(model: HookedModel) -> None:
+    site = model.site(SITE)
+    _, moment, _ = measured(model, lambda: SecondMoment(site))
+    product = AtomicInnerProduct.of_moment(moment, 1e-3, True)
+    make = lambda: Faithfulness({"mine": dictionary()}, site, product, subjects=("mine",))  # noqa: E731
+    whole, first, rest = measured(model, make)
+    first.merge(restored(rest, make))
+    assert first.metrics() == pytest.approx(whole.metrics(), rel=1e-12)
+    assert first.magnitudes == whole.magnitudes and torch.equal(first.firing["mine"], whole.firing["mine"])
+    with pytest.raises(InputError, match="same dictionaries"):
+        first.merge(Faithfulness({"other": dictionary()}, site, product, subjects=("other",)))
+
+
+def test_cross_layer_reconstruction(model: HookedModel) -> None:
+    transcoder = CrossLayer(CrossLayerConfig(2 * WIDTH, 40, d_out=2 * WIDTH, layers=2, k=4, base="topk"))
+    for name, tensor in transcoder.tensors().items():
+        tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator(0, name)))
+    sites = [f"{kind}.{layer}" for kind in ("resid_mid", "mlp_out") for layer in (0, 1)]
+    made = lambda: CrossLayerReconstruction(transcoder, sites[:2], target=sites[2:])  # noqa: E731
+    whole, first, rest = made(), made(), made()
+    for number, batch in enumerate(TokenStream.reading(model, corpus(), whole.sites)):
+        whole.step(batch)
+        (first if number < 5 else rest).step(batch)
+    first.merge(restored(rest, made))
+    assert first.metrics() == pytest.approx(whole.metrics(), rel=1e-12)
+    assert {name for name in whole.evidence() if name.startswith("l0_")} >= {"l0_resid_mid.0", "l0_resid_mid.1"}
+
+
+def test_first_conversations_merge_exactly(model: HookedModel) -> None:
+    text = corpus(pack=False, long="truncate", keep_first=True, keep_special=True, sort_by_length=False)
+    make = lambda: FirstConversations([model.site(SITE)], 10**6)  # noqa: E731
+    whole, first, rest = make(), make(), make()
+    for number, batch in enumerate(conversations(model, text, [model.site(SITE)])):
+        whole.step(batch)
+        (first if number < 5 else rest).step(batch)
+    first.merge(restored(rest, make))
+    assert first.progress == whole.progress and len(first.parts) == len(whole.parts) > 5
+    for ours, theirs in zip(first.parts, whole.parts, strict=True):
+        assert torch.equal(ours.tokens, theirs.tokens)
+        assert all(torch.equal(ours.acts[site], x) for site, x in theirs.acts.items())
+
+
+def test_every_measure_merges_and_has_its_test() -> None:
+    """The rows of an evaluation are no measure: nulls are fitted on the first, and its measures merge."""
+    root = Path(__file__).parents[2]
+    tests = "".join(path.read_text() for path in (root / "tests").rglob("test_merging.py"))
+    seen = 0
+    for path in [path for room in ("lab", "saes", "probes", "interventions") for path in (root / room).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            measures = isinstance(node, ast.ClassDef) and "kind = 'measures'" in map(ast.unparse, node.body)
+            if measures and node.name != "EvaluationRows":
+                methods = {method.name for method in node.body if isinstance(method, ast.FunctionDef)}
+                assert {"merge", "progress", "state_dict"} <= methods, node.name
+                assert {"Splices": "splices(", "FeatureExamples": "FeatureCollector"}.get(node.name, node.name) in tests
+                seen += 1
+    assert seen >= 9
 
 
 def test_special_tokens_and_their_means(model: HookedModel) -> None:

@@ -107,6 +107,27 @@ class Faithfulness:
         """True once the configured rows have been measured."""
         return self.limit is not None and self.rows >= self.limit
 
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Rows measured, and rows asked for."""
+        return self.rows, self.limit
+
+    def merge(self, other: Faithfulness) -> None:
+        """Add the sums of an equal measure of later rows.
+
+        Raises:
+            InputError: the other measures another site or other dictionaries.
+        """
+        if self.sites != other.sites or list(self.dictionaries) != list(other.dictionaries):
+            raise InputError(f"{other.name} of {', '.join(other.dictionaries)} does not add to {self.name} of"
+                             f" {', '.join(self.dictionaries)}: merge measures of the same dictionaries")  # fmt: skip
+        self.sums.merge(other.sums)
+        for name in self.subjects:
+            self.firing[name] += other.firing[name]
+            ours, theirs = self.magnitudes[name], other.magnitudes[name]
+            self.magnitudes[name] = min(ours[0], theirs[0]), max(ours[1], theirs[1])
+        self.rows += other.rows
+
     def step(self, batch: Batch) -> None:
         """Measure one batch, up to the rows asked for."""
         room = len(batch.origin) if self.limit is None else self.limit - self.rows
