@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -93,15 +94,50 @@ def write_json(path: Path | str, value: Any) -> None:
         beside.write_text(text)
 
 
-def read_json(path: Path | str, what: str = "file") -> Any:
-    """Read JSON; a missing or damaged file is an `InputError` naming it."""
+def read_json(path: Path | str, what: str = "file", *, finite: bool = False) -> Any:
+    """Read JSON, with or without a byte-order mark.
+
+    Args:
+        what: names the kind of file in errors.
+        finite: as `parse_json`.
+
+    Raises:
+        InputError: the file is missing or damaged, or as `parse_json`; names it.
+    """
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"no such {what}: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a {what}: not valid JSON ({error})") from None
+    return parse_json(text, f"{path} is not a {what}:", finite=finite)
+
+
+def parse_json(text: str, where: str, *, finite: bool = False) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        where: opens the sentence of an error, such as `line 3 of rows.jsonl is`.
+        finite: numbers that are not finite become their text (`"NaN"`), so that the value can be written again.
+
+    Raises:
+        InputError: the text is not JSON, is nested too deeply, or holds a whole number of over 4,300 digits.
+    """
+    options: dict[str, Any] = {"parse_constant": str, "parse_float": _finite_or_text} if finite else {}
+    try:
+        return json.loads(text, **options)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} not valid JSON ({error})") from None
+    except RecursionError:
+        raise InputError(f"{where} not readable: its lists or objects are nested too deeply; flatten them") from None
+    except ValueError as error:
+        reason = str(error).partition(";")[0]
+        raise InputError(f"{where} not readable ({reason}): write the number as text") from None
+
+
+def _finite_or_text(text: str) -> float | str:
+    return value if math.isfinite(value := float(text)) else text
 
 
 def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

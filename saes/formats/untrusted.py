@@ -16,12 +16,12 @@ from ...lab.storage import read_json
 
 
 def read_config(path: Path, what: str) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """A JSON file that holds an object; numbers that are not finite become text.
 
     Raises:
         InputError: it is missing, damaged, or holds something else.
     """
-    config = read_json(path, what)
+    config = read_json(path, what, finite=True)
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a {what}: it holds a {type(config).__name__}, expected an object")
     return config

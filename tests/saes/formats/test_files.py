@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -402,6 +403,28 @@ def test_any_damage_is_an_input_error_or_harmless(intact, tmp_path_factory, data
         assert str(copy) in str(refused)
     else:
         assert loaded.encode(x()).n_latents == loaded.n_latents
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["NaN", "-Infinity", "1e999", "9" * 5000, "[" * 100_000 + "]" * 100_000],
+    ids=["nan", "minus infinity", "overflow", "digits", "depth"],
+)
+@pytest.mark.parametrize("kind", ["sae-lens", "sparsify", "dictionary-learning"])
+def test_values_that_json_cannot_hold_are_refused_or_saved_with_the_config(intact, tmp_path, kind, written):
+    whole = tmp_path / "whole"
+    shutil.copytree(intact / kind, whole)
+    config = next(whole.glob("*.json"))
+    told = json.loads(config.read_text())
+    for number, key in enumerate(["l1_coefficient", *(key for key, value in told.items() if isinstance(value, int))]):
+        config.write_text(json.dumps(told | {key: "HERE"}).replace('"HERE"', written))
+        try:
+            dictionary = load(whole)
+        except InputError as refused:
+            assert str(whole) in str(refused)
+        else:
+            dictionary.save(tmp_path / str(number))
+            assert load(tmp_path / str(number)).n_latents == N
 
 
 # --- recognising, writing, the command
