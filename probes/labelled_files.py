@@ -1,19 +1,21 @@
-"""Labelled texts for `monosem probe`: JSON lines, CSV, or a data set of sae-probes."""
+"""Labelled texts for `monosem probe`: JSON lines, a table, or a data set of sae-probes."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..lab.errors import InputError, unknown
-from .labels import Labels
+from ..lab.sequences import is_missing, require_whole
+from ..lab.text.documents import field_of
+from ..lab.text.files import DELIMITERS, LINES, existing, path_and_field, read_records
+from .labels import Labels, classes_of, is_label
 from .tasks.datasets import load_dataset
 
 FIELDS = ("text", "label", "group")
 """What fields are called unless `#` says otherwise."""
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 class TextsToProbe(NamedTuple):
@@ -22,14 +24,30 @@ class TextsToProbe(NamedTuple):
     name: str
     texts: list[str]
     labels: Labels
+    dropped: int = 0
+    """Records left out because their label or their group is missing."""
 
 
-def open_texts(form: str, numbers: bool = False, limit: int | None = None, seed: int = 0) -> TextsToProbe:
-    """The texts that a form names: `sae-probes:NAME`, `PATH.jsonl` or `PATH.csv`, with `#text,label[,group]`.
+class _Unit(NamedTuple):
+    """A text with its label and its group."""
+
+    where: str
+    text: str
+    label: Any
+    group: Any
+
+
+def open_texts(
+    form: str, numbers: bool = False, limit: int | None = None, seed: int = 0, *, drop_missing: bool = False
+) -> TextsToProbe:
+    """The texts that a form names: `sae-probes:NAME`, or a .jsonl, .csv or .tsv file with `#text,label[,group]`.
+
+    All values of a table are text; its labels are numbers if every one of them is written as a number.
 
     Args:
         numbers: labels are numbers to predict.
         limit: of texts: the first of a file, drawn half and half of a data set's classes.
+        drop_missing: leave out records whose label or group is missing, and count them.
 
     Raises:
         InputError: a form or a file that cannot be read, a line without a field, or labels that cannot be learned.
@@ -42,83 +60,63 @@ def open_texts(form: str, numbers: bool = False, limit: int | None = None, seed:
         data = data if limit is None else data.take(limit, seed)
         told = [data.classes[label] for label in data.labels]
         return TextsToProbe(form, data.texts, Labels.of(told, groups=data.texts))
-    place, _, named = form.removeprefix("csv:").removeprefix("jsonl:").partition("#")
-    path = Path(place)
-    reader = (
-        "csv" if form.startswith("csv:") else "jsonl" if form.startswith("jsonl:") else path.suffix.lower().lstrip(".")
-    )
-    if reader not in READERS:
-        raise unknown(
-            "form of labelled texts", form, ["sae-probes:NAME", "FILE.jsonl#text,label", "FILE.csv#text,label"]
-        )
-    if not path.is_file():
-        raise InputError(f"no such file of labelled texts: {path}")
+    units, dropped = _units(form, numbers, limit, drop_missing)
+    labels, groups = [unit.label for unit in units], [unit.group for unit in units]
+    if numbers:
+        return TextsToProbe(form, [unit.text for unit in units], Labels.numbers(labels, groups=groups), dropped)
+    classes_of(labels, lambda row: units[row].where)  # refused here, the line is named
+    return TextsToProbe(form, [unit.text for unit in units], Labels.of(labels, groups=groups), dropped)
+
+
+def _units(form: str, numbers: bool, limit: int | None, drop_missing: bool) -> tuple[list[_Unit], int]:
+    """The texts of a file, and the number of records left out."""
+    kind, colon, rest = form.partition(":")
+    kind, rest = (kind, rest) if colon and kind in (*LINES, *DELIMITERS) else ("", form)
+    path, named = path_and_field(rest)
+    kind = kind or path.rpartition(".")[2].lower()
+    if kind not in (*LINES, *DELIMITERS):
+        forms = ["sae-probes:NAME", *(f"FILE.{name}#text,label" for name in ("jsonl", "csv", "tsv"))]
+        raise unknown("form of labelled texts", form, forms)
+    found = existing(path, "file of labelled texts")
     fields = [part.strip() for part in named.split(",")] if named else list(FIELDS[:2])
     if not 2 <= len(fields) <= 3 or not all(fields):
         raise InputError(
             f"after '#' come the fields of text and label, and of the group if there is one; got {named!r}"
         )
-    texts, labels, groups = [], [], []
-    for where, row in READERS[reader](path):
-        if limit is not None and len(texts) == limit:
+    units: list[_Unit] = []
+    dropped = 0
+    for where, row in read_records(found, kind):
+        if limit is not None and len(units) == limit:
             break
-        values = [_value(row, field, where) for field in fields]
-        texts.append(_text(values[0], fields[0], where))
-        labels.append(_number(values[1], where) if numbers else _label(values[1], where))
-        groups.append(str(values[2]) if len(fields) == 3 else texts[-1])
-    if not texts:
+        unit = _unit(row, fields, where)
+        if is_label(unit.label) and not is_missing(unit.group):
+            units.append(unit)
+        elif drop_missing:
+            dropped += 1
+        else:
+            raise InputError(
+                f"{where} has the label {unit.label!r:.40} in group {unit.group!r:.40}: give a word or a number, or "
+                "leave out lines without (--drop-missing)"
+            )
+    if not units:
         raise InputError(f"{path} holds no text: give one line for each, with fields {', '.join(fields)}")
-    make = Labels.numbers if numbers else Labels.of
-    return TextsToProbe(form, texts, make(labels, groups=groups))
+    if kind in DELIMITERS and all(NUMBER.fullmatch(unit.label.strip()) for unit in units):
+        units = [unit._replace(label=float(unit.label)) for unit in units]
+    return [unit._replace(label=_number(unit)) for unit in units] if numbers else units, dropped
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _unit(row: Any, fields: Sequence[str], where: str) -> _Unit:
+    text, label, *group = (field_of(row, field, where, "name them as FILE#text,label") for field in fields)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where}: field {fields[0]!r} holds {text!r:.40}, which is no text to read")
+    own = (str(group[0]) if isinstance(group[0], Mapping) else group[0]) if group else text
+    return _Unit(where, require_whole(text, f"{where}: field {fields[0]!r}"), label, own)
+
+
+def _number(unit: _Unit) -> float:
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise InputError(f"line {number} of {path} is no JSON object: write one for each text")
-                yield f"line {number} of {path}", row
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a file of JSON lines: {error}") from None
-
-
-def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                yield f"line {reader.line_num} of {path}", row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a CSV file: {error}") from None
-
-
-READERS: dict[str, Callable[[Path], Iterator[tuple[str, Mapping[str, Any]]]]] = {"jsonl": _json_lines, "csv": _csv}
-"""By file name suffix."""
-
-
-def _value(row: Mapping[str, Any], field: str, where: str) -> Any:
-    if row.get(field) is None:
-        there = ", ".join(repr(name) for name, value in row.items() if name and value is not None) or "none"
-        raise InputError(f"{where} has no field {field!r}: the fields there are {there}; name them as FILE#text,label")
-    return row[field]
-
-
-def _text(value: Any, field: str, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: field {field!r} holds {value!r:.40}, which is no text to read")
-    return value
-
-
-def _label(value: Any, where: str) -> str:
-    if isinstance(value, dict | list) or value != value or value == "":
-        raise InputError(f"{where} has the label {value!r:.40}: give a word or a number, or leave the line out")
-    return str(value)
-
-
-def _number(value: Any, where: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{where} has the label {value!r:.40}, which is no number: leave --numbers out") from None
+        return float(unit.label)
+    except ValueError:
+        raise InputError(
+            f"{unit.where} has the label {unit.label!r:.40}, which is no number: leave --numbers out"
+        ) from None

@@ -4,11 +4,14 @@
     rows = PooledRows(x, labels, Source("resid_post.12", pooling="last"))
 
 Rows of one group (an entity, a document, equal texts) are never on both sides of a split, and are resampled together.
+
+Labels that are numerically equal (1, 1.0, true) are one class, named as a whole number where it is one. Labels that mix
+text and numbers are refused, and so are missing ones; the text "nan" is a text like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -19,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..lab.errors import InputError, unknown
+from ..lab.sequences import by_position, integers_of, is_missing, numbers_of, positions_of
 
 LEAST = 5
 """Units of every class that a probe needs, at least."""
@@ -47,27 +51,27 @@ class Labels:
         groups: Sequence[Any] | np.ndarray | Tensor | None = None,
         tokens: Sequence[int] | Tensor | None = None,
     ) -> Self:
-        """Classes from values of any kind, sorted; as text where they are not all of one kind.
+        """Classes from labels that are all text or all numbers, sorted; other values count as their text.
 
         Args:
+            values: one label a unit: a list, an array, a tensor, or a column of a table, read by position.
             groups: one value a unit; None makes every unit a group of its own.
 
         Raises:
-            InputError: lengths differ, a label is nan or missing, there is one class, or a class has under 5 units.
+            InputError: lengths differ, a label or a group is missing or infinite, labels mix text and numbers, there is
+                one class, or a class has under 5 units.
         """
-        told = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        _check_finite(told, "labels")
-        names, y = np.unique(told if told.dtype != object else told.astype(str), return_inverse=True)
+        names, y = classes_of(by_position(values, "labels"))
         if len(names) < 2:
-            shown = f"every unit is labelled {names[0]}" if len(names) else "there is no label"
+            shown = f"every unit is labelled {names[0]}" if names else "there is no label"
             raise InputError(f"a probe needs labels of at least two classes: {shown}")
-        counts = np.bincount(y.reshape(-1))
+        counts = np.bincount(y)
         if counts.min() < LEAST:
             raise InputError(
                 f"only {counts.min()} units are labelled {names[counts.argmin()]}: a probe needs at least {LEAST} of "
                 "each class (for numbers to predict use Labels.numbers)"
             )
-        return cls(torch.from_numpy(y.reshape(-1)), tuple(map(str, names.tolist())), *_beside(len(y), groups, tokens))
+        return cls(torch.from_numpy(y), names, *_beside(len(y), groups, tokens))
 
     @classmethod
     def numbers(
@@ -80,11 +84,15 @@ class Labels:
         """Numbers to predict, [units] or [units, outputs].
 
         Raises:
-            InputError: lengths differ, fewer than 5 units, a number is not finite, or one output never changes.
+            InputError: lengths differ, fewer than 5 units, a number is missing or not finite, or one output never
+                changes.
         """
-        told = np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+        told = numbers_of(values, "numbers to predict")
         told = told[:, None] if told.ndim == 1 else told
-        _check_finite(told, "numbers to predict")
+        finite = np.isfinite(told).all(1)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise _missing("numbers to predict", told[row].tolist(), f"row {row}", int((~finite).sum()), len(told))
         if len(told) < LEAST or not (told.std(0) > 0).all():
             raise InputError(
                 f"{len(told)} units with spreads {told.std(0).tolist() if len(told) else 'none'} cannot be predicted: "
@@ -115,7 +123,7 @@ class Labels:
 
     def take(self, units: Sequence[int] | Tensor | np.ndarray) -> Labels:
         """The labels of some units, in their order."""
-        index = torch.as_tensor(units)
+        index = positions_of(units, "units to take")
         tokens = None if self.tokens is None else self.tokens[index]
         return Labels(self.y[index], self.classes, self.groups[index], tokens)
 
@@ -179,7 +187,8 @@ class PooledRows:
 
     def take(self, units: Sequence[int] | Tensor | np.ndarray) -> PooledRows:
         """Some units, in their order."""
-        return replace(self, x=self.x[torch.as_tensor(units)], labels=self.labels.take(units))
+        index = positions_of(units, "units to take")
+        return replace(self, x=self.x[index], labels=self.labels.take(index))
 
     def relabelled(self, labels: Labels) -> PooledRows:
         """Copy of the rows with other labels."""
@@ -218,7 +227,7 @@ class Bags:
 
     def take(self, units: Sequence[int] | Tensor | np.ndarray) -> Bags:
         """Some bags, in their order."""
-        index = torch.as_tensor(units)
+        index = positions_of(units, "bags to take")
         ends = self.sizes.cumsum(0)
         places = [torch.arange(int(ends[i] - self.sizes[i]), int(ends[i])) for i in index]
         bag = torch.repeat_interleave(torch.arange(len(index)), self.sizes[index])
@@ -253,23 +262,86 @@ def keep_largest(table: Tensor, place: Int[Tensor, " rows"], x: Tensor) -> Tenso
     return table.scatter_reduce_(0, index, x, "amax")
 
 
+def classes_of(
+    values: Sequence[Any], where: Callable[[int], str] = "row {}".format
+) -> tuple[tuple[str, ...], Int[np.ndarray, " units"]]:
+    """Names of the classes, sorted, and the class of every unit; see the rules at the head of this module.
+
+    Args:
+        where: names a unit in errors, given its number from 0.
+
+    Raises:
+        InputError: a label is missing, infinite, empty, or no single value, or labels mix text and numbers.
+    """
+    bad = [row for row, value in enumerate(values) if not is_label(value)]
+    if bad:
+        raise _missing("labels", values[bad[0]], where(bad[0]), len(bad), len(values))
+    number = [isinstance(value, bool | int | float) for value in values]
+    if len(set(number)) > 1:
+        text, digits = number.index(False), number.index(True)
+        raise InputError(
+            f"labels mix text ({values[text]!r:.40} in {where(text)}) and numbers ({values[digits]!r} in "
+            f"{where(digits)}): write all of them as text or all as numbers"
+        )
+    if not all(number):
+        values = [str(value) for value in values]
+    name = str if all(isinstance(value, str | bool) for value in values) else _number_name
+    classes = sorted(set(values))
+    place = {value: number for number, value in enumerate(classes)}
+    return tuple(map(name, classes)), np.array([place[value] for value in values], dtype=np.int64)
+
+
+def is_label(value: Any) -> bool:
+    """True unless the value is missing, infinite, an empty text, a list or a mapping."""
+    return not (
+        is_missing(value) or value == "" or isinstance(value, dict | list | tuple) or value in (np.inf, -np.inf)
+    )
+
+
+def labelled(values: Any) -> Int[Tensor, " some"]:
+    """Positions of the labels that are there, to leave the other units out of labels and rows alike.
+
+    >>> kept = labelled(table["label"])
+    >>> rows = PooledRows(x[kept], Labels.of(table["label"].iloc[kept.tolist()]))
+    """
+    told = by_position(values, "labels")
+    return torch.tensor([row for row, value in enumerate(told) if is_label(value)], dtype=torch.int64)
+
+
+def group_numbers(groups: Any, n: int) -> Int[np.ndarray, " units"]:
+    """The number of every unit's group, from 0; groups are equal where their values are.
+
+    Raises:
+        InputError: not one group a unit, or a group is missing; names its row, from 0.
+    """
+    told = by_position(groups, "groups")
+    if len(told) != n:
+        raise InputError(f"{len(told)} groups were given for {n} labels: give one a unit")
+    bad = [row for row, value in enumerate(told) if is_missing(value)]
+    if bad:
+        raise _missing("groups", told[bad[0]], f"row {bad[0]}", len(bad), n)
+    if any(isinstance(value, list | tuple) for value in told):
+        return np.unique(np.array(told), axis=0, return_inverse=True)[1].reshape(-1)
+    numbers = all(isinstance(value, bool | int | float) for value in told)
+    return np.unique(told if numbers else list(map(str, told)), return_inverse=True)[1].reshape(-1)
+
+
+def _number_name(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def _missing(what: str, value: Any, where: str, count: int, of: int) -> InputError:
+    return InputError(
+        f"{where} of the {what} is missing or cannot be used ({value!r:.40}), {count} of {of} in all: leave those "
+        "units out (probes.labels.labelled gives the others; monosem probe has --drop-missing)"
+    )
+
+
 def _beside(
     n: int, groups: Sequence[Any] | np.ndarray | Tensor | None, tokens: Sequence[int] | Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Groups numbered from 0, and token counts, one a unit."""
-    for name, given in (("groups", groups), ("token counts", tokens)):
-        if given is not None and len(given) != n:
-            raise InputError(f"{len(given)} {name} were given for {n} labels: give one a unit")
-    if groups is None:
-        numbers = np.arange(n)
-    else:
-        told = groups.cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
-        numbers = np.unique(told, return_inverse=True)[1].reshape(-1)
-    return torch.from_numpy(numbers), None if tokens is None else torch.as_tensor(tokens, dtype=torch.int64)
-
-
-def _check_finite(told: np.ndarray, what: str) -> None:
-    numbers = told.dtype.kind == "f" or told.dtype == object
-    missing = [v is None or (isinstance(v, float) and not np.isfinite(v)) for v in told.reshape(-1)] if numbers else ()
-    if any(missing):
-        raise InputError(f"{sum(missing)} of {told.size} {what} are nan, infinite or missing: leave those units out")
+    counts = None if tokens is None else integers_of(tokens, "token counts")
+    if counts is not None and len(counts) != n:
+        raise InputError(f"{len(counts)} token counts were given for {n} labels: give one a unit")
+    return torch.from_numpy(np.arange(n) if groups is None else group_numbers(groups, n)), counts

@@ -21,6 +21,7 @@ from ..lab.models.hooked_model import HookedModel
 from ..lab.models.sites import PATH, Site
 from ..lab.runs.read import read
 from ..lab.runs.run import Run
+from ..lab.sequences import texts_of
 from ..lab.streams.activation_stream import ActivationStream, StreamConfig
 from ..lab.text.corpus import Corpus
 from ..lab.text.tokenization import TextTokenizer
@@ -164,7 +165,7 @@ def text_stream(
 ) -> ActivationStream:
     """One pass over the texts, each a document of its own."""
     context = config.tokens + int(TextTokenizer(model.tokenizer).bos is not None)
-    corpus = Corpus(list(texts), model.tokenizer, context=context, pack=False, long="truncate",
+    corpus = Corpus(texts_of(texts), model.tokenizer, context=context, pack=False, long="truncate",
                     batch_rows=config.batch, keep_first=True)  # fmt: skip
     options = StreamConfig(BATCH, 2 * BATCH, epochs=1, max_norm_multiple=config.max_norm_multiple)
     return ActivationStream(model, corpus, list(dict.fromkeys(sites)), config=options)
@@ -197,7 +198,8 @@ def probe_sweep(
     """
     read, config = read or ReadConfig(), config or MeasureConfig()
     require_kinds(kinds)
-    told = labels if isinstance(labels, Labels) else Labels.of(labels, groups=list(texts))
+    texts = texts_of(texts)
+    told = labels if isinstance(labels, Labels) else Labels.of(labels, groups=texts)
     if len(told) != len(texts):
         raise InputError(f"{len(texts)} texts and {len(told)} labels were given: give one label a text")
     config.splits(told)  # what cannot be split should not wait for the model
@@ -276,6 +278,7 @@ def read_tokens(model: HookedModel, texts: Sequence[str], read: ReadConfig) -> T
     Raises:
         InputError: a text without one.
     """
+    texts = texts_of(texts)
     tokens = TextTokens.of(TextTokenizer(model.tokenizer), texts, read.tokens)
     held = torch.bincount(tokens.text, minlength=len(texts))
     if len(empty := (held == 0).nonzero()):

@@ -24,6 +24,7 @@ from ..lab.errors import InputError, unknown
 from ..lab.models.fingerprint import parameter_hash
 from ..lab.models.hooked_model import HookedModel
 from ..lab.models.sites import Site
+from ..lab.sequences import integers_of
 from ..lab.storage import State, read_json, read_tensors, write_json, write_tensors
 from ..lab.streams.activation_stream import Batch
 from ..saes.dictionary import Dictionary
@@ -64,7 +65,7 @@ class PooledTexts:
         *,
         pooling: str = "last",
         dictionaries: Sequence[Dictionary] = (),
-        documents: Int[Tensor, " units"] | None = None,
+        documents: Sequence[int] | Int[Tensor, " units"] | None = None,
         heads: bool = False,
         name: str = "texts",
     ) -> None:
@@ -82,7 +83,7 @@ class PooledTexts:
             **{str(site): (site, None) for site in named},
             **{f"{site}{CODES}": (site, one) for site, one in self._codes.items()},
         }
-        ids = torch.arange(len(labels)) if documents is None else torch.as_tensor(documents)
+        ids = torch.arange(len(labels)) if documents is None else integers_of(documents, "documents")
         if len(ids) != len(labels) or len(ids.unique()) != len(ids):
             raise InputError(
                 f"{len(ids.unique())} different documents for {len(labels)} labels: give one document each"

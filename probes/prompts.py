@@ -14,6 +14,7 @@ from ..lab.errors import InputError
 from ..lab.models.hooked_model import HookedModel
 from ..lab.models.hooks import Hook
 from ..lab.models.sites import Site
+from ..lab.sequences import texts_of
 from ..lab.text.tokenization import TextTokenizer
 
 
@@ -132,6 +133,7 @@ def read_texts(
     """
     tokenizer = TextTokenizer(model.tokenizer)
     begin = 0 if tokenizer.bos is None else 1
+    texts = texts_of(texts)
     prompts = [Prompt(ids[: begin + tokens], 0) for ids, _ in mark(tokenizer, [(text, "") for text in texts])]
     rows, owners = [], []
     passes = read_prompts(model, [site], prompts, batch=batch, description="read texts", unit="text", progress=progress)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..lab.models.hooked_model import HookedModel
+from ..lab.sequences import texts_of
 from ..lab.text.tokenization import TextTokenizer
 from ..saes.dictionary import Dictionary
 from .labels import Bags, Labels
@@ -44,7 +45,7 @@ def score_tokens(
     Raises:
         InputError: the probe is of another model, or a text has no token.
     """
-    read = read or ReadConfig()
+    read, texts = read or ReadConfig(), texts_of(texts)
     site = probe.matching_site(model)
     tokens = read_tokens(model, texts, read)
     labels = Labels(torch.zeros(len(texts), dtype=torch.int64), ("all",), torch.arange(len(texts)))

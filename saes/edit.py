@@ -36,6 +36,7 @@ from torch import Tensor
 from ..lab.errors import InputError
 from ..lab.models.hooks import Hook
 from ..lab.models.sites import PATH, Site
+from ..lab.sequences import positions_of
 from ..lab.text.packing import TokenBatch
 from .dictionary import Block, Dictionary
 from .sparse_code import SparseCode
@@ -146,7 +147,7 @@ class Edit(Generic[Key]):
         Raises:
             InputError: as `codes`, or latents that the dictionary has not or that are named twice.
         """
-        chosen = torch.as_tensor(latents, dtype=torch.int64).reshape(-1)
+        chosen = positions_of([latents] if isinstance(latents, int) else latents, "latents")
         outside = chosen[(chosen < 0) | (chosen >= dictionary.n_latents)].tolist()
         if outside or len(chosen.unique()) < len(chosen):
             wrong = f"latent {outside[0]} is none of them" if outside else "a latent is named twice"

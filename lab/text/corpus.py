@@ -12,6 +12,7 @@ Choices:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -294,8 +295,28 @@ class Corpus:
         parts = [self.source.name, asdict(self.config), self.tokenizer.fingerprint()["hash"]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
+    def check(self) -> None:
+        """Read every document once, if they lie in a file or in memory, and of every order of roles one conversation.
+
+        The fingerprint begins with this check, so that training on the corpus does not begin with a bad document
+        ahead. Documents that are streamed or generated are checked when they are read.
+
+        Raises:
+            InputError: a document that cannot be read, or a conversation that the chat template refuses; names it.
+        """
+        if not getattr(self.source, "at_hand", False):
+            return
+        known: set[tuple[str, ...]] = set()
+        for document in itertools.islice(self.source.read(), self.config.limit):
+            content = document.content
+            roles = tuple(message["role"] for message in content) if not isinstance(content, str) else ("user",)
+            if roles not in known and (self.config.chat or not isinstance(content, str)):
+                self._text(document)
+                known.add(roles)
+
     @cached_property
     def _source_fingerprint(self) -> dict[str, Any]:
+        self.check()
         return self.source.fingerprint()
 
     @property

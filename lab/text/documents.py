@@ -1,4 +1,8 @@
-"""`Source` yields `Document`s, each with a stable ordinal from which reading can start."""
+"""`Source` yields `Document`s, each with a stable ordinal from which reading can start.
+
+Every source takes its content through `content_of`, so that texts and conversations are checked alike everywhere: a
+text is a whole string, and the content of a message is one text, its text parts joined.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ..errors import InputError
+from ..sequences import is_missing, require_whole
 
 Conversation = list[dict[str, Any]]
-"""Chat messages, each with at least `role` and `content`."""
+"""Chat messages, each with at least `role` and `content`, both text."""
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of the parts of a message that hold text."""
 
 
 class Document(NamedTuple):
@@ -30,6 +37,7 @@ class Source(Protocol):
 
     name: str
     """The text form, such as `docs:` or `jsonl:rows.jsonl#body`."""
+    # at_hand: bool, True where a source has it and all documents lie in a file or in memory (see `Corpus.check`)
 
     def read(self, start: int = 0) -> Iterator[Document]:
         """The documents whose id is at least `start`, in order, without the cost of those before."""
@@ -41,7 +49,7 @@ class Source(Protocol):
 
 
 def content_of(row: object, field: str | None, where: str) -> str | Conversation:
-    """The text or conversation in one row of a data set.
+    """The text or conversation in one row of a data set; text parts of a message are joined.
 
     Args:
         row: text, a list of messages, or a mapping that holds one of them.
@@ -49,23 +57,39 @@ def content_of(row: object, field: str | None, where: str) -> str | Conversation
         where: names the row in errors.
 
     Raises:
-        InputError: the field is missing (names those there are) or holds something else.
+        InputError: the field is missing (names those there are) or holds something else; a text with half a character;
+            a message without a role, without content, or with a part that is no text.
     """
     if isinstance(row, Mapping):
         key = field or ("messages" if "messages" in row else "text")
-        if key not in row:
-            there = ", ".join(map(repr, row)) or "none"
-            raise InputError(f"{where} has no field {key!r}: the fields there are {there}; choose one after '#'")
-        row, where = row[key], f"field {key!r} of {where}"
+        row, where = field_of(row, key, where), f"field {key!r} of {where}"
     if isinstance(row, str):
-        try:
-            row.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{where} holds half a character (a lone surrogate) at {error.start}: repair it") from None
-        return row
+        return require_whole(row, where)
+    if hasattr(row, "tolist"):  # conversations in the cells of a table that was read from parquet
+        row = row.tolist()  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(row, list | tuple):
         return _conversation(list(row), where)
+    if is_missing(row):
+        raise InputError(f"{where} is missing ({row!r}): leave that document out, or give it text")
     raise InputError(f"{where} holds {type(row).__name__}, not text or a list of messages")
+
+
+def field_of(row: object, field: str, where: str, hint: str = "choose one after '#'") -> Any:
+    """The value of a field in a record.
+
+    Args:
+        where: names the record in errors.
+        hint: names the way to choose another field.
+
+    Raises:
+        InputError: the record has no fields, or not this one (names those there are).
+    """
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where} is {type(row).__name__} {row!r:.40} and no object with fields: write one a text")
+    if field not in row:
+        there = ", ".join(map(repr, row)) or "none"
+        raise InputError(f"{where} has no field {field!r}: the fields there are {there}; {hint}")
+    return row[field]
 
 
 def _conversation(messages: list[Any], where: str) -> Conversation:
@@ -74,7 +98,35 @@ def _conversation(messages: list[Any], where: str) -> Conversation:
     for number, message in enumerate(messages):
         if not (isinstance(message, Mapping) and {"role", "content"} <= set(message)):
             raise InputError(f"message {number} of {where} is not a mapping with 'role' and 'content': {message!r:.80}")
-    return [dict(message) for message in messages]
+    return [_message(message, f"message {number} of {where}") for number, message in enumerate(messages)]
+
+
+def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A message with one text as its content; without any, where it calls tools instead."""
+    role, content = message["role"], message["content"]
+    if not isinstance(role, str) or not role.strip():
+        raise InputError(f"{where} has the role {role!r:.40}: give text, such as 'user'")
+    if hasattr(content, "tolist"):
+        content = content.tolist()
+    if is_missing(content) and message.get("tool_calls"):
+        content = ""
+    elif isinstance(content, list | tuple):
+        content = "".join(_part(part, f"part {number} of {where}") for number, part in enumerate(content))
+    elif not isinstance(content, str):
+        held = "no content" if is_missing(content) else f"content of type {type(content).__name__}"
+        raise InputError(f"{where} has {held} ({content!r:.40}): give text, or leave the conversation out")
+    return {**message, "role": require_whole(role, where), "content": require_whole(content, where)}
+
+
+def _part(part: object, where: str) -> str:
+    if isinstance(part, Mapping):
+        kind = part.get("type", "text")
+        if kind not in TEXT_PARTS:
+            raise InputError(f"{where} is of type {kind!r:.40}, and only text is read: leave the conversation out")
+        part = part.get("text")
+    if not isinstance(part, str):
+        raise InputError(f"{where} holds {part!r:.40}, which is no text: leave the part out")
+    return part
 
 
 def content_key(content: str | Conversation) -> str:

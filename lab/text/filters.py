@@ -21,6 +21,7 @@ class Deduplicated:
     def __init__(self, source: Source, n: int) -> None:
         self.name, self._source, self._n = source.name, source, n
         self._seen: set[bytes] = set()
+        self.at_hand = getattr(source, "at_hand", False)
         self._undecided = 0  # the smallest id that has not been looked at
         self.repeats: set[int] = set()
         """Ids of the documents left out so far."""
@@ -64,6 +65,7 @@ class Without:
 
     def __init__(self, source: Source, ids: Collection[int]) -> None:
         self.name, self._source, self._ids = source.name, source, frozenset(ids)
+        self.at_hand = getattr(source, "at_hand", False)
 
     def read(self, start: int = 0) -> Iterator[Document]:
         """The other documents, from `start` on."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -25,37 +28,68 @@ class HubSource:
             raise InputError("hf: names no data set: write hf:NAME, for example hf:NeelNanda/pile-10k")
         parts = f"hf:{name}:{config}:{split}".rstrip(":")
         self.name = parts + (f"#{field}" if field else "")
-        self._dataset, self._config, self._split, self._field = name, config, split or "train", field
+        self._dataset = str(Path(name).expanduser()) if name.startswith("~") else name
+        self._config, self._split, self._field = config, split or "train", field
 
     @cached_property
     def _builder(self) -> Any:
         from datasets import load_dataset_builder
 
-        try:
+        with self._readable():
             return load_dataset_builder(self._dataset, self._config or None)
-        except (OSError, ValueError) as error:
-            raise self._unusable(error) from error
 
     @cached_property
     def _rows(self) -> Any:
-        try:
-            return self._builder.as_streaming_dataset(split=self._split)
-        except (OSError, ValueError) as error:
-            raise self._unusable(error) from error
+        builder = self._builder
+        with self._readable():
+            return builder.as_streaming_dataset(split=self._split)
 
-    def _unusable(self, error: Exception) -> InputError:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
+    @contextmanager
+    def _readable(self, where: str = "") -> Iterator[None]:
+        """Turn what `datasets` and the readers below it raise into one sentence.
+
+        Those are errors of the network, of files (pyarrow's are ValueErrors), of the hub's data sets with a loading
+        script (RuntimeError), of packages for formats that are not installed, and of values beyond a type.
+        """
+        from datasets.exceptions import DatasetsError
+
+        failures = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError, LookupError, TypeError)
+        try:
+            yield
+        except (DatasetsError, *failures) as error:
+            raise self._unusable(error, where) from error
+
+    def _unusable(self, error: BaseException, where: str) -> InputError:
+        cause = error
+        while type(cause).__name__.startswith("Dataset") and (cause.__cause__ or cause.__context__) is not None:
+            cause = cause.__cause__ or cause.__context__ or cause  # "an error occurred while generating the dataset"
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+        if "scripts are no longer supported" in reason:
+            return InputError(
+                f"{self.name} has a loading script, which the datasets library no longer runs ({reason}): name a "
+                "copy of its files (hf:FOLDER with parquet, json or csv), or write them as jsonl:PATH"
+            )
         return InputError(
-            f"cannot read {self.name}: {reason}; the form is hf:NAME[:config][:split][#field], and "
+            f"cannot read {where}{self.name}: {reason}; the form is hf:NAME[:config][:split][#field], and "
             "NAME must be reachable on the hub, in the local cache, or a folder"
         )
 
     def read(self, start: int = 0) -> Iterator[Document]:
-        """The rows from the `start`-th on; those before are skipped by the `datasets` library."""
-        rows = self._rows.skip(start) if start else self._rows
-        for number, row in enumerate(rows, start):
-            where = f"row {number} of {self.name}"
-            yield Document(number, content_of(row, self._field, where), where)
+        """The rows from the `start`-th on; those before are skipped by the `datasets` library.
+
+        Raises:
+            InputError: the data set cannot be opened, has a loading script, or breaks at a row; names it.
+        """
+        opened = self._rows
+        with self._readable():
+            rows = iter(opened.skip(start) if start else opened)
+        for number in itertools.count(start):
+            where = f"row {number} of "
+            with self._readable(where):
+                row = next(rows, None)
+            if row is None:
+                return
+            yield Document(number, content_of(row, self._field, where + self.name), where + self.name)
 
     def fingerprint(self) -> dict[str, Any]:
         """Version of the data set in `datasets`: the hub's revision, or size and time of local files."""

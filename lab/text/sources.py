@@ -21,21 +21,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, unknown
+from ..sequences import by_position
 from .conversations import open_chats
 from .docs import DocsSource
 from .documents import Document, Source, content_key, content_of
-from .files import JsonLines, TextFiles
+from .files import JsonLines, TextFiles, path_and_field
 from .hub import HubSource
 
 
 class Rows:
-    """Documents given as Python values. A one-shot iterator is read into memory once, at the start."""
+    """Documents given as Python values, read by position; a DataFrame gives a mapping a row.
 
-    name = "rows:"
+    A data set of `datasets` stays where it is; a one-shot iterator is read into memory once, at the start.
+    """
+
+    name, at_hand = "rows:", True
 
     def __init__(self, rows: Iterable[object]) -> None:
-        indexed = hasattr(rows, "__getitem__") and hasattr(rows, "__len__")
-        self._rows: Any = rows if indexed else list(rows)
+        self._rows: Any = _indexed(rows)
 
     def read(self, start: int = 0) -> Iterator[Document]:
         """The rows from the `start`-th on."""
@@ -51,20 +54,22 @@ class Rows:
         return {"hash": digest.hexdigest(), "rows": len(self._rows)}
 
 
-def _path_and_field(text: str) -> tuple[str, str | None]:
-    """Split `PATH#field`; a '#' that is part of an existing path stays in it."""
-    path, hash_sign, field = text.rpartition("#")
-    if not hash_sign or Path(text).expanduser().exists():
-        return text, None
-    return path, field or None
+def _indexed(rows: Any) -> Any:
+    """The rows as something that an integer indexes by position."""
+    for method, arguments in {"to_dicts": (), "to_dict": ("records",)}.items():  # polars, pandas
+        if hasattr(rows, "columns") and hasattr(rows, method):
+            return getattr(rows, method)(*arguments)
+    column = any(hasattr(rows, name) for name in ("tolist", "to_pylist"))
+    indexed = hasattr(rows, "__getitem__") and hasattr(rows, "__len__")
+    return rows if indexed and not column else by_position(rows, "texts")
 
 
 def _json_lines(rest: str) -> Source:
-    return JsonLines(*_path_and_field(rest))
+    return JsonLines(*path_and_field(rest))
 
 
 def _hub(rest: str) -> Source:
-    form, field = _path_and_field(rest)
+    form, field = path_and_field(rest)
     name, *parts = form.split(":")
     if len(parts) > 2:
         raise InputError(f"hf:{rest} has too many parts: the form is hf:NAME[:config][:split][#field]")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..sequences import texts_of
 from .documents import Conversation
 
 
@@ -64,17 +65,22 @@ class TextTokenizer:
         return np.array(sorted(ids), dtype=np.int64)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each text (int64), with no special token added and nothing cut off."""
+        """Token ids of each text (int64), with no special token added and nothing cut off.
+
+        Raises:
+            InputError: a value is no text, or holds half a character; names its row, from 0.
+        """
+        texts = texts_of(texts)
         if hasattr(self._tokenizer, "backend_tokenizer"):
             rows = self._tokenizer(
-                list(texts),
+                texts,
                 add_special_tokens=False,
                 return_attention_mask=False,
                 truncation=False,
                 verbose=False,
             )["input_ids"]
         elif self._takes_lists:
-            rows = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+            rows = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         else:
             rows = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
         return [np.asarray(row, dtype=np.int64) for row in rows]
@@ -85,13 +91,27 @@ class TextTokenizer:
         return self._tokenizer.decode([i for i in map(int, ids) if i not in special])
 
     def render(self, messages: Conversation, where: str, *, asks: bool = False) -> str:
-        """A conversation through the chat template, as text; `asks` opens the assistant's next turn."""
+        """A conversation through the chat template, as text; `asks` opens the assistant's next turn.
+
+        Raises:
+            InputError: the tokenizer has no chat template, or its template refuses the conversation; names `where`.
+        """
         if not getattr(self._tokenizer, "chat_template", None):
             raise InputError(
                 f"{where} is a conversation, but {self.label} has no chat template: give an instruct model's "
                 "tokenizer or set tokenizer.chat_template"
             )
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        from jinja2 import TemplateError
+
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            roles = ", ".join(str(message.get("role")) for message in messages[:8]) + ", ..." * (len(messages) > 8)
+            raise InputError(
+                f"{where} does not fit the chat template of {self.label} ({reason}): its roles are {roles}; change "
+                "them or leave the conversation out"
+            ) from error
 
     @property
     def label(self) -> str:

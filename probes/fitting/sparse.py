@@ -20,12 +20,12 @@ from torch import Tensor
 from ...lab.errors import InputError
 from ...lab.evidence import Evidence, bootstrap
 from ...lab.rng import derive_seed
+from ...lab.sequences import by_position
+from ..labels import LEAST, classes_of, group_numbers
 from .logistic import solve_logistic
 from .splits import folds_of_share, group_folds
 
 Rows = np.ndarray
-LEAST = 5
-"""Rows of each class that a training and a test split need between them, at least."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,8 @@ def sparse_probe(
     """
     config = config or SparseProbeConfig()
     z, dense, y = _checked(latents, x, labels, config)
-    ids = np.unique(dense if groups is None else np.asarray(groups), axis=0, return_inverse=True)[1].reshape(-1)
-    if len(ids) != len(y):
-        raise InputError(f"{len(ids)} groups were given for {len(y)} labels: give one a row")
+    own = groups is None
+    ids = np.unique(dense, axis=0, return_inverse=True)[1].reshape(-1) if own else group_numbers(groups, len(y))
     train, test = split(y, ids, config)
     data = _Split(y, train, test, ids[test], config)
     centred = dense - dense[train].mean(0)
@@ -253,21 +252,17 @@ def _checked(
     latents: Tensor, x: Tensor, labels: Sequence[Any] | Tensor, config: SparseProbeConfig
 ) -> tuple[Rows, Rows, Rows]:
     z, dense = (t.detach().float().cpu().numpy() for t in (latents, x))
-    told = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    told = by_position(labels, "labels")
     if not len(z) == len(dense) == len(told):
         raise InputError(f"{len(z)} rows of latents, {len(dense)} of x and {len(told)} labels: give one label a row")
-    if told.dtype.kind == "f" and not np.isfinite(told).all():
-        raise InputError(f"{(~np.isfinite(told)).sum()} labels are nan or infinite: leave those rows out")
-    classes, y = np.unique(told, return_inverse=True)
+    classes, y = classes_of(told)
     if len(classes) != 2:
-        shown = ", ".join(map(str, classes[:6])) + (", ..." if len(classes) > 6 else "")
+        shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
         raise InputError(f"a probe needs labels of two classes, got {len(classes)} ({shown})")
     counts = np.bincount(y)
     if counts.min() < LEAST:
         least = classes[counts.argmin()]
-        raise InputError(
-            f"only {counts.min()} rows are labelled {least!s}: a probe needs at least {LEAST} of each class"
-        )
+        raise InputError(f"only {counts.min()} rows are labelled {least}: a probe needs at least {LEAST} of each class")
     for name, values in {"latents": z, "x": dense}.items():
         if not np.isfinite(values).all():
             bad = int((~np.isfinite(values)).any(1).sum())

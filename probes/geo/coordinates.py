@@ -25,6 +25,7 @@ from jaxtyping import Float64, Int64
 from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence, bootstrap
 from ...lab.rng import derive_seed
+from ...lab.sequences import numbers_of
 from .places import EARTH_KM, Places, great_circle_km, unit_vectors
 
 Rows = Float64[np.ndarray, "places d"]
@@ -67,6 +68,7 @@ def spatial_blocks(
     """
     from sklearn.cluster import KMeans
 
+    positions = numbers_of(positions, "positions")
     if len(positions) < 2 * blocks:
         raise InputError(
             f"{blocks} blocks need at least {2 * blocks} places and there are {len(positions)}: lower blocks"
@@ -82,7 +84,7 @@ def coordinate_scores(x: Rows, places: Places, config: CoordinateProbe | None = 
     Raises:
         InputError: not one row a place, values that are not finite, or too few places for the blocks.
     """
-    config = config or CoordinateProbe()
+    config, x = config or CoordinateProbe(), numbers_of(x, "activations")
     if len(x) != len(places):
         raise InputError(f"{len(x)} rows of activations were given for {len(places)} places: give one a place")
     if not np.isfinite(x).all():

@@ -28,6 +28,8 @@ from jaxtyping import Bool, Float64, Int64
 from ...lab.errors import InputError
 from ...lab.evidence import Evidence, bootstrap
 from ...lab.rng import derive_seed
+from ...lab.sequences import integers_of, numbers_of
+from ..labels import group_numbers
 from .reading import Values, columns_of, live_units, n_units
 from .statistics import adjusted, geary, getis_ord, local_moran, moran, permuted_p
 from .weights import Weights, best_possible
@@ -148,6 +150,7 @@ def measure_geography(
         InputError: no values of the form `name`, or as `statistics.moran`.
     """
     config = config or SpatialConfig()
+    regions, blocks = group_numbers(regions, len(regions)), integers_of(blocks, "blocks").numpy()
     if "name" not in values:
         raise InputError(f"values of the prompts 'name' are needed, got {', '.join(values) or 'none'}")
     rng = np.random.default_rng(derive_seed(config.seed, "geography nulls"))
@@ -171,7 +174,7 @@ def measure_geography(
 
 def residualised(values: Values, groups: Int64[np.ndarray, " places"]) -> Values:
     """Values less the mean over the places of the same group, dense."""
-    x = columns_of(values, slice(None)).astype(np.float32)
+    x, groups = columns_of(values, slice(None)).astype(np.float32), group_numbers(groups, len(groups))
     groups = np.unique(groups, return_inverse=True)[1]
     sums = np.zeros((groups.max() + 1, x.shape[1]), np.float64)
     np.add.at(sums, groups, x)
@@ -190,6 +193,7 @@ def moran_interval(
 
     A place that is drawn brings its neighbours' values along: I is the slope of those on its own.
     """
+    x, blocks = numbers_of(x, "values"), integers_of(blocks, "blocks").numpy()
     lag, degree = weights @ x, np.asarray(weights.sum(1)).reshape(-1)
 
     def weighted(drawn: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int64
 
 from ...lab.errors import InputError, unknown
 from ...lab.rng import derive_seed
+from ...lab.sequences import numbers_of, positions_of, texts_of
 from ..cities import INSTALL
 from .regions import REGIONS
 
@@ -33,7 +34,7 @@ FORMS: tuple[PromptForm, ...] = get_args(PromptForm)
 
 @dataclass(frozen=True)
 class Places:
-    """Named points with a country and a region each.
+    """Named points with a country and a region each; columns of a table are read by position.
 
     Raises:
         InputError: no place, lengths that differ, a coordinate that is out of range or not a number, or two places at
@@ -51,6 +52,10 @@ class Places:
     """Degrees east, -180 to 180."""
 
     def __post_init__(self) -> None:
+        for name in ("names", "countries", "regions"):
+            object.__setattr__(self, name, tuple(texts_of(getattr(self, name), name)))
+        for name in ("latitude", "longitude"):
+            object.__setattr__(self, name, numbers_of(getattr(self, name), f"{name}s"))
         lengths = [len(part) for part in (self.names, self.countries, self.regions, self.latitude, self.longitude)]
         if len(set(lengths)) > 1:
             raise InputError(
@@ -87,6 +92,7 @@ class Places:
 
     def __getitem__(self, chosen: Int64[np.ndarray, " some"]) -> Places:
         """Some of the places, in the order of their numbers."""
+        chosen = positions_of(chosen, "places to take").numpy()
         names, countries, regions = (
             tuple(part[i] for i in chosen.tolist()) for part in (self.names, self.countries, self.regions)
         )
@@ -145,7 +151,7 @@ def load_places(countries: Sequence[str], *, per_country: int | None = None, lea
     if per_country is not None and per_country < 1:
         raise InputError(f"per_country must be at least 1, got {per_country}")
     source = _geonames(least_population)
-    chosen = _country_codes(countries, source.countries)
+    chosen = _country_codes(texts_of(countries, "countries"), source.countries)
     found: dict[str, list[tuple[str, str, str, float, float]]] = {code: [] for code in chosen}
     taken: set[Any] = set()
     for name, code, region, latitude, longitude in source.cities:
@@ -201,7 +207,7 @@ def _country_codes(countries: Sequence[str], known: Mapping[str, str]) -> list[s
 
 def unit_vectors(degrees: Float64[np.ndarray, "places 2"]) -> Float64[np.ndarray, "places 3"]:
     """Unit vectors of latitudes and longitudes in degrees."""
-    latitude, longitude = np.radians(degrees).T
+    latitude, longitude = np.radians(numbers_of(degrees, "coordinates")).T
     flat = np.cos(latitude)
     return np.stack([flat * np.cos(longitude), flat * np.sin(longitude), np.sin(latitude)], 1)
 

@@ -20,6 +20,7 @@ from ...lab.errors import InputError, unknown
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
 from ...lab.rng import generator
+from ...lab.sequences import texts_of
 from ...lab.storage import read_tensors, write_tensors
 from ...lab.text.tokenization import TextTokenizer
 from ...saes.architectures.sae import SAEConfig
@@ -55,6 +56,7 @@ def readers_of(
     Raises:
         InputError: neither a site nor a dictionary, a site the model has not, or another model's dictionary.
     """
+    texts = texts_of(texts)
     found = [Reader(str(site), site) for site in dict.fromkeys(model.site(site) for site in sites)]
     if dictionary is not None:
         place = dictionary.check(model)
@@ -96,6 +98,7 @@ def read_values(
     """
     if pooling not in get_args(Pooling):
         raise unknown("pooling", pooling, get_args(Pooling))
+    texts = texts_of(texts)
     unique = list(dict.fromkeys(texts))
     tokenizer = TextTokenizer(model.tokenizer)
     cut = TOKENS + (tokenizer.bos is not None)

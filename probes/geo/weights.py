@@ -12,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from scipy.spatial import KDTree
 
 from ...lab.errors import InputError
+from ...lab.sequences import numbers_of
 from .places import Places
 
 Weights = sparse.csr_array
@@ -26,6 +27,7 @@ def nearest_neighbours(positions: Float64[np.ndarray, "places axes"], k: int = 8
     Raises:
         InputError: k below 1, k + 1 or fewer places than that, or positions that are not finite.
     """
+    positions = numbers_of(positions, "positions")
     n = len(positions)
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
+from ...lab.sequences import texts_of
 from ...saes.dictionary import Dictionary
 from ...saes.place import AUTOENCODER
 from ..fitting.sparse import auc
@@ -154,6 +155,8 @@ def ood_scores(
             texts, fewer than 10 texts somewhere, or a text on both sides.
     """
     config = config or OutlierConfig()
+    fit, inside = texts_of(fit, "texts to fit on"), texts_of(inside, "texts inside")
+    outside = {name: texts_of(texts, f"texts {name}") for name, texts in outside.items()}
     if dictionary.place.kind != AUTOENCODER:
         raise InputError(f"{dictionary!r} does not reconstruct the one site it reads: give a dictionary that does")
     _check_texts(fit, inside, outside)

@@ -34,6 +34,7 @@ from ...lab.errors import InputError
 from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
 from ...lab.rng import derive_seed, generator
+from ...lab.sequences import integers_of
 from ...saes.dictionary import Dictionary
 from ..fitting.linear import LinearFit, LinearProbes, fit_linear
 from ..fitting.sparse import f1
@@ -165,7 +166,7 @@ def letter_task(
         InputError: fewer than `least_letters` letters whose probe reaches `least_f1` on test rows.
     """
     config = config or AbsorptionConfig()
-    y = torch.as_tensor(letters)
+    y = integers_of(letters, "letters")
     if len(y) != len(x):
         raise InputError(f"{len(x)} rows and {len(y)} letters were given: give one letter a row")
     known = [letter for letter, count in enumerate(torch.bincount(y).tolist()) if count >= config.least_words]

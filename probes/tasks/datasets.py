@@ -16,6 +16,7 @@ import numpy as np
 
 from ...lab.errors import InputError, unknown
 from ...lab.rng import derive_seed
+from ...lab.sequences import integers_of, texts_of
 
 INSTALL = "pip install --no-deps sae-probes"
 """Its requirements are not needed to read the data."""
@@ -23,7 +24,11 @@ INSTALL = "pip install --no-deps sae-probes"
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts with one binary label."""
+    """Texts with one binary label.
+
+    Raises:
+        InputError: a text is missing, or there is not one label, 0 or 1, a text.
+    """
 
     name: str
     """Name of the data set, one of `dataset_names`."""
@@ -33,6 +38,13 @@ class LabelledTexts:
     """0 or 1 for each; 1 is the value that sorts last in the file."""
     classes: tuple[str, str]
     """Meaning of the labels 0 and 1 in the file."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", texts_of(self.texts))
+        object.__setattr__(self, "labels", integers_of(self.labels, "labels").tolist())
+        if len(self.texts) != len(self.labels) or not set(self.labels) <= {0, 1}:
+            raise InputError(f"{self.name}: {len(self.texts)} texts and {len(self.labels)} labels of the values "
+                             f"{sorted(set(self.labels))[:6]} were given: give 0 or 1 for each text")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.texts)

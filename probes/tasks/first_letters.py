@@ -9,6 +9,7 @@ import numpy as np
 
 from ...lab.errors import InputError
 from ...lab.rng import derive_seed
+from ...lab.sequences import texts_of
 from ...lab.text.tokenization import TextTokenizer
 from ..prompts import Prompt, mark
 
@@ -44,7 +45,7 @@ def letter_prompts(tokenizer: Any, words: Sequence[str], shots: int, seed: int =
     A prompt ends at its word: what would follow cannot change the word's activation in a causal model.
     """
     rng = np.random.default_rng(derive_seed(seed, "answered words"))
-    texts = []
+    texts, words = [], texts_of(words, "words")
     for word in words:
         shown = [words[i] for i in rng.choice(len(words), min(shots + 1, len(words)), replace=False).tolist()]
         shown = [other for other in shown if other != word][:shots]

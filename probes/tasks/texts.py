@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence, mean_interval
 from ...lab.models.hooked_model import HookedModel
+from ...lab.sequences import texts_of
 from ...lab.text.tokenization import TextTokenizer
 from ...saes.dictionary import Dictionary
 from ..fitting.sparse import SparseProbe, SparseProbeConfig, sparse_probe
@@ -81,7 +82,7 @@ def pool(model: HookedModel, dictionary: Dictionary, texts: Sequence[str], confi
     Raises:
         InputError: the dictionary is not of this model, or a text has no token.
     """
-    place = dictionary.check(model)
+    texts, place = texts_of(texts), dictionary.check(model)
     site, limit = place.site, place.source.norm_limit
     x, latents = [], []
     for tokens, attention, usable in _batches(TextTokenizer(model.tokenizer), texts, config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from ...lab.errors import InputError, unknown
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
+from ...lab.sequences import texts_of
 from ...lab.storage import atomic_path, read_json, write_json
 from ...lab.text.tokenization import TextTokenizer
 from ..prompts import Prompt, mark, read_prompts
@@ -142,7 +144,7 @@ class BagStore:
 @torch.no_grad()
 def harvest_bags(
     model: HookedModel,
-    texts: tuple[str, ...],
+    texts: Sequence[str],
     sites: list[Site],
     folder: Path | str,
     *,
@@ -158,6 +160,7 @@ def harvest_bags(
     Raises:
         InputError: a statement has no token beyond the first, or a site the model has not.
     """
+    texts = tuple(texts_of(texts, "statements"))
     prompts = mark(TextTokenizer(model.tokenizer), [(text, "") for text in texts])
     lengths = [min(len(prompt.ids) - 1, tokens) for prompt in prompts]
     for text, length in zip(texts, lengths, strict=True):

@@ -13,6 +13,7 @@ from ...lab.errors import InputError
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.hooks import Hook
 from ...lab.models.sites import Site
+from ...lab.sequences import texts_of
 from ...lab.text.tokenization import TextTokenizer
 from ..prompts import Prompt, PromptBatch, mark, read_prompts
 from .scores import Reading
@@ -26,7 +27,7 @@ ANSWERS = tuple(f" {name}" for name in CLASSES)
 def verdict_prompts(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[Prompt]:
     """The question about every statement, marked at the statement's last token."""
     before, after = QUESTION.split("{}")
-    return mark(tokenizer, [(before + text, after) for text in texts])
+    return mark(tokenizer, [(before + text, after) for text in texts_of(texts, "statements")])
 
 
 def answer_ids(tokenizer: TextTokenizer) -> list[int]:

@@ -13,11 +13,16 @@ from typing import Any
 import numpy as np
 
 from ...lab.errors import InputError, unknown
+from ...lab.sequences import by_position, is_missing, require_whole, texts_of
+from ...lab.text.documents import field_of
+from ...lab.text.files import existing, read_records
 from .statements import FALSE, NEITHER, TRUE, Statements, entity_splits
 
 HUB = "carlomarxx/trilemma-of-truth"
 TOPICS = ("city_locations", "med_indications", "word_definitions")
 COLUMNS = ("statement", "object_1", "correct", "negation", "real_object")
+WHERE = ""
+"""Name of the column that says where each statement stands, for error messages."""
 FOLDS = {"train": "train", "validation": "calibration", "test": "test"}
 """Names of the published splits to ours."""
 
@@ -57,8 +62,7 @@ def _from_hub(topic: str) -> dict[str, Mapping[str, Sequence[Any]]]:
 
 
 def _from_files(path: Path) -> dict[str, Mapping[str, Sequence[Any]]]:
-    if not path.exists():
-        raise InputError(f"no such file or folder with statements: {path}")
+    path = existing(path, "file or folder with statements")
     if not path.is_dir():
         return {"": _table(path)}
     found = {fold: file for fold in FOLDS for file in path.glob(f"{fold}.*")}
@@ -67,18 +71,16 @@ def _from_files(path: Path) -> dict[str, Mapping[str, Sequence[Any]]]:
     return {fold: _table(file) for fold, file in found.items()}
 
 
-def _table(path: Path) -> Mapping[str, Sequence[Any]]:
+def _table(path: Path) -> dict[str, list[Any]]:
     """The columns of a file."""
-    import pyarrow as pa
-    from pyarrow import csv, json
-
-    try:
-        if path.suffix in (".jsonl", ".json"):
-            return json.read_json(path).to_pydict()
-        parse = csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
-        return csv.read_csv(path, parse_options=parse).to_pydict()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} is not a table of statements (.tsv, .csv or .jsonl): {error}") from None
+    records = list(read_records(path))
+    columns: dict[str, list[Any]] = {
+        name: [field_of(row, name, where, f"it needs {', '.join(COLUMNS)}") for where, row in records]
+        for name in COLUMNS
+    }
+    if any("split" in row for _, row in records):
+        columns["split"] = [field_of(row, "split", where, "give each statement one") for where, row in records]
+    return columns | {WHERE: [where for where, _ in records]}
 
 
 def _statements(topic: str, parts: Mapping[str, Mapping[str, Sequence[Any]]], seed: int) -> Statements:
@@ -87,13 +89,17 @@ def _statements(topic: str, parts: Mapping[str, Mapping[str, Sequence[Any]]], se
         for name in COLUMNS:
             if name not in columns:
                 raise InputError(f"the table of {topic} has no column {name!r}: it needs {', '.join(COLUMNS)}")
-        own = columns.get("split", [fold] * len(columns["statement"]))
-        for text, entity, correct, negation, real, split in zip(*(columns[c] for c in COLUMNS), own, strict=True):
-            if None in (text, correct, negation, real):
-                raise InputError(f"a statement of {topic} has no text or no label ({text!r}): leave it out")
-            texts.append(str(text).strip())
-            labels.append(NEITHER if not _truth(real) else TRUE if _truth(correct) else FALSE)
-            negated.append(_truth(negation))
+        numbers = range(len(columns["statement"]))
+        own = columns.get("split", [fold] * len(numbers))
+        places = columns.get(WHERE, [f"statement {number} of {topic}" for number in numbers])
+        for text, entity, correct, negation, real, split, where in zip(
+            *(columns[c] for c in COLUMNS), own, places, strict=True
+        ):
+            if any(map(is_missing, (text, entity, correct, negation, real))):
+                raise InputError(f"{where} has no text, entity or label ({text!r:.40}): leave it out")
+            texts.append(require_whole(str(text).strip(), where))
+            labels.append(NEITHER if not _truth(real, where) else TRUE if _truth(correct, where) else FALSE)
+            negated.append(_truth(negation, where))
             entities.append(str(entity))
             splits.append(str(split))
     if set(splits) <= {*FOLDS, *FOLDS.values()}:
@@ -105,13 +111,16 @@ def _statements(topic: str, parts: Mapping[str, Mapping[str, Sequence[Any]]], se
 
 def labels_of_entities(entities: Sequence[str], labels: Sequence[int]) -> list[str]:
     """`invented` for entities of which every statement is neither, else `real`."""
+    entities, labels = texts_of(entities, "entities"), by_position(labels, "labels")
     real = {entity for entity, label in zip(entities, labels, strict=True) if label != NEITHER}
     return ["real" if entity in real else "invented" for entity in entities]
 
 
-def _truth(value: Any) -> bool:
+def _truth(value: Any, where: str) -> bool:
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
-    if str(value).strip().lower() in ("true", "false"):
-        return str(value).strip().lower() == "true"
-    raise InputError(f"{value!r} is neither true nor false: write True or False in correct, negation and real_object")
+    if str(value).strip().lower() in ("true", "false", "1", "0"):
+        return str(value).strip().lower() in ("true", "1")
+    raise InputError(
+        f"{where}: {value!r:.40} is neither true nor false: write True or False in correct, negation and real_object"
+    )

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ...lab.evidence import Evidence, bootstrap
+from ...lab.sequences import integers_of, texts_of
 from ..fitting.sparse import auc
 from .conformal import Conformal, multiclass_strangeness
 from .statements import CLASSES, FALSE, TRUE
@@ -169,7 +170,8 @@ def score_reading(
         nulls: what other read-outs, which have learned nothing of truth, say of the same statements; of several
             draws of one the mean score.
     """
-    unit = np.unique(entities, return_inverse=True)[1].reshape(-1)
+    right = integers_of(right, "labels").numpy()
+    unit = np.unique(texts_of(entities, "entities"), return_inverse=True)[1].reshape(-1)
     ones = np.ones(len(right))
     found = {}
     for name, score in SCORES.items():

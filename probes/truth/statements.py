@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 
 from ...lab.errors import InputError, unknown
 from ...lab.rng import derive_seed
+from ...lab.sequences import by_position, integers_of, positions_of, texts_of
 
 CLASSES = ("true", "false", "neither")
 """Labels are indexes into this."""
@@ -42,6 +43,10 @@ class Statements:
     """`train`, `calibration` or `test`."""
 
     def __post_init__(self) -> None:
+        for column in ("texts", "entities", "splits"):
+            object.__setattr__(self, column, tuple(texts_of(getattr(self, column), column)))
+        object.__setattr__(self, "labels", integers_of(self.labels, "labels").numpy())
+        object.__setattr__(self, "negated", np.array(by_position(self.negated, "negations"), dtype=bool))
         for column in ("labels", "negated", "entities", "splits"):
             if (found := len(getattr(self, column))) != len(self.texts):
                 raise InputError(f"{len(self.texts)} statements and {found} {column}: give one each")
@@ -72,7 +77,7 @@ class Statements:
 
     def take(self, rows: Sequence[int] | Int[np.ndarray, " rows"]) -> Statements:
         """Some of the statements."""
-        rows = np.asarray(rows, dtype=int)
+        rows = positions_of(rows, "statements to take").numpy()
         return replace(
             self,
             texts=tuple(self.texts[i] for i in rows),
@@ -110,6 +115,7 @@ def entity_splits(entities: Sequence[str], kinds: Sequence[object], seed: int) -
     Raises:
         InputError: a kind has fewer than three entities.
     """
+    entities, kinds = texts_of(entities, "entities"), by_position(kinds, "kinds")
     of: dict[str, str] = {}
     rng = np.random.default_rng(derive_seed(seed, "entity splits"))
     for kind in sorted(set(map(str, kinds))):

@@ -23,6 +23,7 @@ from ...lab.models.sites import Site
 from ...lab.rng import generator
 from ...lab.runs.read import read
 from ...lab.runs.run import Run
+from ...lab.sequences import positions_of
 from ...lab.streams.token_stream import TokenStream
 from ...lab.text.corpus import Corpus
 from ..dictionary import Dictionary
@@ -168,7 +169,7 @@ def _chosen(n_latents: int, latents: Sequence[int] | int | None, seed: int) -> n
     if latents is None:
         return np.arange(n_latents)
     if not isinstance(latents, int):
-        return np.asarray(latents, dtype=np.int64)
+        return positions_of(latents, "latents").numpy()
     if not 1 <= latents <= n_latents:
         raise InputError(f"latents={latents} cannot be drawn: give 1 to {n_latents}, a list, or None for all")
     return torch.randperm(n_latents, generator=generator(seed, "features", "latents"))[:latents].numpy()

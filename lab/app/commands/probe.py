@@ -45,7 +45,7 @@ class ProbeCommand(Command):
     out: tyro.conf.Positional[Path]
     """Folder of the run."""
     data: str
-    """FILE.jsonl#text,label[,group], FILE.csv#text,label[,group] or sae-probes:NAME. Texts of one group (equal ones,
+    """FILE.jsonl#text,label[,group], the same of a .csv or .tsv, or sae-probes:NAME. Texts of one group (equal ones,
     unless a field says so) are never on both sides of a split."""
     sites: tuple[str, ...] = ()
     """Names or patterns; by default `resid_post.*`, or the dictionary's own site."""
@@ -55,6 +55,8 @@ class ProbeCommand(Command):
     """Probe the codes of this dictionary too."""
     numbers: bool = False
     """Labels are numbers to predict."""
+    drop_missing: bool = False
+    """Leave out lines whose label or group is missing; results.json counts them."""
     texts: int | None = None
     """Use so many texts: the first of a file, drawn half and half of a data set's classes."""
     source: Flat[ModelOptions] = field(default_factory=ModelOptions)
@@ -78,7 +80,7 @@ class ProbeCommand(Command):
 
     def run(self) -> Result:
         """Read, fit, measure, write the results, and return them as one object."""
-        data = open_texts(self.data, self.numbers, self.texts, self.measure.seed)
+        data = open_texts(self.data, self.numbers, self.texts, self.measure.seed, drop_missing=self.drop_missing)
         self.measure.splits(data.labels)
         dictionary = None if self.dictionary is None else find_dictionary(self.dictionary)[1]
         check_run(self.out, self.resume)
@@ -105,6 +107,7 @@ class ProbeCommand(Command):
             [
                 aligned(best_table(result)),
                 "",
+                *([f"{result['dropped']} lines without a label were left out"] if result["dropped"] else []),
                 f"read in {seconds['read']:.0f} s, fitted and measured in {seconds['fit']:.0f} s",
                 *(f"{key}: {result[key]}" for key in ("run", "results", "page")),
             ]
@@ -122,7 +125,8 @@ class ProbeCommand(Command):
         calibrated = self._calibrated(sweep, best)
         result: dict[str, Any] = {
             "schema": SCHEMA, "run": str(run.folder), "results": str(run.folder / "results.json"),
-            "page": str(run.folder / "probe.html"), "data": data.name, **sweep.to_json(), "best": best,
+            "page": str(run.folder / "probe.html"), "data": data.name, "dropped": data.dropped,
+            **sweep.to_json(), "best": best,
             "calibration": {kind: held["scores"] for kind, held in calibrated.items()},
         }  # fmt: skip
         write_json(run.folder / "results.json", result)
@@ -159,7 +163,7 @@ class ProbeCommand(Command):
 
     def _config(self, sites: tuple[str, ...]) -> dict[str, Any]:
         names = ("data", "kinds", "numbers", "texts", "calibration", "examples")
-        told = {name: getattr(self, name) for name in names}
+        told = {name: getattr(self, name) for name in names} | ({"drop_missing": True} if self.drop_missing else {})
         dictionary = None if self.dictionary is None else str(self.dictionary)
         return {**told, "sites": sites, "dictionary": dictionary, "read": asdict(self.read),
                 "measure": asdict(self.measure)}  # fmt: skip

@@ -76,7 +76,7 @@ class TruthCommand(Command):
         PlaceConfig(self.statements, self.per_country, self.seed)
         if self.batch < 1:
             raise InputError(f"batch must be at least 1, got {self.batch}")
-        if self.data != "cities" and self.data not in TOPICS and not Path(self.data).exists():
+        if self.data != "cities" and self.data not in TOPICS and not Path(self.data).expanduser().exists():
             raise InputError(
                 f"no such data {self.data!r}: give cities, {', '.join(TOPICS)}, or a file or folder with statements"
             )

@@ -96,7 +96,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         ("--data", "wikipedia"): "unknown form of labelled texts 'wikipedia'",
         ("--data", "sae-probes:105_clickbait"): "did you mean '105_click_bait'",
         ("--data", f"{tmp_path}/empty.jsonl"): "holds no text",
-        ("--data", f"{tmp_path}/broken.jsonl"): "is not a file of JSON lines",
+        ("--data", f"{tmp_path}/broken.jsonl"): "is not valid JSON",
         ("--data", f"{tmp_path}/blank.jsonl"): "line 1 of",
         ("--data", f"{tmp_path}/one.jsonl"): "every unit is labelled x",
         ("--data", f"{tmp_path}/nan.jsonl"): "has the label nan",

@@ -155,7 +155,12 @@ def test_bad_input_is_refused_in_one_sentence() -> None:
     broken = x.clone()
     broken[:3, 0] = math.nan
     refused("3 of 400 rows of x are nan or infinite", latents, broken, labels)
-    refused("2 labels are nan", latents, x, torch.tensor([math.nan] * 2 + [0.0, 1.0] * 199))
+    refused(
+        "row 0 of the labels is missing .*, 2 of 400",
+        latents,
+        x,
+        torch.tensor([math.nan] * 2 + [0.0, 1.0] * 199),
+    )
     refused("one class has 1 different rows or groups", latents, x, labels, groups=labels.long().tolist())
     with pytest.raises(InputError, match="test_share is a share above 0 and at most"):
         SparseProbeConfig(test_share=1)
