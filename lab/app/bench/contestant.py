@@ -1,16 +1,66 @@
-"""One trainer in a race, and this library's own."""
+"""One trainer in a race, what it is asked for, and this library's own trainer as one."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import contextlib
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
+from ....saes.architectures.schedules import trapezoid
+from ....saes.architectures.units import Units, geometric_median
+from ....saes.dictionary import Dictionary
 from ....saes.registry import build_trainable
-from ....saes.training.trainer import TrainConfig, Trainer
+from ....saes.training.trainer import LR_AT_16K, TrainConfig, Trainer
+from ...errors import InputError
 from ...models.sites import Site
 from ...streams.activation_stream import Batch
+
+SITE = Site.parse("resid_post.0")
+"""Rows of a bench come from one site, whose name no contestant reads."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a contestant is asked to train."""
+
+    n_latents: int
+    """Number of latents."""
+    k: int
+    """Active latents a row."""
+    steps: int
+    """Steps of the whole training, over which its learning rate is scheduled."""
+    architecture: str = "topk"
+    """Our name of the architecture."""
+    matched: bool = False
+    """True if a peer takes over our schedule, scale and first b_dec; False for what its documentation says."""
+    lr: float | None = None
+    """Peak learning rate; by default the library's own, or our rule where it is matched."""
+    seed: int = 0
+    """Seed of the starting weights."""
+    coefficient: float = 1.0
+    """Factor of a peer's own penalty coefficient, for architectures whose L0 a penalty decides."""
+
+    @property
+    def matched_lr(self) -> float:
+        """Peak learning rate of a matched peer."""
+        return self.lr or our_lr(self.n_latents)
+
+    def rate(self, step: int, batch: int) -> float:
+        """Learning rate of a matched peer after so many steps of `batch` rows: the schedule of `TrainConfig`."""
+        config = TrainConfig()
+        return self.matched_lr * trapezoid(step * batch, self.steps * batch, config.warmup, config.decay)
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Prefixes of a Matryoshka dictionary: ours, for every library."""
+        ours: Any = build_trainable("matryoshka", d_in=1, n_latents=self.n_latents, k=self.k)
+        return ours.config.prefixes
 
 
 class Contestant(Protocol):
@@ -25,13 +75,22 @@ class Contestant(Protocol):
         ...
 
 
-class Ours:
-    """This library's trainer as a contestant, for `steps` steps of batches like `sample`."""
+class Trained(Contestant, Protocol):
+    """A contestant that leaves a dictionary."""
 
-    def __init__(self, sample: Tensor, n_latents: int, k: int, steps: int, site: Site | None = None) -> None:
-        dictionary = build_trainable("topk", d_in=sample.shape[1], n_latents=n_latents, k=k).to(sample.device)
-        config = TrainConfig(rows=steps * len(sample))
-        self.trainer = Trainer(dictionary, site or Site.parse("resid_post.0"), config)
+    def dictionary(self) -> Dictionary:
+        """What was trained, in activation units; the last call."""
+        ...
+
+
+class Ours:
+    """This library's trainer as a contestant, on batches like `sample`, with the defaults of `TrainConfig`."""
+
+    def __init__(self, sample: Tensor, asked: Asked, site: Site = SITE) -> None:
+        shape = {"d_in": sample.shape[1], "n_latents": asked.n_latents, "k": asked.k}
+        dictionary = build_trainable(asked.architecture, **shape).to(sample.device)
+        config = TrainConfig(rows=asked.steps * len(sample), lr=asked.lr, seed=asked.seed)
+        self.trainer = Trainer(dictionary, site, config)
 
     def step(self, x: Tensor) -> None:
         """One step of `Trainer`."""
@@ -41,3 +100,47 @@ class Ours:
     def reconstruct(self, x: Tensor) -> Tensor:
         """The folded dictionary's reconstruction."""
         return self.trainer.folded()(x)
+
+    def dictionary(self) -> Dictionary:
+        """What was trained, in activation units."""
+        return self.trainer.folded()
+
+
+class Start(NamedTuple):
+    """How our trainer would start on a first batch."""
+
+    scale: float
+    """Factor of activations: entries then have unit mean square around their mean."""
+    b_dec: Float32[Tensor, " d_in"]
+    """Geometric median of the scaled batch."""
+
+    @classmethod
+    def of(cls, sample: Tensor) -> Start:
+        """From the first batch [rows, d_in]."""
+        config = build_trainable("topk", d_in=sample.shape[1], n_latents=1, k=1).config
+        scale = Units.measure(config, sample, None, [SITE]).scale
+        return cls(scale, geometric_median(sample * scale))
+
+
+def our_lr(n_latents: int) -> float:
+    """Peak learning rate of `TrainConfig` for that many latents."""
+    return LR_AT_16K / (n_latents / 2**14) ** 0.5
+
+
+def matched_rates(n_latents: int) -> tuple[float, ...]:
+    """The three learning rates of a matched peer: 1e-3, 3e-3 and our rule; twice the rule where that is near 3e-3."""
+    rule = our_lr(n_latents)
+    return (1e-3, 3e-3, rule if abs(rule / 3e-3 - 1) > 0.1 else 2 * rule)
+
+
+def imported(name: str, install: str) -> Any:
+    """A module of a peer.
+
+    Raises:
+        InputError: it cannot be imported; says how to install it.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # one of them prints when imported; stdout is for results
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"this comparison needs {name}, and it cannot be imported ({error}): {install}") from None

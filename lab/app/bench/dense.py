@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from ....saes.training.config import TrainConfig
 from ...errors import InputError
+from .contestant import Asked
 
 
 class DenseCompiled:
@@ -22,22 +24,22 @@ class DenseCompiled:
         InputError: on a CPU without a C++ compiler.
     """
 
-    def __init__(self, sample: Tensor, n_latents: int, k: int, steps: int, warmup: float, lr: float | None) -> None:
-        self.device, self.k = sample.device, k
+    def __init__(self, sample: Tensor, asked: Asked) -> None:
+        self.device, self.k, n_latents = sample.device, asked.k, asked.n_latents
         compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
         if self.device.type == "cpu" and not any(shutil.which(name) for name in compilers):
             raise InputError("dense-compiled needs a C++ compiler on a CPU, and none was found: install g++")
         self.factor = sample.square().sum(1).mean().sqrt()
-        g = torch.Generator().manual_seed(0)
+        g = torch.Generator().manual_seed(asked.seed)
         decoder = normalize(torch.randn(n_latents, sample.shape[1], generator=g), dim=1).to(self.device)
         zeros = [torch.zeros(size, device=self.device) for size in (n_latents, sample.shape[1])]
         self.W_enc, self.W_dec, self.b_enc, self.b_dec = (
             torch.nn.Parameter(tensor) for tensor in (decoder.clone(), decoder, *zeros)
         )
-        rate = lr or 2e-4 / (n_latents / 2**14) ** 0.5
+        rate = asked.lr or 2e-4 / (n_latents / 2**14) ** 0.5
         parameters = [self.W_enc, self.W_dec, self.b_enc, self.b_dec]
         self.optimizer = torch.optim.Adam(parameters, lr=rate, fused=True)
-        rise = max(1, int(warmup * steps))
+        rise = max(1, int(TrainConfig().warmup * asked.steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / rise))
         self._loss, self._project = torch.compile(self._fvu), torch.compile(_remove_radial)
         self._unit = torch.compile(_to_unit_norm)

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....saes.training.trainer import TrainConfig
 from ...errors import InputError
 from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...streams.store import ActivationStore
 from ...table import markdown
 from .command import Bench
-from .contestant import Contestant, Ours
+from .contestant import Asked, Contestant, Ours
 from .peers import PEERS
 from .shapes import Planted, Shape, device, shapes_of
 from .step_memory import extra_memory
@@ -68,12 +67,10 @@ class BenchStep(Bench):
     def _race(self, shape: Shape, peers: list[str]) -> dict[str, Any]:
         batches = self._batches(shape)
         total = 2 * (self.steps + self.warmup)
+        asked = Asked(shape.n, shape.k, steps=total)
         makers: dict[str, Callable[[], Contestant]] = {
-            "monosem": partial(Ours, batches[0], shape.n, shape.k, total),
-            **{
-                name: partial(PEERS[name], batches[0], shape.n, shape.k, total, TrainConfig().warmup, None)
-                for name in peers
-            },
+            "monosem": partial(Ours, batches[0], asked),
+            **{name: partial(PEERS[name], batches[0], asked) for name in peers},
         }
         together = len(makers) * COPIES * 8 * shape.n * shape.d < free_bytes()
         log.info("%s: racing %s, %s", shape, ", ".join(makers), "step by step" if together else "one after another")

@@ -14,7 +14,7 @@ import torch
 
 from ....kernels.chunks import chunk_rows
 from ...errors import InputError
-from .contestant import Ours
+from .contestant import Asked, Ours
 from .shapes import Planted, Shape, device, shapes_of
 
 WARM_ROWS = 64
@@ -40,7 +40,7 @@ def measure(shape: Shape) -> int:
     """Peak bytes of two steps at `shape` over what is held before them; the rows themselves are held before."""
     supply = Planted(shape)
     warm, batches = supply.rows(min(WARM_ROWS, shape.batch)), [supply.rows() for _ in range(2)]
-    racer = Ours(warm, shape.n, shape.k, 10)
+    racer = Ours(warm, Asked(shape.n, shape.k, steps=10))
     racer.step(warm)
     gc.collect()
     if torch.cuda.is_available():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -47,7 +47,9 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def named(against: str, allowed: Mapping[str, Any], what: str = "peer", option: str = "--against") -> list[str]:
+def named(
+    against: str, allowed: Mapping[str, Any] | Sequence[str], what: str = "peer", option: str = "--against"
+) -> list[str]:
     """The comma-separated names of peers, or of whatever else an option lists.
 
     Raises:

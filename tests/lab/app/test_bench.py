@@ -12,6 +12,7 @@ import torch
 from monosem.kernels.chunks import chunk_rows
 from monosem.kernels.tuples import Codes
 from monosem.lab.app.bench import tables
+from monosem.lab.app.bench.contestant import Asked, matched_rates
 from monosem.lab.app.bench.kernel_cases import CASES, Case, relative, values_error
 from monosem.lab.app.bench.kernels import BenchKernels
 from monosem.lab.app.bench.l0_search import reach_l0
@@ -52,8 +53,12 @@ def test_training_beside_a_peer(tiny: Tiny, monosem: Command) -> None:
     options = ("--against=dictionary-learning", "--site=resid_post.1", "--json")
     result = monosem("bench", "train", *tiny.source, *sizes, *options).result
     assert result["shape"] == {"d_in": 32, "n_latents": 64, "k": 4, "batch": 64} and result["rows_trained"] == 768
-    assert set(result["fvu"]) == set(result["tokens_per_second"]) == {"monosem", "dictionary-learning"}
-    assert all(0 < fvu < 1.5 for fvu in result["fvu"].values())
+    peer = "dictionary-learning"
+    assert set(result["tokens_per_second"]) == {"monosem", peer, f"{peer} matched"}
+    assert set(result["ratio"]) == {peer, f"{peer} matched"} and set(result["fvu"]) == {"monosem", peer}
+    found = result["fvu"][peer]
+    assert all(0 < fvu < 1.5 for fvu in (result["fvu"]["monosem"], found["documented"], found["matched"]))
+    assert found["lr"] in [pytest.approx(rate, rel=1e-5) for rate in matched_rates(64)]
 
 
 def test_the_buffer_mixes(monosem: Command) -> None:
@@ -100,7 +105,7 @@ def test_every_peer_learns_planted_rows(peer: str) -> None:
         pytest.importorskip(module)
     supply = Planted(PLANTED, features=16)
     held = supply.rows(256)
-    racer = PEERS[peer](supply.rows(), PLANTED.n, PLANTED.k, 60, 0.02, 0.01)
+    racer = PEERS[peer](supply.rows(), Asked(PLANTED.n, PLANTED.k, 60, lr=0.01))
 
     def error() -> float:
         return float((racer.reconstruct(held) - held).square().sum() / (held - held.mean(0)).square().sum())
@@ -169,29 +174,3 @@ def test_a_coefficient_is_found_wherever_the_search_starts(slope: float, floor: 
         assert all(abs(trial.l0 / 32 - 1) > 0.05 for trial in made[:-1])
     stuck = reach_l0(lambda c: (500.0 + 1 / c, c), 32, 1.0, trials=4, tolerance=0.05)
     assert len(stuck) == 4 and stuck[-1].l0 == min(trial.l0 for trial in stuck)
-
-
-def test_architectures_are_compared_at_the_l0_of_the_peer(tiny: Tiny, monosem: Command) -> None:
-    pytest.importorskip("sae_lens")
-    sizes = ("--n-latents=64", "--k=6", "--batch=64", "--rows=1024", "--held-out=512", "--peer-lr=1e-2", "--trials=4")
-    options = ("--architectures=topk,relu,abstopk,mp", "--site=resid_post.1", "--json")
-    topk, relu, *told_k = monosem("bench", "architectures", *tiny.source, *sizes, *options).result["lines"]
-    assert topk["sae-lens"]["l0"] == pytest.approx(6) and list(topk["monosem"]) == ["6"] and not topk["trials"]
-    assert topk["fvu_at_equal_l0"] == topk["monosem"]["6"]["fvu"]
-    for one in told_k:  # matching pursuit may take an atom twice
-        assert 3 < one["sae-lens"]["l0"] <= 6 and not one["trials"] and 0 < one["ratio"] < 5
-    offs = [abs(l0 / 6 - 1) for _, l0 in relu["trials"]]
-    assert len(offs) > 1 and offs[-1] == min(offs) and relu["trials"][-1][1] == relu["sae-lens"]["l0"]
-    ours = sorted((one["l0"], one["fvu"]) for one in relu["monosem"].values())
-    if len(ours) == 2:
-        assert ours[0][0] <= relu["sae-lens"]["l0"] <= ours[1][0]
-        assert relu["ratio"] == pytest.approx(relu["fvu_at_equal_l0"] / relu["sae-lens"]["fvu"])
-        assert relu["as_good"] == (relu["ratio"] <= 1.02)
-    else:
-        assert len(ours) == 1 and (
-            relu["as_good"] is None or ours[0][0] == pytest.approx(relu["sae-lens"]["l0"], rel=5e-3)
-        )
-    for wrong, told in {"--tolerance=2": "tolerance must lie", "--trials=0": "trials must be at least 1",
-                        "--peer-lr=7": "peer_lr must lie", "--rows=9": "less than one batch"}.items():  # fmt: skip
-        ended = monosem("bench", "architectures", *tiny.source, *sizes, *options, wrong)
-        assert ended.status == 2 and told in ended.err.splitlines()[-1]
