@@ -219,6 +219,7 @@ def scores_for(labels: Labels) -> dict[str, Score]:
 
 def mean_auc(read: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
     """AUC of two classes, or its mean over classes each against the rest; nan where a draw lacks one."""
+    read, y, weights = map(np.asarray, (read, y, weights))
     if read.shape[1] == 1:
         return auc(read[:, 0], y, weights)
     if read.shape[1] == 2:
@@ -228,6 +229,7 @@ def mean_auc(read: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
 
 def balanced_accuracy(read: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
     """Mean over classes of the weighted share that is called right; nan where a draw lacks one."""
+    read, y, weights = map(np.asarray, (read, y, weights))
     right = ((read[:, 0] > 0) if read.shape[1] == 1 else read.argmax(1)) == y
     held, called = np.bincount(y, weights), np.bincount(y, weights * right)
     with np.errstate(invalid="ignore"):
@@ -236,6 +238,7 @@ def balanced_accuracy(read: np.ndarray, y: np.ndarray, weights: np.ndarray) -> f
 
 def r2(read: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
     """Explained share of the variance, mean over outputs; below 0 where the mean would have been better."""
+    read, y, weights = map(np.asarray, (read, y, weights))
     share = weights / weights.sum()
     left, spread = share @ np.square(y - read), share @ np.square(y - share @ y)
     return float(np.mean(1 - left / spread)) if (spread > 0).all() else float("nan")

@@ -51,12 +51,13 @@ class Platt:
     @classmethod
     def learn(cls, scores: Rows, y: np.ndarray) -> Platt:
         """By logistic regression of labels on scores, which are scaled for the solver only."""
+        scores, y = np.asarray(scores), np.asarray(y)
         spread = float(scores.std()) or 1.0
         found = solve_logistic(scores[:, None] / spread, y, UNPENALISED)
         return cls(float(found.weight[0, 0]) / spread, float(found.bias[0]))
 
     def __call__(self, scores: Rows) -> Rows:
-        return expit(self.slope * scores + self.offset)
+        return expit(self.slope * np.asarray(scores) + self.offset)
 
     def folded(self, probe: Probe) -> Probe:
         """The probe whose scores are calibrated log odds.
@@ -82,11 +83,11 @@ class Isotonic:
         """By isotonic regression of labels on scores."""
         from sklearn.isotonic import IsotonicRegression
 
-        found = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, y)
+        found = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(np.asarray(scores), np.asarray(y))
         return cls(found.X_thresholds_, found.y_thresholds_)
 
     def __call__(self, scores: Rows) -> Rows:
-        return np.interp(scores, self.scores, self.chances)
+        return np.interp(np.asarray(scores), self.scores, self.chances)
 
 
 METHODS: dict[str, Callable[[Rows, np.ndarray], Calibration]] = {"platt": Platt.learn, "isotonic": Isotonic.learn}
@@ -115,6 +116,7 @@ def calibrate(
 
 def reliability(chances: Rows, y: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
     """Units in bins of equal size by rising chance: mean chance, share that is positive, and number."""
+    chances, y = np.asarray(chances), np.asarray(y)
     parts = [part for part in np.array_split(np.argsort(chances, kind="stable"), bins) if len(part)]
     return [
         {"chance": float(chances[part].mean()), "positive": float(y[part].mean()), "units": len(part)} for part in parts
@@ -134,6 +136,7 @@ def calibration_scores(
         InputError: more than two classes, or chances outside 0 to 1.
     """
     _check(labels.classes)
+    chances = np.asarray(chances)
     if not ((chances >= 0) & (chances <= 1)).all():
         raise InputError(
             f"chances lie between 0 and 1, got {chances.min():.3g} to {chances.max():.3g}: calibrate first"
@@ -143,7 +146,7 @@ def calibration_scores(
     n, ones = int(group.max()) + 1, np.ones(len(y))
     others = {"base_rate": np.full(len(y), base_rate)}
     if uncalibrated is not None:
-        others["uncalibrated"] = expit(uncalibrated)
+        others["uncalibrated"] = expit(np.asarray(uncalibrated))
     found = {}
     for name, score in {"ece": ece, "brier": brier}.items():
         interval = bootstrap(lambda weights, score=score: score(chances, y, weights[group]), n, seed=seed)
@@ -158,6 +161,7 @@ def calibration_scores(
 
 def ece(chances: Rows, y: np.ndarray, weights: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error over bins of equal size by chance; equal chances share a bin."""
+    chances, y, weights = map(np.asarray, (chances, y, weights))
     level = np.unique(chances, return_inverse=True)[1].reshape(-1)
     held = np.bincount(level, weights)
     place = np.minimum((held.cumsum() - held / 2) / held.sum() * bins, bins - 1).astype(int)[level]
@@ -167,6 +171,7 @@ def ece(chances: Rows, y: np.ndarray, weights: np.ndarray, bins: int = BINS) -> 
 
 def brier(chances: Rows, y: np.ndarray, weights: np.ndarray) -> float:
     """Weighted mean of (chance - label)^2."""
+    chances, y, weights = map(np.asarray, (chances, y, weights))
     return float(weights @ np.square(chances - y) / weights.sum())
 
 

@@ -30,6 +30,7 @@ def group_folds(y: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> lis
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
+    y, groups = np.asarray(y), np.asarray(groups)
     state = derive_seed(seed, "probe split") % 2**32
     if y.dtype.kind not in "iub":
         if (held := len(np.unique(groups))) < folds:

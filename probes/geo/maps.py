@@ -31,6 +31,7 @@ def quantile_classes(
 
     Equal values share a class, so there are fewer where many are equal, as where a latent is silent.
     """
+    values = np.asarray(values)
     edges = np.unique(np.quantile(values, np.linspace(0, 1, classes + 1)))
     if len(edges) == 1:
         edges = np.repeat(edges, 2)
@@ -39,6 +40,7 @@ def quantile_classes(
 
 def value_map(places: Places, values: Float64[np.ndarray, " places"]) -> Figure:
     """One point a place, coloured by the class of its value."""
+    values = np.asarray(values)
     number, edges = quantile_classes(values)
     last = len(edges) - 2
     traces = []
@@ -56,6 +58,7 @@ def cluster_map(
     significant: Bool[np.ndarray, " places"],
 ) -> Figure:
     """One point a place; those whose local Moran is significant are coloured by their quadrant."""
+    values, quadrant, significant = map(np.asarray, (values, quadrant, significant))
     kind = np.where(significant, np.array(QUADRANTS)[quadrant], "")
     traces = [_points(places, np.flatnonzero(kind == ""), values, "not significant", GREY, 0.45)]
     for name, colour in CLUSTERS.items():

@@ -172,6 +172,7 @@ def permuted_p(
 
 def adjusted(p: Float64[np.ndarray, " tests"]) -> Float64[np.ndarray, " tests"]:
     """The false discovery rate at which each test is significant (Benjamini and Hochberg 1995); nan stays nan."""
+    p = np.asarray(p)
     found = np.full(p.shape, np.nan)
     known = np.isfinite(p)
     if known.any():

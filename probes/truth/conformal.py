@@ -56,6 +56,8 @@ class Conformal:
     """`marginal` holds over all bags together, `class` (Mondrian) within each class: it needs enough of each."""
 
     def __post_init__(self) -> None:
+        for name in ("strangeness", "labels"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha is a share between 0 and 1, got {self.alpha}")
         if self.coverage not in COVERAGES:
@@ -81,10 +83,12 @@ class Conformal:
         coverage: Literal["marginal", "class"] = "marginal",
     ) -> Conformal:
         """From the strangeness of calibration points under every label."""
+        strangeness, labels = np.asarray(strangeness), np.asarray(labels)
         return cls(strangeness[np.arange(len(labels)), labels], labels, alpha, coverage)
 
     def p_values(self, strangeness: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "rows classes"]:
         """The share of calibration points at least as strange as each row under each label, itself counted."""
+        strangeness = np.asarray(strangeness)
         found = np.empty(strangeness.shape)
         for label in range(strangeness.shape[1]):
             mine = self.strangeness if self.coverage == "marginal" else self.strangeness[self.labels == label]
