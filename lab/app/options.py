@@ -10,7 +10,7 @@ import tyro
 
 from ..errors import unknown
 from ..models.hooked_model import HookedModel
-from ..models.loading import DTYPES, device_named, load_model, outline
+from ..models.loading import ATTENTION, DTYPES, device_named, load_model, outline
 from ..text.corpus import Corpus, TextConfig
 from .checks import check_text, check_trained_on
 
@@ -30,9 +30,12 @@ class ModelOptions:
     device: str | None = None
     """cpu, cuda, cuda:1, ...; by default a GPU if there is one."""
 
+    attention: str | None = None
+    """sdpa, eager, flash_attention_2, flash_attention_3 or flex_attention; by default SDPA where the model has it."""
+
     def open_model(self) -> HookedModel:
         """Load the model."""
-        return load_model(self.model, dtype=self.dtype, device=self.device)
+        return load_model(self.model, dtype=self.dtype, device=self.device, attn=self.attention)
 
     def check(self, sites: Sequence[Any] = (), dictionaries: Sequence[Any] = ()) -> HookedModel:
         """Refuse what can be refused before the model is loaded.
@@ -50,6 +53,8 @@ class ModelOptions:
         device_named(self.device)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
+        if self.attention is not None and self.attention not in ATTENTION:
+            raise unknown("attention implementation", self.attention, ATTENTION)
         model = outline(self.model)
         for dictionary in dictionaries:
             check_trained_on(dictionary.provenance.model, model)

@@ -60,7 +60,7 @@ def wire_lens(module: Any) -> Wiring:
             raise unknown("hook", lens, hooks)
         return Tap(found, "out", config.n_heads if kind == "z" else 0)
 
-    def call(inputs: Tensor, mask: Tensor | None) -> Any:
+    def call(inputs: Tensor, mask: Tensor | None, positions: Tensor | None) -> Any:
         return module(inputs, return_type="logits", **({} if mask is None else {"attention_mask": mask}))
 
     norm, head = (getattr(module, name, None) for name in ("ln_final", "unembed"))

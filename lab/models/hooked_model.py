@@ -16,8 +16,9 @@ from ..markup import facts_table
 from . import readout
 from .fingerprint import parameter_hash
 from .hooks import Edits, Hook, eager_attention, reading
-from .identities import check_identities
-from .inputs import check_inputs, tiny_inputs
+from .identities import check_finite, check_identities
+from .inputs import check_inputs, tiny_inputs, valid_padding
+from .positions import Positions, fit_positions, output_of
 from .sites import PATH, Site
 from .wiring import Wiring, wire
 
@@ -70,8 +71,10 @@ class HookedModel:
         self._edits = Edits(self.wiring.tap, rejoin=self.wiring.residual == "sequential")
         self._widths: dict[Site, int] = {}
         self._running = threading.RLock()
-        if checks and self.wiring.family is not None:
-            check_identities(self)
+        self.positions = Positions(self.wiring.first_position if self.wiring.positions else None)
+        """How positions of padded batches are counted."""
+        if checks and self.wiring.inputs != "any":
+            self._check()
             self.forwards = 0
 
     @property
@@ -249,13 +252,33 @@ class HookedModel:
     def run(self, inputs: Tensor, mask: Tensor | None = None, *, grad: bool = False, eager: bool = False) -> Any:
         """One forward pass, counted in `forwards`; returns what the module returns."""
         check_inputs(self.wiring, inputs, mask)
+        if mask is not None:
+            self.positions.check(mask, self.name)
+            inputs = valid_padding(self.wiring, inputs, mask)
+        return self._forward(inputs, mask, self.positions, grad=grad, eager=eager)
+
+    def _forward(
+        self, inputs: Tensor, mask: Tensor | None, rule: Positions, *, grad: bool = False, eager: bool = False
+    ) -> Any:
         dtype = self.dtype if self.wiring.inputs == "pixel_values" else None
         inputs, mask = inputs.to(self.device, dtype), None if mask is None else mask.to(self.device)
         attention = eager_attention(self.module) if eager else contextlib.nullcontext()
         # no_grad rather than inference_mode: captured tensors go straight into training steps.
         with self._running, attention, torch.set_grad_enabled(grad):
             self.forwards += 1
-            return self.wiring.call(inputs, mask)
+            return self.wiring.call(inputs, mask, None if mask is None else rule.ids(mask))
+
+    def _check(self) -> None:
+        """Compare the module with its family on one tiny forward pass, and a padded row with the row alone."""
+        if self.family is not None:
+            check_identities(self)
+        if self.wiring.inputs != "input_ids":
+            return
+        inputs = tiny_inputs(self.wiring)
+        alone = output_of(self._forward(inputs, None, self.positions))
+        if self.family is None:
+            check_finite(self, alone)
+        self.positions = fit_positions(self.wiring, self._forward, inputs, alone)
 
     def _writable(self, site: str | Site) -> Site:
         site = self.site(site)

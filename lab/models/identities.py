@@ -16,6 +16,7 @@ from ..errors import InputError
 from .hooks import reading
 from .inputs import tiny_inputs
 from .readout import norm_gain, unembed
+from .sites import Site
 from .wiring import Wiring
 
 if TYPE_CHECKING:
@@ -37,14 +38,44 @@ class Identity(NamedTuple):
 def check_identities(model: HookedModel) -> None:
     """Raise InputError naming the worst identity that fails, and by how much."""
     tolerance = TOLERANCE.get(model.dtype, 4e-2)
-    wrong = [found for found in identities(model) if not found.error <= tolerance]
+    wrong = [identity for identity in identities(model) if not identity.error <= tolerance]
     if wrong:
-        worst = max(wrong, key=lambda found: found.error)
+        check_finite(model)
+        worst = max(wrong, key=lambda identity: identity.error)
         raise InputError(
             f"{model.name} is built like the {model.family} family but does not compute like it: "
             f"{worst.name} fails at layer {worst.layer} by {worst.error:.3%} (allowed {tolerance:.3%}); "
             "load it with checks=False to use path: sites alone"
         )
+
+
+@torch.no_grad()
+def check_finite(model: HookedModel, output: Tensor | None = None) -> None:
+    """Raise InputError where a weight is not finite, or else where the first activation on a tiny input is not.
+
+    Args:
+        output: of the tiny input, for a model of no family, whose sites have no order.
+    """
+    for name, parameter in model.module.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            nan, inf = int(parameter.isnan().sum()), int(parameter.isinf().sum())
+            fix = "the checkpoint is damaged, load another one"
+            if not nan and parameter.dtype == torch.float16:
+                fix = "numbers above 65,504 are inf in fp16, load it with dtype bf16 or fp32"
+            raise InputError(f"{model.name} has {nan} nan and {inf} inf in the weights {name}: {fix}")
+    kind = str(model.dtype).removeprefix("torch.")
+    remedy = f"the weights are finite, so {kind} overflows: load it with dtype bf16 or fp32"
+    if output is not None:
+        if not bool(output.isfinite().all()):
+            raise InputError(f"{model.name} gives nan or inf on a tiny input: {remedy}")
+        return
+    kinds = [kind for kind in model.wiring.kinds if kind != "pattern"]
+    sites = [Site(kind, layer) for layer in range(model.n_layers) for kind in kinds]
+    with reading({site: model.wiring.tap(site) for site in sites}, stop=False) as at:
+        model.run(tiny_inputs(model.wiring))
+    for site in sites:
+        if site in at and not bool(at[site].isfinite().all()):
+            raise InputError(f"{model.name} gives nan or inf at {site}: {remedy}")
 
 
 @torch.no_grad()

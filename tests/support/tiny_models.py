@@ -38,14 +38,37 @@ BUILD = {
     "vit": (hf.ViTModel, hf.ViTConfig, IMAGE),
     "clip_vision": (hf.CLIPVisionModel, hf.CLIPVisionConfig, IMAGE),
 }
+SMALL = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+FURTHER = {
+    "gpt_neo": (
+        hf.GPTNeoForCausalLM,
+        hf.GPTNeoConfig,
+        {"vocab_size": 97, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64,
+         "attention_types": [[["global", "local"], 1]]},
+    ),
+    "gptj": (hf.GPTJForCausalLM, hf.GPTJConfig, {**SMALL, "rotary_dim": 4}),
+    "bloom": (hf.BloomForCausalLM, hf.BloomConfig, {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "mpt": (hf.MptForCausalLM, hf.MptConfig, {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4}),
+    "opt": (hf.OPTForCausalLM, hf.OPTConfig, {**TEXT, "ffn_dim": 56, "word_embed_proj_dim": 32}),
+    "biogpt": (hf.BioGptForCausalLM, hf.BioGptConfig, {**TEXT, "max_position_embeddings": 64}),
+    "xglm": (
+        hf.XGLMForCausalLM,
+        hf.XGLMConfig,
+        {"vocab_size": 97, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 56},
+    ),
+    "ctrl": (hf.CTRLLMHeadModel, hf.CTRLConfig, {**SMALL, "dff": 56}),
+    "openai_gpt": (hf.OpenAIGPTLMHeadModel, hf.OpenAIGPTConfig, SMALL),
+    "roberta": (hf.RobertaForMaskedLM, hf.RobertaConfig, {**TEXT, "max_position_embeddings": 34}),
+}  # fmt: skip
+"""Models of no family, which are wired by path, and RoBERTa, whose positions begin at 2."""
 VISION = ("vit", "clip_vision")
 FAMILY = {"qwen3": "llama", "qwen2": "llama", "mistral": "llama", "gemma2": "gemma", "gemma3": "gemma"}
 
 
 def build(name: str, seed: int = 0) -> torch.nn.Module:
     """A model with every parameter random, norms and biases included, so that no factor hides as 1 or 0."""
-    model_class, config_class, sizes = BUILD[name]
-    special = {} if name in VISION else SPECIAL
+    model_class, config_class, sizes = {**BUILD, **FURTHER}[name]
+    special = {} if name in VISION else {**SPECIAL, "pad_token_id": 1} if name == "roberta" else SPECIAL
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config_class(**sizes, **special, architectures=[model_class.__name__]))
