@@ -241,9 +241,9 @@ class Corpus:
     def _groups(self, start: Position) -> Iterator[list[tuple[Position, str]]]:
         """Texts of the chosen side from `start` to the end of the epoch, in groups to tokenise at once."""
         group, characters, size = [], 0, FIRST_GROUP
-        for read, document in enumerate(self.source.read(start.document), start.read):
-            if self.config.limit is not None and read >= self.config.limit:
-                break
+        limit = self.config.limit
+        left = None if limit is None else max(0, limit - start.read)
+        for read, document in enumerate(itertools.islice(self.source.read(start.document), left), start.read):
             if not self._chosen(document):
                 continue
             text = self._text(document)

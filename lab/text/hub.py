@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import lzma
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -53,7 +55,8 @@ class HubSource:
         """
         from datasets.exceptions import DatasetsError
 
-        failures = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError, LookupError, TypeError)
+        damaged = (EOFError, lzma.LZMAError, zlib.error)
+        failures = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError, LookupError, TypeError, *damaged)
         try:
             yield
         except (DatasetsError, *failures) as error:
