@@ -7,8 +7,10 @@ kinds are easy to confuse, so both have names of their own:
     attn_out, mlp_out    what the attention or MLP module returns
     attn_add, mlp_add    what is really added to the residual stream
 
-They are the same tensor in most models and differ where a norm sits between (Gemma-2, Gemma-3, OLMo-2).
+The two of a row are the same tensor in most models and differ where a norm sits between (Gemma-2, Gemma-3, OLMo-2).
 TransformerLens calls the first `blocks.3.mlp.hook_out` and the second `blocks.3.hook_mlp_out`.
+
+`mlp_in` is the tensor that the MLP module reads: resid_mid behind the norm, where there is one.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ KINDS = (
     "attn_out",
     "attn_add",
     "resid_mid",
+    "mlp_in",
     "mlp_act",
     "mlp_out",
     "mlp_add",
@@ -42,6 +45,7 @@ LENS_NAMES = {
     "attn_out": ("attn.hook_out",),
     "attn_add": ("hook_attn_out",),
     "resid_mid": ("hook_resid_mid",),
+    "mlp_in": ("mlp.hook_in",),
     "mlp_act": ("mlp.hook_post", "mlp.out.hook_in"),
     "mlp_out": ("mlp.hook_out",),
     "mlp_add": ("hook_mlp_out",),

@@ -1,6 +1,7 @@
 """EleutherAI's sparsify: a folder a hookpoint (`layers.10`, `layers.10.mlp`) with `cfg.json` and `sae.safetensors`.
 
-TopK and GroupMax. A plain SAE subtracts b_dec before encoding, a transcoder does not.
+TopK and GroupMax. A plain SAE subtracts b_dec before encoding, a transcoder does not. An SAE reads the output of the
+module that the hookpoint names; a transcoder predicts that output from the module's input.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ OLDER = {"activation": "topk", "transcode": False}
 
 _HOOKPOINT = re.compile(r"(?:layers|h)\.(\d+)(\.mlp|\.attn|\.self_attn)?")
 _SITES = {None: "resid_post", ".mlp": "mlp_out", ".attn": "attn_out", ".self_attn": "attn_out"}
+_INPUTS = {"resid_post": "resid_pre", "mlp_out": "mlp_in"}
+"""Input of the module whose output a site is; the input of attention is no site."""
 
 
 def load(path: Path) -> Raw:
@@ -51,15 +54,24 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     tensors = take(raw, TABLE | skip, losses, sizes={"d": d, "n": n})
     kept = {"format": NAME, "config": config, "dtypes": dtypes(raw)}
     fields, provenance = {"k": int(number(where, config, "k"))}, Provenance(training={IMPORTED: kept})
-    portable = Portable(activation, tensors, fields, provenance, file_place(_site(raw.path.parent)))
+    across = bool(config.get("transcode") or skip)
+    portable = Portable(activation, tensors, fields, provenance, file_place(*_sites(raw.path.parent, across)))
     if config.get("transcode"):
         return portable.as_transcoder()
     return centre(portable, False, losses).as_transcoder() if skip else portable
 
 
-def _site(folder: Path) -> str | None:
-    found = [match for part in folder.parts if (match := _HOOKPOINT.fullmatch(part))]
-    return f"{_SITES[found[-1][2]]}.{found[-1][1]}" if found else None
+def _sites(folder: Path, across: bool) -> tuple[str | None, str | None]:
+    """The sites that a dictionary in this folder reads and, as a transcoder, predicts; None where they are unknown."""
+    hookpoints = [match for part in folder.parts if (match := _HOOKPOINT.fullmatch(part))]
+    if not hookpoints:
+        return None, None
+    layer, module = hookpoints[-1].groups()
+    output = _SITES[module]
+    if not across:
+        return f"{output}.{layer}", None
+    read = _INPUTS.get(output)
+    return None if read is None else f"{read}.{layer}", f"{output}.{layer}"
 
 
 def compose(portable: Portable, losses: Losses) -> Raw:

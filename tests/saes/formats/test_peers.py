@@ -9,9 +9,11 @@ os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
 import pytest
 import torch
 from monosem.lab.errors import InputError
+from monosem.lab.models.loading import load_model
 from monosem.lab.models.sites import Site
 from monosem.saes import build, formats, load
 from safetensors.torch import load_file, save_file
+from tiny_models import build as build_model
 
 D, N, K = 8, 24, 4
 NEAR = {"rtol": 1e-5, "atol": 1e-5}
@@ -379,6 +381,44 @@ def test_transcoders_of_sparsify_run_here_and_go_back_unchanged(sparsify, tmp_pa
         same_tensors(*(load_file(tmp_path / name / "sae.safetensors") for name in ("theirs", "back")))
         first, second = (json.loads((tmp_path / name / "cfg.json").read_text()) for name in ("theirs", "back"))
         assert first == second
+
+
+@pytest.mark.parametrize("hookpoint", ["layers.1", "layers.1.mlp", "layers.1.self_attn"])
+@pytest.mark.parametrize("transcode", [True, False])
+def test_files_that_sparsify_trained_stand_where_it_read_and_predicted(sparsify, tmp_path, hookpoint, transcode):
+    """It hooks a module and trains on its output, or from its input to its output: so FVU is low there alone."""
+    from sparsify.config import SparseCoderConfig
+
+    model = load_model(build_model("llama"))
+    module = model.module.get_submodule(f"model.{hookpoint}")
+    ends: dict[str, torch.Tensor] = {}
+
+    def keep(_module, args, options, output):
+        ends["in"] = (args[0] if args else options["hidden_states"]).flatten(0, 1)
+        ends["out"] = (output[0] if isinstance(output, tuple) else output).flatten(0, 1)
+
+    handle = module.register_forward_hook(keep, with_kwargs=True)
+    tokens = torch.randint(3, 97, (64, 16), generator=torch.Generator().manual_seed(0))
+    model.logits(tokens)
+    handle.remove()
+    x, y = (ends["in"], ends["out"]) if transcode else (ends["out"], ends["out"])
+    coder = sparsify.SparseCoder(32, SparseCoderConfig(num_latents=64, k=16, transcode=transcode))
+    descent = torch.optim.Adam(coder.parameters(), 1e-2)
+    for _ in range(150):
+        descent.zero_grad()
+        coder(x, y).fvu.backward()
+        descent.step()
+    coder.save_to_disk(tmp_path / hookpoint)
+    ours = load(tmp_path / hookpoint)
+    if transcode and hookpoint.endswith("attn"):
+        assert str(ours.place).endswith("-> attn_out.1") and ours.place.source.site is None  # no site of ours is read
+        return
+    found = model.capture(tokens, ours.place.sites)
+    goal = ours.place.targets[0].site if transcode else ours.place.source.site
+    read, written = (found[site].flatten(0, 1) for site in (ours.place.source.site, goal))
+    error = (ours(read) - written).square().sum() / (written - written.mean(0)).square().sum()
+    assert float(error) < 0.35
+    assert str(ours.place).startswith({"layers.1": "resid_p", "layers.1.mlp": "mlp_"}.get(hookpoint, "attn_out.1"))
 
 
 @pytest.mark.parametrize("skip", [True, False])
