@@ -104,7 +104,7 @@ class BenchArchitectures(Bench):
     source: Flat[ModelText] = field(default_factory=ModelText)
     store: Path | None = None
     """Use this store's rows (written by `monosem harvest`); documents of their own are held out."""
-    out: Path | None = None
+    keep: Path | None = None
     """Keep finished trainings in this folder, and continue from those in it."""
 
     def __post_init__(self) -> None:
@@ -140,7 +140,7 @@ class BenchArchitectures(Bench):
             ratio is then between two L0.
         """
         site = Site.parse(self.site)
-        cells = Cells(self.out, self._decides())
+        cells = Cells(self.keep, self._decides())
         x, held = split_rows(self.source, self.store, site, self.rows, self.held_out, max(self.batch))
         rows = Rows(x[: self.rows], *held.chunk(2))
         lines = []

@@ -172,7 +172,7 @@ def test_both_columns_over_seeds_at_the_l0_of_the_peer(tiny: Tiny, monosem: Comm
         "--matched-lr",
         "0.01",
     )
-    options = ("bench", "architectures", *tiny.source, *SIZES, *chosen, f"--out={tmp_path / 'out'}")
+    options = ("bench", "architectures", *tiny.source, *SIZES, *chosen, f"--keep={tmp_path / 'out'}")
     topk, relu = monosem(*options, "--json").result["lines"]
     for line in (topk, relu):
         for column in ("documented", "matched"):
