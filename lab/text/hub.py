@@ -47,7 +47,7 @@ class HubSource:
             return builder.as_streaming_dataset(split=self._split)
 
     @contextmanager
-    def _readable(self, where: str = "") -> Iterator[None]:
+    def _readable(self, after: int | None = None) -> Iterator[None]:
         """Turn what `datasets` and the readers below it raise into one sentence.
 
         Those are errors of the network, of files (pyarrow's are ValueErrors), of the hub's data sets with a loading
@@ -60,9 +60,9 @@ class HubSource:
         try:
             yield
         except (DatasetsError, *failures) as error:
-            raise self._unusable(error, where) from error
+            raise self._unusable(error, after) from error
 
-    def _unusable(self, error: BaseException, where: str) -> InputError:
+    def _unusable(self, error: BaseException, after: int | None) -> InputError:
         cause = error
         while type(cause).__name__.startswith("Dataset") and (cause.__cause__ or cause.__context__) is not None:
             cause = cause.__cause__ or cause.__context__ or cause  # "an error occurred while generating the dataset"
@@ -72,8 +72,12 @@ class HubSource:
                 f"{self.name} has a loading script, which the datasets library no longer runs ({reason}): name a "
                 "copy of its files (hf:FOLDER with parquet, json or csv), or write them as jsonl:PATH"
             )
+        if after is not None:
+            return InputError(
+                f"{self.name} breaks after {after} rows ({reason}): correct its file there, or set a limit of documents"
+            )
         return InputError(
-            f"cannot read {where}{self.name}: {reason}; the form is hf:NAME[:config][:split][#field], and "
+            f"cannot read {self.name}: {reason}; the form is hf:NAME[:config][:split][#field], and "
             "NAME must be reachable on the hub, in the local cache, or a folder"
         )
 
@@ -87,12 +91,12 @@ class HubSource:
         with self._readable():
             rows = iter(opened.skip(start) if start else opened)
         for number in itertools.count(start):
-            where = f"row {number} of "
-            with self._readable(where):
+            with self._readable(after=number):
                 row = next(rows, None)
             if row is None:
                 return
-            yield Document(number, content_of(row, self._field, where + self.name), where + self.name)
+            where = f"row {number} of {self.name}"
+            yield Document(number, content_of(row, self._field, where), where)
 
     def fingerprint(self) -> dict[str, Any]:
         """Version of the data set in `datasets`: the hub's revision, or size and time of local files."""
