@@ -6,6 +6,7 @@
 | `texts_of` | a list of whole strings | texts, names, entities |
 | `numbers_of` | an fp64 array | coordinates, numbers to predict |
 | `integers_of` | an int64 tensor | classes as numbers, ids of documents, blocks |
+| `flags_of` | a boolean tensor of the same shape | attributes, truth values |
 | `positions_of` | the same, of a mask too | rows to take, latents |
 
 A pandas Series is read from its first row to its last; its index plays no part. The same holds for columns of a
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from .errors import InputError
@@ -110,17 +111,17 @@ def require_whole(text: str, where: str) -> str:
 
 
 def numbers_of(given: Any, what: str = "numbers") -> Float64[np.ndarray, ...]:
-    """Numbers as an fp64 array of the same shape; missing ones become nan.
+    """Numbers as an fp64 array of the same shape; missing ones become nan. A table with one column is that column.
 
     Raises:
         InputError: a value is no number; names its row, from 0.
     """
     if isinstance(given, Tensor):
         return given.detach().cpu().double().numpy()
-    if hasattr(given, "columns") and hasattr(given, "to_numpy"):
-        given = given.to_numpy()
+    if hasattr(given, "columns") and hasattr(given, "to_numpy") and len(given.columns) != 1:
+        given = np.ascontiguousarray(given.to_numpy())  # sums in the order of rows, as for arrays
     if isinstance(given, np.ndarray) and given.dtype.kind in "biuf":
-        return given.astype(np.float64)
+        return given.astype(np.float64, copy=not given.flags.writeable)
     rows = by_position(given, what)
     try:
         return np.array([_number(value) for value in rows], dtype=np.float64)
@@ -155,6 +156,21 @@ def integers_of(given: Any, what: str = "numbers") -> Int64[Tensor, " n"]:
         if not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
             raise InputError(f"row {row} of the {what} is {value!r:.{SHOWN}}, which is no whole number: correct it")
     return torch.tensor([int(value) for value in values], dtype=torch.int64)
+
+
+def flags_of(given: Any, what: str = "flags") -> Bool[Tensor, ...]:
+    """Values that are true or false, or 1 or 0, as booleans on the CPU.
+
+    Raises:
+        InputError: a value is missing or something else; names its row, from 0.
+    """
+    found = numbers_of(given, what)
+    wrong = np.argwhere((found != 0) & (found != 1))
+    if len(wrong):
+        raise InputError(
+            f"row {wrong[0][0]} of the {what} holds {found[tuple(wrong[0])]:g}: give true or false for each"
+        )
+    return torch.from_numpy(found.astype(bool))
 
 
 def positions_of(given: Any, what: str = "positions") -> Int64[Tensor, " n"]:

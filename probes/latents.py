@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..lab.errors import InputError
+from ..lab.sequences import integers_of
 from ..saes.dictionary import Dictionary
 from ..saes.evaluation.nulls import fit_nulls
 from ..saes.place import AUTOENCODER, CROSS_LAYER
@@ -37,7 +38,7 @@ def dense_codes(
     dictionary: Dictionary, x: Float[Tensor, "rows d"], text: Int[Tensor, " rows"] | None = None
 ) -> Float[Tensor, "texts n_latents"]:
     """Codes of every row, dense, where the rows are; or their mean over the rows of every text, by its number."""
-    text = torch.arange(len(x), device=x.device) if text is None else text
+    text = torch.arange(len(x), device=x.device) if text is None else integers_of(text, "texts").to(x.device)
     sums = x.new_zeros(int(text.max()) + 1, dictionary.n_latents)
     for part, numbers in zip(x.split(ROWS_AT_ONCE), text.split(ROWS_AT_ONCE), strict=True):
         code = dictionary.encode(part.to(dictionary.W_dec.device))
@@ -48,6 +49,7 @@ def dense_codes(
 
 def text_means(x: Float[Tensor, "rows d"], text: Int[Tensor, " rows"]) -> Float[Tensor, "texts d"]:
     """The mean over the rows of every text, by its number."""
+    text = integers_of(text, "texts of rows").to(x.device)
     sums = x.new_zeros(int(text.max()) + 1, x.shape[1]).index_add_(0, text, x)
     return sums / text.bincount()[:, None]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from ..lab.errors import InputError
 from ..lab.evidence import Evidence, bootstrap
 from ..lab.rng import generator
+from ..lab.sequences import integers_of, numbers_of
 from .fitting.fits import FitConfig, fit_all
 from .fitting.sparse import auc
 from .fitting.splits import Split, folds_of_share, split_labels
@@ -219,7 +221,7 @@ def scores_for(labels: Labels) -> dict[str, Score]:
 
 def mean_auc(read: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
     """AUC of two classes, or its mean over classes each against the rest; nan where a draw lacks one."""
-    read, y, weights = map(np.asarray, (read, y, weights))
+    read, y, weights = _columns(read), numbers_of(y), numbers_of(weights)
     if read.shape[1] == 1:
         return auc(read[:, 0], y, weights)
     if read.shape[1] == 2:
@@ -229,7 +231,7 @@ def mean_auc(read: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
 
 def balanced_accuracy(read: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
     """Mean over classes of the weighted share that is called right; nan where a draw lacks one."""
-    read, y, weights = map(np.asarray, (read, y, weights))
+    read, y, weights = _columns(read), integers_of(y).numpy(), numbers_of(weights)
     right = ((read[:, 0] > 0) if read.shape[1] == 1 else read.argmax(1)) == y
     held, called = np.bincount(y, weights), np.bincount(y, weights * right)
     with np.errstate(invalid="ignore"):
@@ -238,10 +240,16 @@ def balanced_accuracy(read: np.ndarray, y: np.ndarray, weights: np.ndarray) -> f
 
 def r2(read: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
     """Explained share of the variance, mean over outputs; below 0 where the mean would have been better."""
-    read, y, weights = map(np.asarray, (read, y, weights))
+    read, y, weights = _columns(read), _columns(y), numbers_of(weights)
     share = weights / weights.sum()
     left, spread = share @ np.square(y - read), share @ np.square(y - share @ y)
     return float(np.mean(1 - left / spread)) if (spread > 0).all() else float("nan")
+
+
+def _columns(values: Any) -> np.ndarray:
+    """Numbers as [units, outputs]; one column is one output."""
+    found = numbers_of(values)
+    return found[:, None] if found.ndim == 1 else found
 
 
 def _evidence(

@@ -30,6 +30,7 @@ import torch
 from ..errors import InputError
 from ..models.gguf import cache_dir
 from ..rng import derive_seed, generator
+from ..sequences import by_position
 from ..storage import read_json, write_json
 from .docs import DocsSource
 from .documents import Conversation, Document, Source, content_of
@@ -248,7 +249,8 @@ def answer(
     module: Any = model.module
     if model.tokenizer is None or not getattr(module, "can_generate", bool)():
         raise InputError(f"{model.name} cannot answer questions: give an instruct model with its tokenizer")
-    checked = [content_of(turns, None, f"conversation {n}") for n, turns in enumerate(conversations)]
+    rows = by_position(conversations, "conversations")
+    checked = [content_of(turns, None, f"conversation {n}") for n, turns in enumerate(rows)]
     conversations = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in checked]
     tokenizer = TextTokenizer(model.tokenizer)
     rendered = [tokenizer.render(messages, f"conversation {n}", asks=True) for n, messages in enumerate(conversations)]

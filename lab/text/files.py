@@ -16,6 +16,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -183,7 +184,7 @@ class TextFiles:
         for path in self._files:
             with _opened(path) as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-            digest.update(path.relative_to(self._root).as_posix().encode())
+            digest.update(os.fsencode(path.relative_to(self._root).as_posix()))
         return {"hash": digest.hexdigest(), "files": len(self._files)}
 
 

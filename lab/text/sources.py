@@ -57,9 +57,9 @@ class Rows:
 def _indexed(rows: Any) -> Any:
     """The rows as something that an integer indexes by position."""
     for method, arguments in {"to_dicts": (), "to_dict": ("records",)}.items():  # polars, pandas
-        if hasattr(rows, "columns") and hasattr(rows, method):
+        if hasattr(rows, "columns") and hasattr(rows, method) and {"text", "messages"} & set(rows.columns):
             return getattr(rows, method)(*arguments)
-    column = any(hasattr(rows, name) for name in ("tolist", "to_pylist"))
+    column = any(hasattr(rows, name) for name in ("tolist", "to_pylist", "columns"))
     indexed = hasattr(rows, "__getitem__") and hasattr(rows, "__len__")
     return rows if indexed and not column else by_position(rows, "texts")
 

@@ -22,6 +22,7 @@ from scipy.special import expit
 
 from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence, bootstrap
+from ...lab.sequences import numbers_of
 from ..labels import Bags, Labels, PooledRows
 from ..probe import Probe
 from .fits import FitConfig, fit
@@ -116,7 +117,7 @@ def calibrate(
 
 def reliability(chances: Rows, y: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
     """Units in bins of equal size by rising chance: mean chance, share that is positive, and number."""
-    chances, y = np.asarray(chances), np.asarray(y)
+    chances, y = numbers_of(chances, "chances"), numbers_of(y, "labels")
     parts = [part for part in np.array_split(np.argsort(chances, kind="stable"), bins) if len(part)]
     return [
         {"chance": float(chances[part].mean()), "positive": float(y[part].mean()), "units": len(part)} for part in parts
@@ -136,7 +137,7 @@ def calibration_scores(
         InputError: more than two classes, or chances outside 0 to 1.
     """
     _check(labels.classes)
-    chances = np.asarray(chances)
+    chances = numbers_of(chances, "chances")
     if not ((chances >= 0) & (chances <= 1)).all():
         raise InputError(
             f"chances lie between 0 and 1, got {chances.min():.3g} to {chances.max():.3g}: calibrate first"
@@ -146,7 +147,7 @@ def calibration_scores(
     n, ones = int(group.max()) + 1, np.ones(len(y))
     others = {"base_rate": np.full(len(y), base_rate)}
     if uncalibrated is not None:
-        others["uncalibrated"] = expit(np.asarray(uncalibrated))
+        others["uncalibrated"] = expit(numbers_of(uncalibrated, "uncalibrated scores"))
     found = {}
     for name, score in {"ece": ece, "brier": brier}.items():
         interval = bootstrap(lambda weights, score=score: score(chances, y, weights[group]), n, seed=seed)
@@ -161,7 +162,7 @@ def calibration_scores(
 
 def ece(chances: Rows, y: np.ndarray, weights: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error over bins of equal size by chance; equal chances share a bin."""
-    chances, y, weights = map(np.asarray, (chances, y, weights))
+    chances, y, weights = map(numbers_of, (chances, y, weights))
     level = np.unique(chances, return_inverse=True)[1].reshape(-1)
     held = np.bincount(level, weights)
     place = np.minimum((held.cumsum() - held / 2) / held.sum() * bins, bins - 1).astype(int)[level]
@@ -171,7 +172,7 @@ def ece(chances: Rows, y: np.ndarray, weights: np.ndarray, bins: int = BINS) -> 
 
 def brier(chances: Rows, y: np.ndarray, weights: np.ndarray) -> float:
     """Weighted mean of (chance - label)^2."""
-    chances, y, weights = map(np.asarray, (chances, y, weights))
+    chances, y, weights = map(numbers_of, (chances, y, weights))
     return float(weights @ np.square(chances - y) / weights.sum())
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...lab.errors import InputError
 from ...lab.evidence import Evidence, bootstrap
 from ...lab.rng import derive_seed
-from ...lab.sequences import by_position
+from ...lab.sequences import by_position, numbers_of
 from ..labels import LEAST, classes_of, group_numbers
 from .logistic import solve_logistic
 from .splits import folds_of_share, group_folds
@@ -138,6 +138,7 @@ def sparse_probe(
 
 def by_mean_difference(z: Rows, y: Rows, k: int) -> np.ndarray:
     """The k columns [k] with the largest |mean over positives - mean over negatives|; ties to the lower index."""
+    z, y = numbers_of(z), numbers_of(y)
     difference = np.abs(z[y == 1].mean(0) - z[y == 0].mean(0))
     return np.argsort(-difference, kind="stable")[:k]
 
@@ -220,11 +221,13 @@ class _Split:
 
 def accuracy(odds: Rows, y: Rows, weights: Rows) -> float:
     """Weighted share of rows on the right side of even odds."""
+    odds, y, weights = map(numbers_of, (odds, y, weights))
     return float(weights @ ((odds > 0) == y) / weights.sum())
 
 
 def auc(odds: Rows, y: Rows, weights: Rows) -> float:
     """Weighted chance that a positive has higher odds than a negative, ties counted half; nan without both."""
+    odds, y, weights = map(numbers_of, (odds, y, weights))
     level = np.unique(odds, return_inverse=True)[1]
     positive = np.bincount(level, weights * y)
     negative = np.bincount(level, weights * (1 - y))
@@ -235,6 +238,7 @@ def auc(odds: Rows, y: Rows, weights: Rows) -> float:
 
 def f1(odds: Rows, y: Rows, weights: Rows) -> float:
     """Weighted harmonic mean of precision and recall of the positive class; 0 where none is found."""
+    odds, y, weights = map(numbers_of, (odds, y, weights))
     told = odds > 0
     both, either = weights @ (told & (y == 1)), weights @ told + weights @ (y == 1)
     return float(2 * both / either) if either else 0.0

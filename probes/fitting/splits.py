@@ -8,7 +8,8 @@ import numpy as np
 
 from ...lab.errors import InputError
 from ...lab.rng import derive_seed
-from ..labels import Labels
+from ...lab.sequences import by_position
+from ..labels import Labels, group_numbers
 
 Split = tuple[np.ndarray, np.ndarray]
 """Indexes of training and of test units."""
@@ -30,7 +31,8 @@ def group_folds(y: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> lis
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-    y, groups = np.asarray(y), np.asarray(groups)
+    y = y if isinstance(y, np.ndarray) and y.dtype != object else np.array(by_position(y, "labels"))
+    groups = group_numbers(groups, len(y))
     state = derive_seed(seed, "probe split") % 2**32
     if y.dtype.kind not in "iub":
         if (held := len(np.unique(groups))) < folds:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int8, Int64
 
 from ...lab.figures import GREY, laid_out, plain
+from ...lab.sequences import flags_of, integers_of, numbers_of
 from .places import Places
 from .statistics import QUADRANTS
 
@@ -31,7 +32,7 @@ def quantile_classes(
 
     Equal values share a class, so there are fewer where many are equal, as where a latent is silent.
     """
-    values = np.asarray(values)
+    values = numbers_of(values, "values")
     edges = np.unique(np.quantile(values, np.linspace(0, 1, classes + 1)))
     if len(edges) == 1:
         edges = np.repeat(edges, 2)
@@ -40,7 +41,7 @@ def quantile_classes(
 
 def value_map(places: Places, values: Float64[np.ndarray, " places"]) -> Figure:
     """One point a place, coloured by the class of its value."""
-    values = np.asarray(values)
+    values = numbers_of(values, "values")
     number, edges = quantile_classes(values)
     last = len(edges) - 2
     traces = []
@@ -58,8 +59,8 @@ def cluster_map(
     significant: Bool[np.ndarray, " places"],
 ) -> Figure:
     """One point a place; those whose local Moran is significant are coloured by their quadrant."""
-    values, quadrant, significant = map(np.asarray, (values, quadrant, significant))
-    kind = np.where(significant, np.array(QUADRANTS)[quadrant], "")
+    values, significant = numbers_of(values, "values"), flags_of(significant, "significance").numpy()
+    kind = np.where(significant, np.array(QUADRANTS)[integers_of(quadrant, "quadrants").numpy()], "")
     traces = [_points(places, np.flatnonzero(kind == ""), values, "not significant", GREY, 0.45)]
     for name, colour in CLUSTERS.items():
         traces.append(_points(places, np.flatnonzero(kind == name), values, f"{name}: {MEANINGS[name]}", colour))

@@ -21,6 +21,7 @@ from jaxtyping import Float64, Int8
 from scipy import sparse, stats
 
 from ...lab.errors import InputError
+from ...lab.sequences import numbers_of
 from .weights import Weights
 
 Values = Float64[np.ndarray, "places units"]
@@ -66,6 +67,7 @@ def moran(x: Values, weights: Weights) -> Global:
         InputError: another number of places than the weights have, fewer than 4, no weight at all, or values that are
             not finite.
     """
+    x = _columns(x)
     n, s0, s1, s2 = _sums(x, weights)
     z = _centred(x)
     squares = (z**2).sum(0)
@@ -87,6 +89,7 @@ def geary(x: Values, weights: Weights) -> Global:
     Raises:
         InputError: as `moran`.
     """
+    x = _columns(x)
     n, s0, s1, s2 = _sums(x, weights)
     z = _centred(x)
     squares = (z**2).sum(0)
@@ -111,6 +114,7 @@ def getis_ord(x: Values, weights: Weights) -> Values:
     Raises:
         InputError: as `moran`.
     """
+    x = _columns(x)
     n = _sums(x, weights)[0]
     binary = sparse.csr_array((np.ones(weights.nnz), weights.indices, weights.indptr), shape=weights.shape)
     binary = sparse.csr_array(binary + sparse.eye_array(n))
@@ -127,6 +131,7 @@ def local_moran(x: Values, weights: Weights) -> LocalMoran:
     Raises:
         InputError: as `moran`.
     """
+    x = _columns(x)
     n = _sums(x, weights)[0]
     z = _centred(x)
     lag = weights @ z
@@ -156,6 +161,7 @@ def permuted_p(
     """
     if permutations < 1:
         raise InputError(f"permutations must be at least 1, got {permutations}")
+    x = _columns(x)
     _sums(x, weights)
     z = _centred(x)
     real = (z * (weights @ z)).sum(0)
@@ -172,12 +178,18 @@ def permuted_p(
 
 def adjusted(p: Float64[np.ndarray, " tests"]) -> Float64[np.ndarray, " tests"]:
     """The false discovery rate at which each test is significant (Benjamini and Hochberg 1995); nan stays nan."""
-    p = np.asarray(p)
+    p = numbers_of(p, "chances")
     found = np.full(p.shape, np.nan)
     known = np.isfinite(p)
     if known.any():
         found[known] = stats.false_discovery_control(p[known], method="bh")
     return found
+
+
+def _columns(x: Values) -> Values:
+    """Values as an array [places, units]; one column is one unit."""
+    found = numbers_of(x, "values")
+    return found[:, None] if found.ndim == 1 else found
 
 
 def _sums(x: Values, weights: Weights) -> tuple[int, float, float, float]:

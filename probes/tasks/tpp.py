@@ -29,6 +29,7 @@ from ...lab.errors import InputError
 from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
 from ...lab.rng import derive_seed, generator
+from ...lab.sequences import flags_of, integers_of
 from ...saes.dictionary import Dictionary
 from ...saes.edit import written
 from ..fitting.linear import LinearFit, LinearProbes, fit_linear
@@ -180,7 +181,8 @@ def tpp(
     Raises:
         InputError: fewer than two classes, a class that every row has or none, or a combination that one row alone has.
     """
-    config, told = config or ErasureConfig(), labels
+    config, told = config or ErasureConfig(), flags_of(labels, "labels")
+    text = None if text is None else integers_of(text, "texts of rows")
     if told.ndim != 2 or told.shape[1] < 2:
         raise InputError(f"TPP compares classes: give labels [rows, classes] of at least 2, got {list(told.shape)}")
     train, test = _split(told.unique(dim=0, return_inverse=True)[1], config)
@@ -225,6 +227,8 @@ def scr(
         InputError: a combination of the labels with fewer than two rows.
     """
     config = config or ErasureConfig()
+    first, second = flags_of(first, "first labels"), flags_of(second, "second labels")
+    text = None if text is None else integers_of(text, "texts of rows")
     train, test = _split(2 * first.long() + second.long(), config, classes=4)
     told = torch.stack([first, second], 1)
     agree = train[first[train] == second[train]]

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ...lab.errors import InputError, unknown
+from ...lab.sequences import integers_of, numbers_of
 
 COVERAGES = ("marginal", "class")
 
@@ -56,8 +57,8 @@ class Conformal:
     """`marginal` holds over all bags together, `class` (Mondrian) within each class: it needs enough of each."""
 
     def __post_init__(self) -> None:
-        for name in ("strangeness", "labels"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        object.__setattr__(self, "strangeness", numbers_of(self.strangeness, "calibration scores"))
+        object.__setattr__(self, "labels", integers_of(self.labels, "calibration labels").numpy())
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha is a share between 0 and 1, got {self.alpha}")
         if self.coverage not in COVERAGES:
@@ -83,12 +84,12 @@ class Conformal:
         coverage: Literal["marginal", "class"] = "marginal",
     ) -> Conformal:
         """From the strangeness of calibration points under every label."""
-        strangeness, labels = np.asarray(strangeness), np.asarray(labels)
-        return cls(strangeness[np.arange(len(labels)), labels], labels, alpha, coverage)
+        own = integers_of(labels, "calibration labels").numpy()
+        return cls(numbers_of(strangeness, "calibration scores")[np.arange(len(own)), own], own, alpha, coverage)
 
     def p_values(self, strangeness: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "rows classes"]:
         """The share of calibration points at least as strange as each row under each label, itself counted."""
-        strangeness = np.asarray(strangeness)
+        strangeness = numbers_of(strangeness, "scores")
         found = np.empty(strangeness.shape)
         for label in range(strangeness.shape[1]):
             mine = self.strangeness if self.coverage == "marginal" else self.strangeness[self.labels == label]

@@ -23,7 +23,7 @@ from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
 from ...lab.rng import generator
-from ...lab.sequences import by_position, texts_of
+from ...lab.sequences import flags_of, texts_of
 from ...lab.text.tokenization import TextTokenizer
 from ...saes.edit import Edit, Hook
 from ..prompts import Prompt, PromptBatch
@@ -122,7 +122,7 @@ def causal_effects(
         InputError: there are no true or no false statements, or a site that the model has not.
     """
     texts, entities = texts_of(texts, "statements"), texts_of(entities, "entities")
-    true = np.array(by_position(true, "truth values"), dtype=bool)
+    true = flags_of(true, "truth values").numpy()
     if not 0 < true.sum() < len(true):
         raise InputError("manipulation needs true and false statements: give some of both")
     tokenizer, target = TextTokenizer(model.tokenizer), np.where(true, -1.0, 1.0)

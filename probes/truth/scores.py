@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ...lab.evidence import Evidence, bootstrap
-from ...lab.sequences import integers_of, texts_of
+from ...lab.sequences import integers_of, numbers_of, texts_of
 from ..fitting.sparse import auc
 from .conformal import Conformal, multiclass_strangeness
 from .statements import CLASSES, FALSE, TRUE
@@ -79,7 +79,7 @@ Score = Callable[[Reading, np.ndarray, np.ndarray], float]
 
 def mcc(told: Int[np.ndarray, " n"], right: Int[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> float:
     """Matthews correlation of the three classes (Gorodkin 2004); 0 where one class is told or right throughout."""
-    counts = _counts(*map(np.asarray, (told, right, weights)))
+    counts = _counts(integers_of(told).numpy(), integers_of(right).numpy(), numbers_of(weights))
     rows, columns, total = counts.sum(1), counts.sum(0), counts.sum()
     spread = (total**2 - rows @ rows) * (total**2 - columns @ columns)
     return float((counts.trace() * total - rows @ columns) / spread**0.5) if spread > 0 else 0.0

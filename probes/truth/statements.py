@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from ...lab.errors import InputError, unknown
 from ...lab.rng import derive_seed
-from ...lab.sequences import by_position, integers_of, positions_of, texts_of
+from ...lab.sequences import by_position, flags_of, integers_of, positions_of, texts_of
 
 CLASSES = ("true", "false", "neither")
 """Labels are indexes into this."""
@@ -46,7 +46,7 @@ class Statements:
         for column in ("texts", "entities", "splits"):
             object.__setattr__(self, column, tuple(texts_of(getattr(self, column), column)))
         object.__setattr__(self, "labels", integers_of(self.labels, "labels").numpy())
-        object.__setattr__(self, "negated", np.array(by_position(self.negated, "negations"), dtype=bool))
+        object.__setattr__(self, "negated", flags_of(self.negated, "negations").numpy())
         for column in ("labels", "negated", "entities", "splits"):
             if (found := len(getattr(self, column))) != len(self.texts):
                 raise InputError(f"{len(self.texts)} statements and {found} {column}: give one each")
