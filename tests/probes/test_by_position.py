@@ -255,7 +255,7 @@ def edited(given: Given, hold: Hold) -> Any:
     x = torch.randn(6, 32, generator=torch.Generator().manual_seed(2))
     kept = given.dictionary.encode(x).indices[:3].unique().tolist()
     edit = Edit.latents(given.dictionary, hold(kept), lambda z: z * torch.arange(len(kept)))
-    return edit.stages[0].run([x])[0].tolist() if hasattr(edit, "stages") else None
+    return edit.stages[0].run([x])[0].tolist()
 
 
 def features(given: Given, hold: Hold) -> Any:
@@ -333,7 +333,7 @@ ENTRIES: dict[str, Callable[[Given, Hold], Any]] = {
 EXPECTED: dict[str, Any] = {}
 
 
-@pytest.mark.parametrize("held", HOLDS)
+@pytest.mark.parametrize("held", ["shuffled series", "filtered series", "table", "objects", "tensor"])
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_an_entry_reads_by_position(entry: str, held: str, given: Given) -> None:
     if entry not in EXPECTED:
