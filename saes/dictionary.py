@@ -173,12 +173,19 @@ class Dictionary(nn.Module):
         """Leading dimensions flattened, fp32.
 
         Raises:
-            InputError: the last dimension is not `d_in`.
+            InputError: `x` is no tensor, its last dimension is not `d_in`, or the weights are not fp32.
         """
+        if not isinstance(x, Tensor) or not x.ndim:
+            kind = "a number" if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(f"activations are a tensor [..., {self.d_in}], not {kind}: give torch.as_tensor(x)")
         if x.shape[-1] != self.d_in:
             raise InputError(
                 f"activations of width {x.shape[-1]} given to a dictionary of width {self.d_in}"
                 f" (trained on {self.place}): capture the site it was trained on"
+            )
+        if self.W_dec.dtype != torch.float32:
+            raise InputError(
+                f"the weights are {self.W_dec.dtype}, and a dictionary encodes with fp32 ones: undo it with .float()"
             )
         return x.reshape(-1, self.d_in).float().contiguous()
 
@@ -188,7 +195,16 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def decode(self, code: SparseCode) -> Float[Tensor, "rows d_out"]:
-        """Codes times decoder rows, plus `b_dec`; a skip's part is left out."""
+        """Codes times decoder rows, plus `b_dec`; a skip's part is left out.
+
+        Raises:
+            InputError: `code` is no `SparseCode`.
+        """
+        if not isinstance(code, SparseCode):
+            raise InputError(
+                f"decode takes the SparseCode that encode returns, not {type(code).__name__}:"
+                " for dense codes z give SparseCode.from_dense(z), or take z @ dictionary.W_dec + dictionary.b_dec"
+            )
         return decode_kernel.decode(code.indptr, code.indices, code.values, self.W_dec, self.b_dec)
 
     def contribution(self, code: SparseCode) -> Float[Tensor, "rows d_out"]:

@@ -94,6 +94,8 @@ def find_dictionary(path: Path) -> tuple[Path, Dictionary]:
     """
     folder = of_run(path)
     if not (folder / DESCRIPTION).is_file() and recognise(folder) is None:
+        if (path / "config.json").is_file() and (path / "timing.jsonl").is_file():
+            raise InputError(f"{path} is a run that has written no dictionary yet: continue it with --resume")
         nothing = "none inside" if path.is_dir() else "it is a file" if path.exists() else "there is nothing"
         raise InputError(f"{path} is not the folder of one dictionary: {nothing}; give the folder with {DESCRIPTION}")
     return folder, load(folder)

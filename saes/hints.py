@@ -49,6 +49,28 @@ HINTS = MappingProxyType(
 )
 """Sentence by the name in the other library."""
 
+OPTIONS = MappingProxyType(
+    {
+        "d_sae": "n_latents is the number of latents",
+        "dict_size": "n_latents is the number of latents",
+        "expansion_factor": "n_latents is the number of latents: give the factor times the width",
+        "training_tokens": "rows is the number of activation rows to train on",
+        "l1_coefficient": "k is the codes a row that the penalty is steered to, and coefficient a weight of your own",
+        "l0_coefficient": "k is the codes a row that the penalty is steered to, and coefficient a weight of your own",
+        "dead_feature_window": "dead_after is the rows after which a latent counts as dead",
+        "context_size": "monosem.lab.Corpus(..., context=) is the tokens of a row",
+        "train_batch_size_tokens": "monosem.lab.ActivationStream(..., batch=) is the rows of a step",
+        "batch_size": "monosem.lab.ActivationStream(..., batch=) is the rows of a step",
+        "hook_name": "the place is the second argument, such as 'resid_post.12'",
+        "device": "the dictionary stands where the model of the stream stands: load_model(..., device=)",
+        "dtype": "weights are fp32, and precision= chooses the products",
+    }
+)
+"""Sentence by the option of training that the other library has."""
+
+KINDS = MappingProxyType({"standard": "relu", "standard_transcoder": "relu", "vanilla": "relu", "l1": "relu"})
+"""Architecture of monosem by its name in another library."""
+
 ATTRIBUTES = MappingProxyType(
     {
         "from_pretrained": "monosem.saes.load(...) reads a folder, 'hf:ORG/REPO' or 'sae-lens:RELEASE/ID'",

@@ -117,6 +117,9 @@ class Site:
         ours = _OURS.fullmatch(text)
         if ours and ours[1] in KINDS:
             return cls(ours[1], int(ours[2]))
+        if not ours and text.count(".") > 1:
+            raise InputError(f"unknown site {text!r}: a module of the model is 'path:{text}', other sites are written"
+                             " as 'resid_post.12' or 'blocks.12.hook_resid_post'")  # fmt: skip
         layer = ours[2] if ours else (re.search(r"\d+", text) or ["0"])[0]
         raise unknown("site", text, [f"{kind}.{layer}" for kind in KINDS])
 

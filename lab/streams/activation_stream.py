@@ -141,6 +141,9 @@ class ActivationStream:
         **options: Any,
     ):
         config = _configured(config, options)
+        if not hasattr(model, "site"):
+            raise InputError(f"a stream reads a model that load_model returns, not {type(model).__name__}:"
+                             " give ActivationStream(model, corpus, sites)")  # fmt: skip
         wanted = [sites] if isinstance(sites, Site | str) else sites
         found = dict.fromkeys(model.site(site) for site in wanted)
         if not found:

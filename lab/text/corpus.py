@@ -149,6 +149,9 @@ class Corpus:
         config: TextConfig | None = None,
         **fields: Any,
     ) -> None:
+        for name in fields:
+            if name not in (allowed := TextConfig.__dataclass_fields__):
+                raise unknown("text option", name, allowed)
         self.config = replace(config or TextConfig(), **fields)
         found = open_source(source)
         self.source = found if self.config.dedup is None else Deduplicated(found, self.config.dedup)

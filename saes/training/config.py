@@ -84,8 +84,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        if self.rows < 1:
-            raise InputError(f"rows must be at least 1, got {self.rows}")
+        if self.rows != int(self.rows) or self.rows < 1:
+            raise InputError(f"rows must be a whole number from 1, got {self.rows}")
+        object.__setattr__(self, "rows", int(self.rows))
         for name in ("warmup", "decay", "blend", "k_anneal"):
             check_share(name, getattr(self, name))
         for name in ("beta1", "beta2"):

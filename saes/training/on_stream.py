@@ -23,6 +23,7 @@ from ...lab.errors import InputError, unknown
 from ...lab.streams.activation_stream import ActivationStream
 from ...lab.streams.token_stream import TokenStream
 from ..dictionary import Dictionary, Provenance
+from ..hints import KINDS, OPTIONS
 from ..place import CROSS_LAYER, Place
 from ..registry import architectures
 
@@ -168,6 +169,8 @@ def _kind_on(architecture: str, place: Place) -> tuple[type[Dictionary], dict[st
         return known[CROSS_LAYER], {} if architecture == CROSS_LAYER else {"base": architecture}
     trained = [name for name, kind in known.items() if kind.trainer]
     if architecture not in known:
+        if kind := KINDS.get(str(architecture)):
+            raise InputError(f"unknown architecture {architecture!r}: it is {kind!r} here")
         raise unknown("architecture", architecture, trained)
     if architecture not in trained:
         raise InputError(f"architecture {architecture!r} cannot be trained: give {' or '.join(trained)}")
@@ -190,5 +193,7 @@ def _divided(kind: type[Dictionary], trainer: Any, options: Mapping[str, Any]) -
             raise InputError(f"{name} is an option of the dictionary and of training: give dictionary={{{name!r}: ...}}"
                              f" or training={trainer.config_type.__name__}({name}=...)")  # fmt: skip
         if name not in own and name not in training:
+            if name in OPTIONS:
+                raise InputError(f"unknown option of {kind.architecture} {name!r}: {OPTIONS[name]}")
             raise unknown(f"option of {kind.architecture}", name, dict.fromkeys((*own, *training)))
     return tuple({name: value for name, value in options.items() if name in side} for side in (own, training))  # type: ignore[return-value]

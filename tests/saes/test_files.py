@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from monosem.lab.errors import InputError
@@ -132,3 +133,22 @@ def test_a_run_with_one_dictionary_is_loaded_and_several_are_listed(tmp_path):
     for read in (load, find_dictionary):
         with pytest.raises(InputError, match=r"dictionaries/first, .*dictionaries/second; give the folder"):
             read(tmp_path / "run")
+
+
+def test_what_is_no_tensor_no_code_or_not_fp32_is_refused_in_one_sentence():
+    dictionary = random()
+    for rows in (np.zeros((2, 6), dtype=np.float32), [[0.0] * 6]):
+        with pytest.raises(InputError, match=rf"a tensor \[\.\.\., 6\], not {type(rows).__name__}: .*as_tensor"):
+            dictionary.encode(rows)
+    with pytest.raises(InputError, match=r"decode takes the SparseCode .* not Tensor: .*SparseCode.from_dense"):
+        dictionary.decode(torch.zeros(2, 11))
+    with pytest.raises(InputError, match=r"the weights are torch.bfloat16, .* undo it with \.float\(\)"):
+        dictionary.to(torch.bfloat16).encode(torch.zeros(2, 6))
+    assert dictionary.float().encode(torch.ones(2, 6)).indptr.shape == (3,)
+
+
+def test_a_run_that_stopped_before_its_first_dictionary_says_so(tmp_path):
+    for name in ("config.json", "timing.jsonl"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="a run that has written no dictionary yet: continue it with --resume"):
+        find_dictionary(tmp_path)

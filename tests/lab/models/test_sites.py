@@ -74,6 +74,11 @@ def test_a_misspelt_name_suggests_the_right_one_first(wrong, right):
     assert f"did you mean {right}" in str(error.value)
 
 
+def test_a_module_without_its_prefix_is_told_the_prefix():
+    with pytest.raises(InputError, match=r"unknown site 'model.layers.2': .*'path:model.layers.2'"):
+        Site.parse("model.layers.2")
+
+
 @pytest.mark.parametrize("bad", [("resid_post", -1), ("z", -2), ("path", 3, "a"), ("path", -1, ""), ("z", 1, "a")])
 def test_impossible_sites_are_refused(bad):
     with pytest.raises(InputError):

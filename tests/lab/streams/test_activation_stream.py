@@ -200,6 +200,8 @@ def test_bad_options_are_one_sentence() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             ActivationStream(TinyModel(), TinyCorpus(), **{"sites": [A], **options})  # ty: ignore
+    with pytest.raises(InputError, match=r"not TinyCorpus: give ActivationStream\(model, corpus, sites\)"):
+        ActivationStream(TinyCorpus(), TinyModel(), [A])
     with pytest.raises(InputError, match="not one usable row"):
         next(tiny_stream(corpus=TinyCorpus(length=1)))
 

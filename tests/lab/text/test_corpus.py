@@ -70,6 +70,11 @@ def usable_tokens(corpus: Corpus) -> dict[int, list[int]]:
 # what a row holds
 
 
+def test_an_unknown_option_suggests_the_right_one(tokenizer):
+    with pytest.raises(InputError, match="unknown text option 'context_size': did you mean 'context'"):
+        Corpus(["a text"], tokenizer, context_size=64)
+
+
 def test_packing_known_answer():
     documents = [
         TokenizedDocument(Position(document=4, read=0), np.array([11, 12, 13])),

@@ -188,3 +188,22 @@ def test_a_wrong_name_imports_no_other_trainer() -> None:
 def test_the_sites_of_b_are_as_wide_as_they_are_streamed(stream: ActivationStream) -> None:
     trainer = Trainer.on(stream, B, n_latents=64, k=4)
     assert trainer.dictionary.d_in == WIDTHS[B]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"d_sae": 64}, "unknown option of topk 'd_sae': n_latents is the number of latents"),
+        ({"training_tokens": 9}, "rows is the number"),
+        ({"architecture": "standard"}, "unknown architecture 'standard': it is 'relu' here"),
+        ({"rows": 10.5}, "rows must be a whole number from 1, got 10.5"),
+    ],
+)
+def test_habits_from_other_libraries_are_answered(options, sentence, stream: ActivationStream) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Trainer.on(stream, "resid_post.0", **{"architecture": "topk", "n_latents": 64, "k": 4, "rows": 500, **options})
+
+
+def test_rows_written_as_a_float_are_whole(stream: ActivationStream) -> None:
+    rows = Trainer.on(stream, "resid_post.0", "topk", n_latents=64, k=4, rows=1e3).config.rows  # type: ignore[arg-type]
+    assert repr(rows) == "1000"
