@@ -57,7 +57,7 @@ def score_tokens(
     bags = consumer.gathered()[str(probe.source)]
     assert isinstance(bags, Bags), "a pooling of bags gives bags"
     scores, tokenizer = probe.scores(bags.x), TextTokenizer(model.tokenizer)
-    strings = [tokenizer.decode([token]) for token in tokens.ids.tolist()]
+    strings = tokenizer.strings(tokens.ids.tolist())
     ends = bags.sizes.cumsum(0).tolist()
     return [TokenScores(strings[begin:end], scores[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)]
 

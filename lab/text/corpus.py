@@ -381,8 +381,8 @@ class Corpus:
         return self.tokenizer.decode(tokens)
 
     def strings(self, tokens: Sequence[int]) -> list[str]:
-        """Each token's text on its own, for showing tokens one by one."""
-        return [self.tokenizer.decode([token]) for token in tokens]
+        """The text that each token adds to its row, for showing tokens one by one."""
+        return self.tokenizer.strings(tokens)
 
     def __repr__(self) -> str:
         config = self.config

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..sequences import texts_of
 from .documents import Conversation
+from .token_text import token_texts
 
 
 class TextTokenizer:
@@ -89,6 +90,11 @@ class TextTokenizer:
         """The text of `ids`; special tokens are part of it unless they are to be skipped."""
         special = set(self.special_ids.tolist()) if skip_special else ()
         return self._tokenizer.decode([i for i in map(int, ids) if i not in special])
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """The text that each id adds to a row, for showing tokens one by one; the strings join to the row's text."""
+        texts = token_texts(self._tokenizer, set(map(int, ids)))
+        return [texts[int(token)] for token in ids]
 
     def render(self, messages: Conversation, where: str, *, asks: bool = False) -> str:
         """A conversation through the chat template, as text; `asks` opens the assistant's next turn.

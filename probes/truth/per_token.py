@@ -41,7 +41,7 @@ def token_scores(
             "right": CLASSES[statements.labels[row]],
             "told": CLASSES[int(probabilities[i].argmax())],
             "probabilities": probabilities[i].round(4).tolist(),
-            "tokens": [tokenizer.decode([token]) for token in ids[row]],
+            "tokens": tokenizer.strings(ids[row]),
             "scores": scaled[ends[i] - len(ids[row]) : ends[i]].round(3).tolist(),
         }
         for i, row in enumerate(rows.tolist())

@@ -27,9 +27,9 @@ from ...lab.streams.activation_stream import Batch
 from ...lab.streams.token_stream import TokenStream
 from ...lab.text.corpus import Corpus
 from ...lab.text.packing import TokenBatch
+from ...lab.text.token_text import token_texts
 from ..dictionary import Dictionary
 from ..features.feature_set import Example
-from ..features.token_text import token_texts
 from ..sparse_code import SparseCode
 
 

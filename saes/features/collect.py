@@ -26,11 +26,11 @@ from ...lab.runs.run import Run
 from ...lab.sequences import positions_of
 from ...lab.streams.token_stream import TokenStream
 from ...lab.text.corpus import Corpus
+from ...lab.text.token_text import token_texts
 from ..dictionary import Dictionary
 from .blocks import OUTSIDE
 from .examples import FeatureExamples
 from .feature_set import Features, Logits
-from .token_text import token_texts
 
 N_LOGITS = 10
 LOGIT_ROWS = 256

@@ -27,7 +27,7 @@ SITE = Site.parse("resid_post.0")
 
 @dataclass(frozen=True)
 class Asked:
-    """What a contestant is asked to train."""
+    """The shape, rows and seed that a contestant trains."""
 
     n_latents: int
     """Number of latents."""
@@ -79,7 +79,7 @@ class Trained(Contestant, Protocol):
     """A contestant that leaves a dictionary."""
 
     def dictionary(self) -> Dictionary:
-        """What was trained, in activation units; the last call."""
+        """The trained dictionary in activation units; the last call."""
         ...
 
 
@@ -102,7 +102,7 @@ class Ours:
         return self.trainer.folded()(x)
 
     def dictionary(self) -> Dictionary:
-        """What was trained, in activation units."""
+        """The trained dictionary in activation units."""
         return self.trainer.folded()
 
 

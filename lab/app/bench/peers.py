@@ -37,7 +37,7 @@ class _Saved:
         raise NotImplementedError
 
     def dictionary(self) -> Dictionary:
-        """What was trained, in activation units; the last call."""
+        """The trained dictionary in activation units; the last call."""
         with TemporaryDirectory() as folder:
             self.save(Path(folder))
             return load(Path(folder))
@@ -183,7 +183,7 @@ class SaeLens(_Saved):
             self.trainer.activation_scaler.estimate_scaling_factor(sample.shape[1], iter([sample]), 1)
 
     def _options(self) -> dict[str, Any]:
-        """What SAELens must be told; a coefficient of 1 is its own."""
+        """Options of SAELens' training config; a coefficient of 1 is its own default."""
         asked = self.asked
         match asked.architecture:
             case "relu" | "gated":

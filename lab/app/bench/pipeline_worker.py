@@ -39,7 +39,7 @@ CHARACTERS = 8
 
 @dataclass(frozen=True)
 class Task:
-    """What a contestant trains on and towards."""
+    """Model, text, shape and goal of a contestant."""
 
     library: str
     matched: bool

@@ -13,6 +13,7 @@ from monosem.lab.errors import InputError
 from monosem.lab.models.hooked_model import HookedModel
 from monosem.lab.text.corpus import Corpus
 from monosem.lab.text.packing import TokenBatch
+from monosem.lab.text.token_text import token_texts
 from monosem.saes import TopK
 from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.dictionary import Dictionary, DictionaryConfig
@@ -20,7 +21,6 @@ from monosem.saes.features import examples as feature_examples
 from monosem.saes.features.blocks import OUTSIDE
 from monosem.saes.features.collect import Features, collect
 from monosem.saes.features.examples import FeatureExamples, bin_edges, bin_of
-from monosem.saes.features.token_text import token_texts
 from monosem.saes.sparse_code import SparseCode
 
 CONTEXT = (2, 1)
