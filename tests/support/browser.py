@@ -24,6 +24,8 @@ FAULTS = """() => {
     const box = node.getBoundingClientRect();
     if (box.width && !node.closest(".scroll") && (box.right > width + 1 || box.left < -1)) fault("outside", node);
   }
+  for (const node of document.querySelectorAll("[hidden]"))
+    if (node.getBoundingClientRect().width) fault("hidden and yet there", node);
   for (const head of document.querySelectorAll("table thead"))
     if (head.offsetParent && getComputedStyle(head.rows[0].cells[0]).position !== "sticky") fault("scrolls away", head);
   for (const plot of document.querySelectorAll(".js-plotly-plot")) {
