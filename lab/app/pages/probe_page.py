@@ -126,8 +126,8 @@ def _read_outs(
                 nulls = [_number(one["nulls"].get(null)) for null in ("base_rate", "uncalibrated")]
                 table.append([kind, score_label(name), _value(one, 4), _interval(one), *nulls])
     lead = (
-        "Every kind where it is best, on test units. Chances were learned from training units; ece and brier are better"
-        " the smaller they are, and a constant base rate has no ece and tells nothing."
+        "Every kind where it is best, on test units. Chances were learned from training units; ECE and Brier score are"
+        " better the smaller, and a constant base rate has no ECE and tells nothing."
     )
     return Part("Read-outs", lead, figures, table)
 
