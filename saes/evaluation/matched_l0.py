@@ -15,6 +15,7 @@ import numpy as np
 
 from ...lab.errors import InputError
 from ...lab.evidence import Evidence
+from ...lab.sequences import by_position, numbers_of
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,11 @@ class Curve:
     """The score at every point."""
 
     def __post_init__(self) -> None:
+        for column in ("l0", "values"):
+            object.__setattr__(self, column, tuple(numbers_of(getattr(self, column), column).tolist()))
         if not self.l0 or len(self.l0) != len(self.values):
             raise InputError(f"{self.name}: {len(self.l0)} values of l0 and {len(self.values)} scores make no curve")
-        points = sorted(zip(map(float, self.l0), map(float, self.values), strict=True))
+        points = sorted(zip(self.l0, self.values, strict=True))
         l0, values = zip(*points, strict=True)
         if not all(map(math.isfinite, (*l0, *values))) or l0[0] <= 0:
             raise InputError(f"{self.name}: every l0 must be above 0 and every score finite, got {points}")
@@ -96,11 +99,12 @@ def pareto(l0: Sequence[float], values: Sequence[float], *, better: str = "lower
     Raises:
         InputError: the lengths differ, or `better` is neither lower nor higher.
     """
+    l0, values = numbers_of(l0, "l0").tolist(), numbers_of(values, "scores").tolist()
     if len(l0) != len(values):
         raise InputError(f"{len(l0)} values of l0 and {len(values)} scores: give one score a point")
     sign = _sign(better)
     points = [
-        (float(x), -sign * float(y), i)
+        (x, -sign * y, i)
         for i, (x, y) in enumerate(zip(l0, values, strict=True))
         if math.isfinite(x) and math.isfinite(y)
     ]
@@ -174,7 +178,8 @@ def seed_gap(
     Raises:
         InputError: a recipe without scores, a score that is not finite, or an unknown `better`.
     """
-    sides = [np.array([e.value if isinstance(e, Evidence) else e for e in side], float) for side in (first, second)]
+    sides = [np.array([e.value if isinstance(e, Evidence) else e for e in by_position(side, "scores")], float)
+             for side in (first, second)]  # fmt: skip
     for name, side in zip(names, sides, strict=True):
         if not len(side) or not np.isfinite(side).all():
             raise InputError(f"{name} needs at least one score and only finite ones, got {side.tolist()}")

@@ -57,6 +57,7 @@ from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.architectures.topk import TopK
 from monosem.saes.dictionary import Provenance
 from monosem.saes.edit import Edit
+from monosem.saes.evaluation.matched_l0 import Curve, pareto, seed_gap
 from monosem.saes.features.collect import collect
 
 N = 48
@@ -328,6 +329,9 @@ ENTRIES: dict[str, Callable[[Given, Hold], Any]] = {
     "Conformal": lambda _, hold: conformal(hold),
     "ood_scores": outliers,
     "Edit.latents": edited,
+    "Curve": lambda _, hold: Curve("x", hold([3.0, 1.0, 2.0]), hold([0.3, 0.1, 0.2])).at(1.5),
+    "pareto": lambda _, hold: pareto(hold([3.0, 1.0, 2.0]), hold([0.3, 0.1, 0.2])),
+    "seed_gap": lambda _, hold: seed_gap(hold([0.3, 0.1]), hold([0.2, 0.3])).to_json(),
     "collect": features,
 }  # fmt: skip
 EXPECTED: dict[str, Any] = {}

@@ -51,8 +51,10 @@ def write_probe_page(
     labels = next(iter(sweep.units.values())).labels
     kind, place = _shown(sweep)
     found = sweep[place][kind]
+    left_out = f" ({data.dropped:,} without a label left out)" if data.dropped else ""
     facts = {
-        "Model": model.name, "Data": data.name, "Texts": f"{len(data.texts):,}", "Pooling": result["read"]["pooling"],
+        "Model": model.name, "Data": data.name, "Texts": f"{len(data.texts):,}{left_out}",
+        "Pooling": result["read"]["pooling"],
         "Classes": ", ".join(f"{name} {count:,}" for name, count in result["classes"].items()) or "numbers",
         "Held out": next(iter(found.scores.values())).held_out,
     }  # fmt: skip

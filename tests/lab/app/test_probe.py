@@ -82,6 +82,21 @@ def test_codes_of_a_dictionary_and_numbers_are_probed(
     assert numbers.result["probes"]["resid_post.0"]["ridge"]["r2"]["value"] < 1
 
 
+def test_lines_without_a_label_are_left_out_and_counted(
+    monosem: Monosem, tiny: Tiny, texts: Path, tmp_path: Path
+) -> None:
+    lines = (texts / "rows.jsonl").read_text().splitlines()
+    lines[3:3] = [json.dumps({"text": "the boat", "label": None}), '{"text": "the oven", "label": NaN}']
+    (tmp_path / "holes.jsonl").write_text("\n".join(lines))
+    command = ("probe", tmp_path / "run", f"--data={tmp_path}/holes.jsonl", f"--model={tiny.model}", "--kinds", "ridge",
+               "--sites", "resid_post.1", *QUICK)  # fmt: skip
+    refused = monosem(*command)
+    assert refused.status == 2 and "line 4 of" in refused.err and "--drop-missing" in refused.err
+    ended = monosem(*command, "--drop-missing", "--json")
+    assert ended.status == 0 and ended.result["dropped"] == 2 and ended.result["texts"] == 48
+    assert "48 (2 without a label left out)" in (tmp_path / "run" / "probe.html").read_text()
+
+
 def test_bad_input_is_one_sentence_and_leaves_nothing(
     monosem: Monosem, tiny: Tiny, texts: Path, trained: Path, tmp_path: Path
 ) -> None:
