@@ -188,7 +188,7 @@ def test_token_scores_are_the_probe_at_every_token(model: HookedModel) -> None:
     sweep = probe_sweep(model, TEXTS, TOLD, ["resid_post.1"], ["ridge"], config=QUICK)
     probe = sweep["resid_post.1"]["ridge"].probe
     (line, _) = score_tokens(model, probe, TEXTS[:2])
-    assert line.tokens == TEXTS[0].split()
+    assert [token.strip() for token in line.tokens] == TEXTS[0].split() and "".join(line.tokens).strip() == TEXTS[0]
     torch.testing.assert_close(
         line.scores[-1], probe.scores(sweep.units["resid_post.1"].x[:1])[0], rtol=1e-3, atol=1e-3
     )
