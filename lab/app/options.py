@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import tyro
 
@@ -13,6 +14,8 @@ from ..models.hooked_model import HookedModel
 from ..models.loading import ATTENTION, DTYPES, device_named, load_model, outline
 from ..text.corpus import Corpus, TextConfig
 from .checks import check_text, check_trained_on
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Flat = Annotated[T, tyro.conf.arg(name="")]
@@ -24,18 +27,27 @@ class ModelOptions:
     """The model, and how it is loaded."""
 
     model: str = "smollm2-135m"
-    """Registry name, hub name, folder with a checkpoint, or .gguf file."""
+    """Registry name, hub name, folder with a checkpoint, or .gguf file; by default the model that a given
+    dictionary was trained on."""
     dtype: str | None = None
     """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; by default a GPU if there is one."""
 
-    attention: str | None = None
+    attention: str | None = field(default=None, kw_only=True)
     """sdpa, eager, flash_attention_2, flash_attention_3 or flex_attention; by default SDPA where the model has it."""
 
     def open_model(self) -> HookedModel:
         """Load the model."""
         return load_model(self.model, dtype=self.dtype, device=self.device, attn=self.attention)
+
+    def of(self, dictionary: Any) -> Self:
+        """The same options with the model that a dictionary was trained on, unless another model is asked for."""
+        name = dictionary.provenance.model.get("name")
+        if name is None or name == self.model or self.model != ModelOptions.model:
+            return self
+        log.info("the dictionary was trained on %s, which is loaded", name)
+        return replace(self, model=name)
 
     def check(self, sites: Sequence[Any] = (), dictionaries: Sequence[Any] = ()) -> HookedModel:
         """Refuse what can be refused before the model is loaded.

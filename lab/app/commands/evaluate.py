@@ -62,6 +62,7 @@ class EvalCommand(Command):
         Stopped by Ctrl-C, the folder `STOPPED` beside it holds what is done, and the same command continues.
         """
         folder, dictionary = find_dictionary(self.dictionary)
+        source = self.source.of(dictionary)
         groups = [name for name in GROUPS if name in (self.only or SUITES[self.suite])]
         chosen = self.options.probing.datasets
         if "probing" in groups and chosen not in (TextProbing.datasets, ("all",)):
@@ -69,12 +70,12 @@ class EvalCommand(Command):
                 load_dataset(name)  # a name that is misspelt should not wait for the model
         check_folder(folder)
         asked = {
-            "source": asdict(self.source), "options": asdict(self.options), "dictionary": parameter_hash(dictionary),
+            "source": asdict(source), "options": asdict(self.options), "dictionary": parameter_hash(dictionary),
         }  # fmt: skip
         check_stopped(folder / STOPPED, asked)
-        self.source.check(dictionaries=[dictionary])
-        model = self.source.open_model()
-        corpus = self.source.open_corpus(model, split="heldout")
+        source.check(dictionaries=[dictionary])
+        model = source.open_model()
+        corpus = source.open_corpus(model, split="heldout")
         with stoppable(folder / STOPPED, asked) as run:
             found = measure(Subject(model, dictionary, corpus, self.options), groups, KeptParts(run.folder))
         for name, details in found.details.items():

@@ -41,19 +41,20 @@ class FeaturesCommand(Command):
     def run(self) -> Result:
         """Collect and save."""
         _, dictionary = find_dictionary(self.dictionary)
+        source = self.source.of(dictionary)
         check_folder(self.out)
         if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / "features.json").is_file():
             raise InputError(f"{self.out} holds something else than features: choose another folder")
         stopped = self.out.with_name(f"{self.out.name}.stopped")
         asked = {
-            "source": asdict(self.source), "tokens": self.tokens, "latents": self.latents, "seed": self.seed,
+            "source": asdict(source), "tokens": self.tokens, "latents": self.latents, "seed": self.seed,
             "dictionary": parameter_hash(dictionary),
         }  # fmt: skip
         check_stopped(stopped, asked)
-        self.source.check(dictionaries=[dictionary])
-        model = self.source.open_model()
+        source.check(dictionaries=[dictionary])
+        model = source.open_model()
         site = dictionary.check(model).site
-        corpus = self.source.open_corpus(model)
+        corpus = source.open_corpus(model)
         with stoppable(stopped, asked) as run:
             features = collect(
                 model, corpus, dictionary, tokens=self.tokens, latents=self.latents, site=site, seed=self.seed,

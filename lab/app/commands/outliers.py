@@ -53,12 +53,13 @@ class OutliersCommand(Command):
         """Read, score, write the result, and return it."""
         folder, dictionary = find_dictionary(self.dictionary)
         check_folder(folder)
-        for source in (self.corpus, *(name for name in self.outside if ":" in name)):
-            check_text(source)
+        for text in (self.corpus, *(name for name in self.outside if ":" in name)):
+            check_text(text)
         for name in self.outside:
             require_kind(name)
-        self.source.check(dictionaries=[dictionary])
-        model = self.source.open_model()
+        source = self.source.of(dictionary)
+        source.check(dictionaries=[dictionary])
+        model = source.open_model()
         dictionary.to(model.device)
         tokens, seed = self.scoring.tokens, self.scoring.seed
         outside = {name: outside_texts(model, name, self.texts, tokens, usual=self.corpus, seed=seed)

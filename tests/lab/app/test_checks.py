@@ -119,3 +119,11 @@ def test_little_text_is_said(tiny: Tiny, monosem: Command, tmp_path: Path, caplo
 def test_an_unknown_model_is_named(monosem: Command, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown model 'smolm2-135m'"):
         options.ModelOptions("smolm2-135m").check()
+
+
+def test_a_dictionary_is_read_on_its_own_model_unless_another_is_asked_for(tiny, trained, monosem, tmp_path):
+    own = [option for option in tiny.source if not option.startswith("--model")]
+    ended = monosem("features", trained, tmp_path / "own", *own, "--tokens=400", "--latents=2", "--json")
+    assert ended.status == 0, ended.err
+    other = monosem("features", trained, tmp_path / "other", *own, "--model=no/such", "--latents=2")
+    assert other.status == 2 and "no/such" in other.err and not (tmp_path / "other").exists()
