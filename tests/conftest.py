@@ -27,7 +27,7 @@ def smollm2():
     return load_model("smollm2-135m", dtype="fp32", device="cpu")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def loaded_once():
     """`monosem.lab.load_model` returns one embedded model, in its default dtype, to every notebook and example."""
     import monosem.lab

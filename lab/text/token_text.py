@@ -21,11 +21,11 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
     """The text that each id adds to a row. Part of a character reads `<0xE2><0x80>`.
 
     Args:
-        tokenizer: has `decode(ids)`. `encode(text)`, if there, gives a letter to stand before the token, without which
-            texts are those of the tokens alone; `convert_ids_to_tokens(ids)` tells the bytes of partial characters,
-            which otherwise stay replacement characters.
+        tokenizer: a `TextTokenizer`, or an object that has `decode(ids)`. `encode(text)`, if there, gives a letter to
+            stand before the token, without which texts are those of the tokens alone; `convert_ids_to_tokens(ids)`
+            tells the bytes of partial characters, which otherwise stay replacement characters.
     """
-    letter = _letter(tokenizer)
+    letter = _letter(tokenizer := getattr(tokenizer, "tokenizer", tokenizer))
     before = tokenizer.decode(letter) if letter else ""
     texts = {}
     for token in map(int, ids):

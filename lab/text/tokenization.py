@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,11 @@ class TextTokenizer:
                 "give a Hugging Face one (PreTrainedTokenizerFast(tokenizer_object=...) wraps a bare one)"
             )
         self._tokenizer: Any = tokenizer
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer as it was given."""
+        return self._tokenizer
 
     @property
     def bos(self) -> int | None:
@@ -91,9 +96,13 @@ class TextTokenizer:
         special = set(self.special_ids.tolist()) if skip_special else ()
         return self._tokenizer.decode([i for i in map(int, ids) if i not in special])
 
+    def texts(self, ids: Iterable[int]) -> dict[int, str]:
+        """The text that each id adds to a row, by id; see `token_texts`."""
+        return token_texts(self._tokenizer, ids)
+
     def strings(self, ids: Sequence[int]) -> list[str]:
         """The text that each id adds to a row, for showing tokens one by one; the strings join to the row's text."""
-        texts = token_texts(self._tokenizer, set(map(int, ids)))
+        texts = self.texts(set(map(int, ids)))
         return [texts[int(token)] for token in ids]
 
     def render(self, messages: Conversation, where: str, *, asks: bool = False) -> str:

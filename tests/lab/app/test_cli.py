@@ -142,7 +142,7 @@ BAD = {
     "a null as architecture": ("--architecture=pca", "'pca' cannot be trained: give abstopk or batchtopk"),
     "k": ("--k=65", "k must be from 1 to n_latents=64, got 65"),
     "n_latents": ("--n-latents=0", "n_latents must be at least 1, got 0"),
-    "rows": ("--rows=0", "rows must be at least 1, got 0"),
+    "rows": ("--rows=0", "rows must be a whole number from 1, got 0"),
     "beta": ("--training.beta2=1", "beta2 must be at least 0 and below 1, got 1.0"),
     "aid": ("--training.aux-k=-3", "aux_k must be at least 0 (no aid), got -3"),
     "context": ("--text.context=1", "context=1 is not possible: give a whole number of at least 2"),

@@ -218,7 +218,7 @@ def test_the_geometric_median_ignores_an_outlier():
     "bad, message",
     [
         ({"precision": "fp8"}, "unknown precision 'fp8'.*fp32"),
-        ({"rows": 0}, "rows must be at least 1"),
+        ({"rows": 0}, "rows must be a whole number from 1"),
         ({"decay": 2.0}, "decay is a share"),
         ({"lr": 3.0}, "lr must lie"),
     ],
