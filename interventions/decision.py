@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -17,11 +19,15 @@ from ..lab.models.hooked_model import HookedModel
 from ..lab.storage import read_json, write_json
 from ..saes.dictionary import Dictionary
 
+log = logging.getLogger(__name__)
+
 SCHEMA = 2
 READABLE = (1, 2)
 """Schemas of files that are read. Schema 1 held activation sparsity alone, without the general part."""
 FOLDER = "decisions"
 """Folder of a run that holds its decisions, one JSON file each."""
+KINDS = {"activation sparsity": ".pruning.activation_sparsity.decision"}
+"""The module of every particular kind of decision, imported when a file of that kind is read."""
 GENERAL = ("chosen", "evidence", "effect")
 """Fields that a particular decision derives from its own, and that are written for readers of all kinds."""
 
@@ -81,19 +87,25 @@ class Decision:
     def load(cls, path: Path | str) -> Self:
         """Read what `save` wrote; `Decision.load` reads every kind, a subclass its own.
 
-        A kind whose class has not been imported is read as a general decision.
+        A kind of this package is imported where it is needed (`KINDS`). A kind from elsewhere whose class has not been
+        imported is read as a general decision, and a warning is logged.
 
         Raises:
             InputError: no such file, another kind of file or of decision, or a schema of a later version.
         """
         written = read_json(path, "decision")
         kind = written.pop("kind", None) if isinstance(written, dict) else None
+        if kind in KINDS:
+            import_module(KINDS[kind], __package__)
         known = {one.kind: one for one in _kinds(cls)}
         if kind is None or (kind not in known and cls is not Decision):
             raise InputError(f"{path} holds no decision on {cls.kind}" if cls is not Decision else
                              f"{path} holds no decision")  # fmt: skip
         if (schema := written.pop("schema", None)) not in READABLE:
             raise InputError(f"{path} has schema {schema!r}, this version reads {' and '.join(map(str, READABLE))}")
+        if kind not in known:
+            log.warning("%s holds a decision on %s, whose class is not imported: its own fields are left out; import"
+                        " the module of that class first", path, kind)  # fmt: skip
         try:
             return cast("Self", known.get(kind, cls)._of(written))
         except (KeyError, TypeError) as error:

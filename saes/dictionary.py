@@ -125,6 +125,19 @@ class Dictionary(nn.Module):
         self._place = config.place
         self.register_parameter("W_skip", None)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "config" and name in self.__dict__:
+            self._require_widths(value)
+        super().__setattr__(name, value)
+
+    def _require_widths(self, config: DictionaryConfig) -> None:
+        """Refuse a config of other widths: weights and place would keep the old ones."""
+        if config.place != self.config.place or config.n_latents != self.config.n_latents:
+            raise InputError(
+                f"config {config} has other widths than the dictionary's {self.config}, and its weights and place keep"
+                " theirs: build a new dictionary with that config"
+            )
+
     def __getattr__(self, name: str) -> Any:
         if name in ATTRIBUTES:
             raise AttributeError(f"{type(self).__name__!r} has no {name!r}: {ATTRIBUTES[name]}")

@@ -348,13 +348,20 @@ def require_model(trained_on: Mapping[str, Any], model: HookedModel | ModelPair,
         InputError: names both models.
     """
     fingerprint = model.fingerprint()
-    # a model's name may be a path; its parameters identify it
-    key = "parameters" if "parameters" in trained_on else "name"
-    if key in trained_on and trained_on[key] != fingerprint[key]:
+    if key := differing(trained_on, fingerprint):
         raise InputError(
             f"the {what} was trained on {trained_on.get('name')!r} ({key} {trained_on[key]}) "
             f"and the model is {model.name!r} ({key} {fingerprint[key]}): load the model it was trained on"
         )
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The key in which fingerprints of two models differ, `parameters` or `name`; empty where they tell no difference.
+
+    A model's name may be a path, so names count only where one of the two does not know its parameters.
+    """
+    key = "parameters" if "parameters" in one and "parameters" in other else "name"
+    return key if key in one and key in other and one[key] != other[key] else ""
 
 
 def _of_width(model: HookedModel | ModelPair, text: Site, width: int, name: str) -> Site:

@@ -21,11 +21,14 @@ from ..checkpoints import require_same
 from ..errors import InputError
 from ..storage import State
 from ..streams.activation_stream import ActivationStream
+from ..streams.held_rows import HeldRows
 from ..streams.token_stream import TokenStream
 from .consumers import Consumer
 from .run import Run
 from .trackers import Sink, open_sink
 
+Stream = ActivationStream | TokenStream | HeldRows
+"""Streams that the loop reads; `train` takes no `HeldRows`."""
 STREAM = "stream"  # the name of the stream's own lines in the metrics
 LOG_POINTS = 20
 """Log points that a run has at least, however short, where `log_every` is not given."""
@@ -141,7 +144,7 @@ def train(
 class Loop:
     """The steps and checkpoints of `train` and `read`, and the counters that they share."""
 
-    stream: ActivationStream | TokenStream
+    stream: Stream
     consumers: list[Consumer]
     run: Run | None
     """Where checkpoints and artefacts go; None keeps nothing on disk."""
@@ -149,7 +152,7 @@ class Loop:
     logged: int = 0
     """The step of the last log point."""
     belongs: dict[str, Any] = field(init=False)
-    """Fingerprints of the stream and the consumers that a checkpoint belongs to; it fits no others."""
+    """Fingerprints of the stream and the consumers that a checkpoint belongs to alone; empty without a run."""
     stepping: bool = False
     """Some consumers have seen the current batch and others not."""
     interrupted: bool = False
@@ -157,8 +160,10 @@ class Loop:
     _clock: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
 
     def __post_init__(self) -> None:
-        sites = {consumer.name: [str(site) for site in consumer.sites] for consumer in self.consumers}
-        self.belongs = {"stream": self.stream.fingerprint(), "consumers": sites}
+        self.belongs = {}
+        if self.run is not None:  # a fingerprint reads all parameters and all text
+            sites = {consumer.name: [str(site) for site in consumer.sites] for consumer in self.consumers}
+            self.belongs = {"stream": self.stream.fingerprint(), "consumers": sites}
 
     @property
     def rows(self) -> int:
@@ -289,6 +294,7 @@ def _log_interval(loop: Loop, run: Run | None, steps: int | None, most: int) -> 
     rows = [count for count in wanted if count is not None]
     lengths = [] if steps is None else [steps]
     if len(rows) == len(wanted):
+        assert not isinstance(loop.stream, HeldRows), "train takes none"
         lengths.append(-(-max(rows) // loop.stream.config.batch))
     return max(1, min(most, min(lengths) // LOG_POINTS)) if lengths else most
 
@@ -312,7 +318,7 @@ class CheckpointClock:
 class Interrupt:
     """The first Ctrl-C is a request, honoured between two steps or two reads; the second is immediate."""
 
-    def __init__(self, stream: ActivationStream | TokenStream):
+    def __init__(self, stream: Stream):
         self.requested = False
         self._stream = stream
         self._before: Any = None
@@ -352,6 +358,7 @@ def _opened(sink: Sink | str, run: Run | None) -> Sink:
 
 
 def _bar(loop: Loop, steps: int | None, progress: bool) -> tqdm:
+    assert not isinstance(loop.stream, HeldRows), "train takes none"
     batch = loop.stream.config.batch
     wanted = [getattr(consumer, "rows_wanted", None) for consumer in loop.consumers]
     total = None if None in wanted else -(-max(filter(None, wanted)) // batch) * batch
@@ -371,7 +378,7 @@ def require_counts(**counts: int | None) -> None:
             raise InputError(f"{option}={value} must be 1 or more")
 
 
-def require_consumers(stream: ActivationStream | TokenStream, consumers: Sequence[Consumer], who: str) -> None:
+def require_consumers(stream: Stream, consumers: Sequence[Consumer], who: str) -> None:
     """Refuse consumers that this stream cannot feed together.
 
     Args:

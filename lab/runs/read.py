@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from ..streams.activation_stream import ActivationStream
+from ..streams.activation_stream import ActivationStream, Batch
+from ..streams.held_rows import HeldRows
 from ..streams.store import ActivationStore
 from ..streams.token_stream import TokenStream
 from .consumers import Consumer, Measuring
@@ -48,7 +49,7 @@ class ReadCounts(NamedTuple):
 
 
 def read(
-    stream: ActivationStream | TokenStream | ActivationStore,
+    stream: ActivationStream | TokenStream | ActivationStore | Iterable[Batch],
     consumers: Sequence[Consumer] | Consumer,
     run: Run | None = None,
     *,
@@ -59,7 +60,7 @@ def read(
     """Step every consumer on every batch until all are done or the stream ends.
 
     Args:
-        stream: a store is read once, its rows shuffled.
+        stream: a store is read once, its rows shuffled; batches at hand in their order, without a run.
         run: where checkpoints and artefacts go, and what an earlier call is continued from; pass a fresh stream and
             fresh consumers then. None keeps nothing on disk.
         description: names the bar.
@@ -67,12 +68,15 @@ def read(
         progress: show a bar on stderr; with a total and a remaining time where a consumer knows how much it wants.
 
     Raises:
-        InputError: as `train`: names taken, sites not streamed, another stream's checkpoint, not finite activations.
+        InputError: as `train`: names taken, sites not streamed, another stream's checkpoint, not finite activations;
+            or there is no batch at hand.
         KeyboardInterrupt: on Ctrl-C, after the current batch and, with a run, a checkpoint.
     """
     consumers = list(consumers) if isinstance(consumers, Sequence) else [consumers]
     if isinstance(stream, ActivationStore):
         stream = ActivationStream.from_store(stream)
+    elif not isinstance(stream, ActivationStream | TokenStream | HeldRows):
+        stream = HeldRows(stream)
     require_consumers(stream, consumers, "read")
     loop = Loop(stream, consumers, run)
     loop.restore()

@@ -20,6 +20,7 @@ from ...lab.errors import InputError, unknown
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
 from ...lab.rng import generator
+from ...lab.runs.prompts import Prompt, mark, read_prompts
 from ...lab.sequences import texts_of
 from ...lab.storage import read_tensors, write_tensors
 from ...lab.text.tokenization import TextTokenizer
@@ -27,7 +28,7 @@ from ...saes.architectures.sae import SAEConfig
 from ...saes.architectures.topk import TopK
 from ...saes.dictionary import Dictionary
 from ...saes.evaluation.nulls import untrained
-from ..prompts import Prompt, mark, read_prompts, read_texts
+from ..prompts import read_texts
 
 PART = 256
 """Texts a file."""
@@ -142,20 +143,18 @@ def _read_part(
     model: HookedModel, readers: Sequence[Reader], prompts: Sequence[Prompt], pooling: Pooling, batch: int
 ) -> dict[str, Tensor]:
     """The rows of some prompts: `name` dense, or `name/indptr`, `name/indices`, `name/values`."""
-    tokenizer = TextTokenizer(model.tokenizer)
-    start = 0 if tokenizer.bos is None else 1
+    start = 0 if TextTokenizer(model.tokenizer).bos is None else 1
     rows: dict[str, list[Tensor]] = {reader.name: [torch.empty(0)] * len(prompts) for reader in readers}
     sites = list(dict.fromkeys(reader.site for reader in readers))
-    for chosen, part, captured in read_prompts(model, sites, prompts, batch=batch):
-        places = torch.arange(part.tokens.shape[1])
-        own = (places >= start) & (places <= part.last[:, None])
+    for part in read_prompts(model, sites, prompts, batch=batch):
+        own = part.batch.own(start)
         for reader in readers:
-            acts = captured[reader.site].float()
+            acts = part.acts[reader.site].float()
             if not bool(acts[own.to(acts.device)].isfinite().all()):
                 raise InputError(
                     f"the model gives nan or inf at {reader.site} on place names: load it with --dtype fp32"
                 )
-            for i, row in zip(chosen, _pooled(reader, acts, own.to(acts.device), pooling), strict=True):
+            for i, row in zip(part.chosen, _pooled(reader, acts, own.to(acts.device), pooling), strict=True):
                 rows[reader.name][i] = row
     found = {}
     for reader in readers:

@@ -9,9 +9,9 @@ import numpy as np
 
 from ...lab.errors import InputError
 from ...lab.rng import derive_seed
+from ...lab.runs.prompts import Prompt, mark
 from ...lab.sequences import texts_of
 from ...lab.text.tokenization import TextTokenizer
-from ..prompts import Prompt, mark
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHORTEST = 3

@@ -30,12 +30,13 @@ from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
 from ...lab.rng import derive_seed, generator
+from ...lab.runs.prompts import pad
 from ...lab.text.tokenization import TextTokenizer
 from ...saes.dictionary import Dictionary
 from ...saes.edit import Edit, written
 from ..cities import Facts, city_facts
 from ..latents import check_rewrites, decoder, dense_codes, nulls_of
-from ..prompts import pad, read_marked
+from ..prompts import read_marked
 from .ravel_questions import Questions, answer_logits, ask
 
 Respond = Callable[[Int64[Tensor, " batch"], Float[Tensor, "batch d"]], Float[Tensor, "batch answers"]]

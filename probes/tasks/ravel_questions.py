@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from ...lab.errors import InputError
 from ...lab.models.hooked_model import HookedModel
+from ...lab.runs.prompts import Prompt, PromptBatch, mark, prompt_batches
 from ...lab.text.tokenization import TextTokenizer
 from ..cities import Facts
-from ..prompts import Prompt, PromptBatch, by_length, mark, pad
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def ask(model: HookedModel, facts: Facts, *, batch: int = 16, progress: bool = F
             for name in _named(facts, known)
         ]
         prompts = mark(tokenizer, texts)
-        told = _told(model, prompts, tokens, allowed[number], tokenizer.padding, batch)
+        told = _told(model, prompts, tokens, allowed[number], batch)
         right = told.view(-1, len(known)) == value[known, number]
         asked.append((prompts, right, known))
         known = known[right.any(0)]
@@ -98,12 +98,12 @@ def _answers(tokenizer: TextTokenizer, facts: Facts) -> tuple[Tensor, Tensor, Te
 
 @torch.no_grad()
 def _told(
-    model: HookedModel, prompts: Sequence[Prompt], tokens: Tensor, allowed: Tensor, padding: int, size: int
+    model: HookedModel, prompts: Sequence[Prompt], tokens: Tensor, allowed: Tensor, size: int
 ) -> Int64[Tensor, " prompts"]:
     """The column of the answer that the model gives to each prompt."""
     told = torch.zeros(len(prompts), dtype=torch.int64)
-    for chosen in by_length(prompts, size):
-        logits = answer_logits(model, pad([prompts[i] for i in chosen], padding), tokens)
+    for chosen, part in prompt_batches(model, prompts, batch=size):
+        logits = answer_logits(model, part, tokens)
         told[chosen] = logits.masked_fill(~allowed, -torch.inf).argmax(1)
     return told
 

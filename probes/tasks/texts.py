@@ -7,7 +7,7 @@ probe_accuracy_full, probe_auc_full, probe_f1_full   the same of a regression on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence, mean_interval
 from ...lab.models.hooked_model import HookedModel
+from ...lab.runs.prompts import Prompt, read_prompts
 from ...lab.sequences import texts_of
 from ...lab.text.tokenization import TextTokenizer
 from ...saes.dictionary import Dictionary
@@ -84,11 +85,15 @@ def pool(model: HookedModel, dictionary: Dictionary, texts: Sequence[str], confi
     """
     texts, place = texts_of(texts), dictionary.check(model)
     site, limit = place.site, place.source.norm_limit
+    tokenizer = TextTokenizer(model.tokenizer)
+    begin, special = 0 if tokenizer.bos is None else 1, torch.from_numpy(tokenizer.special_ids)
+    prompts = _prompts(tokenizer, texts, config.tokens)
     x, latents = [], []
-    for tokens, attention, usable in _batches(TextTokenizer(model.tokenizer), texts, config):
-        acts = model.capture(tokens, [site], attention_mask=attention)[site]
-        acts = acts.reshape(*tokens.shape, -1).float()
-        wanted = usable.to(acts.device)
+    for part in read_prompts(model, [site], prompts, batch=config.batch, by_length=False):
+        acts, tokens = part.acts[site].float(), part.batch.tokens
+        own = part.batch.own(begin)
+        plain = own & ~torch.isin(tokens, special)
+        wanted = torch.where(plain.any(1, keepdim=True), plain, own).to(acts.device)
         if limit is not None:
             short = wanted & (acts.norm(dim=2) <= limit)
             wanted = torch.where(short.any(1, keepdim=True), short, wanted)
@@ -149,21 +154,12 @@ def over_datasets(probes: dict[str, SparseProbe], *, seed: int = 0) -> dict[str,
     return found
 
 
-def _batches(
-    tokenizer: TextTokenizer, texts: Sequence[str], config: TextProbing
-) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """Tokens, attention (None where nothing is padded) and usable positions, each [batch, tokens]."""
-    start = [] if tokenizer.bos is None else [tokenizer.bos]
-    special = torch.from_numpy(tokenizer.special_ids)
-    for begin in range(0, len(texts), config.batch):
-        rows = [torch.tensor(start + ids[: config.tokens].tolist())
-                for ids in tokenizer.encode(texts[begin : begin + config.batch])]  # fmt: skip
-        tokens = torch.nn.utils.rnn.pad_sequence(rows, True, tokenizer.padding).long()
-        attention = torch.arange(tokens.shape[1]) < torch.tensor([[len(row)] for row in rows])
-        own = attention & (torch.arange(tokens.shape[1]) >= len(start))
-        plain = own & ~torch.isin(tokens, special)
-        usable = torch.where(plain.any(1, keepdim=True), plain, own)
-        if not usable.any(1).all():
-            empty = texts[begin + int(usable.any(1).logical_not().nonzero()[0])]
-            raise InputError(f"the text {empty!r} has no token to read: leave it out")
-        yield tokens, None if attention.all() else attention, usable
+def _prompts(tokenizer: TextTokenizer, texts: Sequence[str], tokens: int) -> list[Prompt]:
+    """Every text after its BOS, cut off after so many tokens."""
+    start = () if tokenizer.bos is None else (tokenizer.bos,)
+    prompts = []
+    for text, ids in zip(texts, tokenizer.encode(texts) if texts else [], strict=True):
+        if not len(ids):
+            raise InputError(f"the text {text!r} has no token to read: leave it out")
+        prompts.append(Prompt((*start, *ids[:tokens].tolist())))
+    return prompts

@@ -16,10 +16,10 @@ from torch import Tensor
 from ...lab.errors import InputError, unknown
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
+from ...lab.runs.prompts import Prompt, mark, read_prompts
 from ...lab.sequences import texts_of
 from ...lab.storage import atomic_path, read_json, write_json
 from ...lab.text.tokenization import TextTokenizer
-from ..prompts import Prompt, mark, read_prompts
 
 Pooling = Literal["max", "last", "mean"]
 COMPLETE = 2
@@ -173,13 +173,12 @@ def harvest_bags(
             np.lib.format.open_memmap(beside / f"{i}.npy", "w+", np.int16, (int(begins[-1]), model.width(site)))
             for i, site in enumerate(sites)
         ]
-        passes = read_prompts(
+        for part in read_prompts(
             model, sites, prompts, batch=batch, description="harvest", unit="statement", progress=progress
-        )
-        for chosen, _, acts in passes:
+        ):
             for array, site in zip(arrays, sites, strict=True):
-                rows = acts[site].to("cpu", torch.bfloat16).view(torch.int16).numpy()
-                for i, row in zip(chosen, rows, strict=True):
+                rows = part.acts[site].to("cpu", torch.bfloat16).view(torch.int16).numpy()
+                for i, row in zip(part.chosen, rows, strict=True):
                     end = len(prompts[i].ids)
                     array[begins[i] : begins[i + 1]] = row[end - lengths[i] : end]
         for array in arrays:

@@ -23,10 +23,10 @@ from ...lab.evidence import Evidence, bootstrap
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
 from ...lab.rng import generator
+from ...lab.runs.prompts import Prompt, PromptBatch
 from ...lab.sequences import flags_of, texts_of
 from ...lab.text.tokenization import TextTokenizer
 from ...saes.edit import Edit, Hook
-from ..prompts import Prompt, PromptBatch
 from .bags import COMPLETE
 from .prompting import verdict_prompts, verdicts
 from .statements import FALSE, TRUE

@@ -13,9 +13,9 @@ from ...lab.errors import InputError
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.hooks import Hook
 from ...lab.models.sites import Site
+from ...lab.runs.prompts import Prompt, PromptBatch, mark, read_prompts
 from ...lab.sequences import texts_of
 from ...lab.text.tokenization import TextTokenizer
-from ..prompts import Prompt, PromptBatch, mark, read_prompts
 from .scores import Reading
 from .statements import CLASSES, Statements
 from .three_way import Multinomial
@@ -59,15 +59,13 @@ def verdicts(
     Args:
         edits: what to change at which sites, given a batch whose marks are the last tokens of its statements.
     """
-    tokenizer = TextTokenizer(model.tokenizer)
-    ids, found = torch.tensor(answer_ids(tokenizer)), torch.zeros(len(prompts), len(CLASSES))
+    ids = torch.tensor(answer_ids(TextTokenizer(model.tokenizer)))
+    found = torch.zeros(len(prompts), len(CLASSES))
     last = model.site(f"resid_post.{model.n_layers - 1}")
-    passes = read_prompts(model, [last], prompts, batch=batch, description="ask", progress=progress, edits=edits)
-    for chosen, part, acts in passes:
+    for part in read_prompts(model, [last], prompts, batch=batch, edits=edits, description="ask", progress=progress):
         # the head is applied where the answer begins alone: at every token it costs more than the model
-        at = part.last.to(acts[last].device)
-        logits = model.unembed(acts[last][torch.arange(len(at), device=at.device), at])
-        found[chosen] = logits[:, ids.to(logits.device)].float().cpu()
+        logits = model.unembed(part.at_last(last))
+        found[part.chosen] = logits[:, ids.to(logits.device)].float().cpu()
     return found
 
 

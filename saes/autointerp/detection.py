@@ -80,7 +80,7 @@ def measure_detection(
     """
     config = config or DetectionConfig()
     judges = judges or {name: _judge(name, model) for name in config.judges}
-    both = {DICTIONARY: dictionary, RANDOM: _untrained(model, corpus, dictionary, config.seed)}
+    both = {DICTIONARY: dictionary, RANDOM: _untrained(model, corpus, dictionary, config.seed, progress)}
     windows = read_windows(model, corpus, both, tokens=config.tokens, length=config.length, progress=progress)
     return detect(windows, judges, config, progress=progress)
 
@@ -200,13 +200,15 @@ def _judge(name: str, model: HookedModel) -> Judge:
     return {"rule": RuleJudge, "embedding": EmbeddingJudge, "model": lambda: ModelJudge(model)}[name]()
 
 
-@torch.no_grad()
-def _untrained(model: HookedModel, corpus: Corpus, dictionary: Dictionary, seed: int) -> Dictionary:
+def _untrained(
+    model: HookedModel, corpus: Corpus, dictionary: Dictionary, seed: int, progress: bool = False
+) -> Dictionary:
     """An untrained dictionary with the codes a row that this one has on the first rows of the corpus."""
     place = dictionary.check(model)
     site, limit = place.site, place.source.norm_limit
-    first = FirstRows(site, FIT_ROWS)
-    read(TokenStream.reading(model, corpus, site, norm_limit={site: limit}), first, progress=False)
+    first = FirstRows(site, FIT_ROWS, whole=True)
+    stream = TokenStream.reading(model, corpus, site, norm_limit={site: limit})
+    read(stream, first, description="rows for the null", progress=progress)
     rows = first.acts.to(dictionary.W_dec.device, torch.float32)
     k = max(1, round(float(dictionary.encode(rows).l0.double().mean())))
     null = untrained(dictionary, rows, k, generator(seed, "detection", "untrained"))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...lab.errors import InputError
 from ...lab.models.hooked_model import HookedModel
+from ...lab.runs.prompts import Prompt, read_prompts
 from ...lab.text.sentence_encoder import SentenceEncoder
 from ...lab.text.tokenization import TextTokenizer
 from .explain import Explanation, plain
@@ -85,17 +86,12 @@ class ModelJudge:
     def scores(self, explanation: Explanation, windows: Sequence[Window]) -> Float[np.ndarray, " windows"]:
         """Log odds, nats."""
         start = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-        prompts = [PROMPT.format(explanation=explanation.text, window=window.text.strip()) for window in windows]
-        rows = [torch.tensor([*start, *ids.tolist()]) for ids in (self.tokenizer.encode(prompts) if prompts else [])]
+        texts = [PROMPT.format(explanation=explanation.text, window=window.text.strip()) for window in windows]
+        prompts = [Prompt((*start, *ids.tolist())) for ids in (self.tokenizer.encode(texts) if texts else [])]
         site = self.model.site(f"resid_post.{self.model.n_layers - 1}")
         found = []
-        for begin in range(0, len(rows), self.batch):
-            part = rows[begin : begin + self.batch]
-            last = torch.tensor([len(row) - 1 for row in part])
-            tokens = torch.nn.utils.rnn.pad_sequence(part, True, self.tokenizer.padding)
-            mask = torch.arange(tokens.shape[1]) <= last[:, None]
-            resid = self.model.capture(tokens, [site], attention_mask=mask)[site]
-            logits = self.model.unembed(resid[torch.arange(len(part)), last]).float()
+        for part in read_prompts(self.model, [site], prompts, batch=self.batch, by_length=False):
+            logits = self.model.unembed(part.at_last(site)).float()
             found.append((logits[:, self.yes] - logits[:, self.no]).cpu())
         return torch.cat(found).numpy() if found else np.zeros(0)
 

@@ -6,7 +6,7 @@ the explaining half, and where they stand in an earlier scored window: corpora r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,6 @@ from ...lab.text.packing import TokenBatch
 from ...lab.text.token_text import token_texts
 from ..dictionary import Dictionary
 from ..features.feature_set import Example
-from ..sparse_code import SparseCode
 
 
 class Window(NamedTuple):
@@ -116,46 +115,24 @@ class Windows:
         return acts.reshape(self.tokens.shape)
 
 
-def read_windows(
-    model: HookedModel,
-    corpus: Corpus,
-    dictionaries: Mapping[str, Dictionary],
-    *,
-    tokens: int,
-    length: int,
-    progress: bool = False,
-) -> Windows:
-    """Cut a corpus into windows and encode them with every dictionary, in one pass over the model.
+class _Part(NamedTuple):
+    """The windows of one token batch."""
 
-    Args:
-        dictionaries: by name, all of one site; the first one's norm limit holds.
-        tokens: how many tokens to read; fewer if the corpus ends.
-        length: tokens a window.
-
-    Raises:
-        InputError: a dictionary is not of this model, or no window is whole.
-    """
-    for dictionary in dictionaries.values():
-        dictionary.check(model)
-    collector = WindowCollector(dictionaries, tokens=tokens, length=length)
-    read(TokenStream.reading(model, corpus, collector.sites), collector, description="windows", progress=progress)
-    if not collector.cells:
-        raise InputError(
-            f"no window of {length} usable tokens lies in one row of {corpus.config.context}: give shorter windows, "
-            "or a corpus with longer documents"
-        )
-    return collector.windows(model.tokenizer or corpus.tokenizer)
+    tokens: Int64[Tensor, "W T"]
+    doc: Int64[Tensor, " W"]
+    codes: dict[str, tuple[Tensor, Tensor, Tensor]]
+    """By dictionary: latent, cell (of W * T) and value of every activation above 0."""
 
 
 class WindowCollector:
-    """Cuts token batches into windows and encodes the whole ones: a consumer of a `TokenStream`.
+    """A consumer that cuts token batches into windows and encodes them, until there are enough; made for `read`.
 
     Rows are cut from their second token on. A window with an unusable token, two documents or a row above the norm
     limit is left out.
 
     Args:
         dictionaries: by name, all of one site; the first one's norm limit holds.
-        tokens: read this many tokens, up to the end of the batch, then be done.
+        tokens: whole batches are read until their windows hold so many tokens.
         length: tokens a window.
 
     Raises:
@@ -171,110 +148,138 @@ class WindowCollector:
         if min(tokens, length) < 1:
             raise InputError(f"windows of {length} tokens, {tokens} tokens in all: both must be at least 1")
         place = next(iter(dictionaries.values())).place
-        self.sites, self._limit = (place.site,), place.source.norm_limit
-        self.dictionaries, self.length, self.limit, self.name = dict(dictionaries), length, tokens, name
-        self.cells = 0
-        """Tokens of whole windows so far."""
-        self._tokens, self._docs = [torch.empty(0, length, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
-        self._codes: dict[str, list[Entries]] = {name: [] for name in dictionaries}
+        self.sites, self.norm_limit = (place.site,), place.source.norm_limit
+        self.dictionaries, self.limit, self.length, self.name = dict(dictionaries), tokens, length, name
+        self._parts: list[_Part] = []
 
     @property
     def done(self) -> bool:
-        """True once the tokens asked for have been read."""
-        return self.cells >= self.limit
+        """True once the windows hold the tokens asked for."""
+        return self.progress[0] >= self.limit
 
     @property
     def progress(self) -> tuple[int, int | None]:
-        """Tokens read, and tokens asked for."""
-        return self.cells, self.limit
+        """Tokens in windows, and tokens asked for."""
+        return sum(part.tokens.numel() for part in self._parts), self.limit
 
     @torch.no_grad()
     def step(self, batch: Batch) -> None:
-        """Encode the whole windows of one token batch."""
+        """Cut and encode one token batch."""
         assert batch.source is not None, "served by a TokenStream"
-        text = batch.source.batch
-        acts = batch.source.acts[self.sites[0]].float()
-        whole = _whole(text, acts, self.length, self._limit)
+        text, acts = batch.source.batch, batch.source.acts[self.sites[0]].float()
+        whole = _whole(text, acts, self.length, self.norm_limit)
         cells = _cut(torch.arange(text.tokens.numel()).view_as(text.tokens), self.length)[whole]
         rows = acts.flatten(0, 1)[cells.flatten().to(acts.device)]
-        codes = {name: Entries.of(dictionary.encode(rows)) for name, dictionary in self.dictionaries.items()}
-        self._append(text.tokens.flatten()[cells], text.doc.flatten()[cells[:, 0]], codes)
-
-    def _append(self, tokens: Tensor, docs: Tensor, codes: Mapping[str, Entries]) -> None:
-        for name, entries in codes.items():
-            self._codes[name].append(entries._replace(cell=entries.cell + self.cells))
-        self._tokens.append(tokens)
-        self._docs.append(docs)
-        self.cells += tokens.numel()
+        codes = {}
+        for name, dictionary in self.dictionaries.items():
+            code = dictionary.encode(rows)
+            latent, cell, value = (t.cpu() for t in (code.indices, code.rows, code.values))
+            codes[name] = tuple(t[value > 0] for t in (latent, cell, value))
+        if len(cells):
+            self._parts.append(_Part(text.tokens.flatten()[cells], text.doc.flatten()[cells[:, 0]], codes))
 
     def merge(self, other: WindowCollector) -> None:
-        """Append the windows of a later stretch of the corpus; exact.
+        """Append the windows of later batches until there are enough; exact.
 
         Raises:
-            InputError: the other has windows of another length, site or other dictionaries.
+            InputError: the other cuts windows of another length, or reads another site or other dictionaries.
         """
-        mine, theirs = ((w.sites, w.length, list(w.dictionaries)) for w in (self, other))
-        if mine != theirs:
-            raise InputError(f"windows of {theirs} do not continue windows of {mine}")
-        self._append(torch.cat(other._tokens), torch.cat(other._docs), other._joined())
-
-    def _joined(self) -> dict[str, Entries]:
-        return {name: Entries.join(parts) for name, parts in self._codes.items()}
+        if (self.sites, self.length, list(self.dictionaries)) != (other.sites, other.length, list(other.dictionaries)):
+            raise InputError(f"{other!r} do not continue windows of {self!r}: merge equal measures")
+        for part in other._parts:
+            if not self.done:
+                self._parts.append(part)
 
     def windows(self, tokenizer: Any) -> Windows:
-        """The windows, with the text of every token."""
-        ids = torch.cat(self._tokens).numpy()
-        codes = {
-            name: entries.matrix((self.dictionaries[name].n_latents, self.cells))
-            for name, entries in self._joined().items()
-        }
-        return Windows(ids, torch.cat(self._docs).numpy(), token_texts(tokenizer, np.unique(ids)), codes)
+        """Everything collected.
+
+        Args:
+            tokenizer: gives the text of every token (see `token_texts`).
+
+        Raises:
+            InputError: no window was whole.
+        """
+        count = self.progress[0]
+        if not count:
+            raise InputError(f"{self.name} has found no window of {self.length} usable tokens: give shorter windows")
+        begins = np.cumsum([0, *(part.tokens.numel() for part in self._parts)])
+        codes = {}
+        for name, dictionary in self.dictionaries.items():
+            columns = [(latent.numpy(), cell.numpy() + begin, value.numpy())
+                       for begin, (latent, cell, value) in zip(begins, (part.codes[name] for part in self._parts),
+                                                               strict=False)]  # fmt: skip
+            codes[name] = _matrix(columns, (dictionary.n_latents, count))
+        ids = torch.cat([part.tokens for part in self._parts]).numpy()
+        doc = torch.cat([part.doc for part in self._parts]).numpy()
+        return Windows(ids, doc, token_texts(tokenizer, np.unique(ids)), codes)
+
+    def __repr__(self) -> str:
+        return f"windows of {self.length} tokens at {self.sites[0]} with {', '.join(self.dictionaries)}"
 
     def metrics(self) -> dict[str, int | float]:
-        """Tokens read so far."""
-        return {"tokens": self.cells}
+        """Tokens in windows so far."""
+        return {"tokens": self.progress[0]}
 
     def state_dict(self) -> State:
-        """Tokens, documents and codes of the windows."""
-        codes = {name: entries._asdict() for name, entries in self._joined().items()}
-        return {"cells": self.cells, "tokens": torch.cat(self._tokens), "docs": torch.cat(self._docs), "codes": codes}
+        """Every window and its codes, batch by batch."""
+        return {
+            "parts": {
+                str(number): {"tokens": part.tokens, "doc": part.doc,
+                              "codes": {name: dict(zip(("latent", "cell", "value"), code, strict=True))
+                                        for name, code in part.codes.items()}}
+                for number, part in enumerate(self._parts)
+            }
+        }  # fmt: skip
 
     def load_state_dict(self, state: State) -> None:
         """Continue where `state_dict` was taken."""
-        self.cells, self._tokens, self._docs = state["cells"], [state["tokens"]], [state["docs"]]
-        self._codes = {name: [Entries(**entries)] for name, entries in state["codes"].items()}
+        parts = sorted(state.get("parts", {}).items(), key=lambda item: int(item[0]))
+        self._parts = [
+            _Part(part["tokens"], part["doc"],
+                  {name: (code["latent"], code["cell"], code["value"]) for name, code in part["codes"].items()})
+            for _, part in parts
+        ]  # fmt: skip
 
     def save(self, folder: Path) -> None:
         """Write nothing: windows are for whoever asked for them."""
 
 
-class Entries(NamedTuple):
-    """Codes above 0 as entries of a matrix [n_latents, cells]."""
+def read_windows(
+    model: HookedModel,
+    corpus: Corpus,
+    dictionaries: Mapping[str, Dictionary],
+    *,
+    tokens: int,
+    length: int,
+    progress: bool = False,
+) -> Windows:
+    """Cut a corpus into windows and encode them with every dictionary, in one pass over the model.
 
-    latent: Int64[Tensor, " nnz"]
-    cell: Int64[Tensor, " nnz"]
-    value: Float32[Tensor, " nnz"]
+    Args:
+        dictionaries: by name, all of one site; the first one's norm limit holds.
+        tokens: how many tokens to read; fewer if the corpus ends.
+        length: tokens a window; see `WindowCollector`.
 
-    @classmethod
-    def of(cls, code: SparseCode) -> Entries:
-        """The entries above 0, on the CPU."""
-        active = code.values > 0
-        columns = (code.indices.long(), code.rows.long(), code.values)
-        latent, cell, value = (column[active].cpu() for column in columns)
-        return cls(latent, cell, value)
+    Raises:
+        InputError: a dictionary is not of this model, no window is whole, or activations are not finite.
+    """
+    for dictionary in dictionaries.values():
+        dictionary.check(model)
+    collector = WindowCollector(dictionaries, tokens=tokens, length=length)
+    read(TokenStream.reading(model, corpus, collector.sites), collector, description="windows", progress=progress)
+    if not collector.progress[0]:
+        raise InputError(
+            f"no window of {length} usable tokens lies in one row of {corpus.config.context}: give shorter windows, "
+            "or a corpus with longer documents"
+        )
+    return collector.windows(model.tokenizer or corpus.tokenizer)
 
-    @classmethod
-    def join(cls, parts: Sequence[Entries]) -> Entries:
-        """Entries of several parts, one after another."""
-        if not parts:
-            return cls(torch.empty(0).long(), torch.empty(0).long(), torch.empty(0))
-        return cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
-    def matrix(self, shape: tuple[int, int]) -> csr_array:
-        """The matrix, its columns in order."""
-        matrix = coo_array((self.value.numpy(), (self.latent.numpy(), self.cell.numpy())), shape=shape).tocsr()
-        matrix.sort_indices()
-        return matrix
+def _matrix(parts: list[tuple[np.ndarray, ...]], shape: tuple[int, int]) -> csr_array:
+    latent, cell, value = (np.concatenate(column) for column in zip(*parts, strict=True))
+    matrix = coo_array((value, (latent, cell)), shape=shape).tocsr()
+    matrix.sort_indices()
+    return matrix
 
 
 def _cut(cells: Tensor, length: int) -> Tensor:

@@ -191,8 +191,11 @@ def _measured(
             passes.append(splices.name)
             spliced[share.name] = splices
             run = None if partial is None else partial.run(splices.name)
-            read(share.batches(), splices, run, description="splice", progress=progress)
+            consumers = [splices] if share.prompts is None else [splices, share.prompts]
+            read(share.batches(), consumers, run, description="splice", progress=progress)
             _require(partial, passes, lambda splices=splices: splices.losses)  # refused without a prediction
+            if share.prompts is not None:
+                _require(partial, passes, lambda prompts=share.prompts: prompts.kept)
     except KeyboardInterrupt:
         if partial is not None:
             partial.write(evaluations())

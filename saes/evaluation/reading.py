@@ -103,6 +103,24 @@ class EvaluationRows:
         self.counts["dropped_special"] += batch.source.batch.tokens.numel() - len(batch.origin)
         self.counts["dropped_norm"] += len(batch.origin) - len(rows.origin)
 
+    def merge(self, other: EvaluationRows) -> None:
+        """Add what the same measures saw of later rows.
+
+        Nulls are fitted once, on the first rows of all: measure later rows with the measures made there (`fit_rows=0`)
+        and with the same `fitted`.
+
+        Raises:
+            InputError: the other reads other sites, has other measures, or left out other documents.
+        """
+        if (self.limits, list(self.measures)) != (other.limits, list(other.measures)) or not torch.equal(
+            self.fitted, other.fitted
+        ):
+            raise InputError(f"{other.name} and {self.name} measure different dictionaries, nulls or documents: fit "
+                             "the nulls once, and measure every part of the corpus with them")  # fmt: skip
+        for key, measure in self.measures.items():
+            measure.merge(other.measures[key])
+        self.counts = {reason: count + other.counts[reason] for reason, count in self.counts.items()}
+
     def _within_limits(self, batch: Batch) -> Batch:
         acts = {site: batch.acts[site].to(self._dtype) for site in self.sites}
         too_long = torch.zeros(len(batch.origin), dtype=torch.bool)

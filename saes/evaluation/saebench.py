@@ -26,17 +26,18 @@ Ten batches of 16 prompts give the losses, one batch everything else: read the n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from tqdm import tqdm
 
 from ...lab.errors import InputError
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import Site
-from ...lab.text.packing import TokenBatch
+from ...lab.runs.prompts import Prompt, read_prompts
 from ..dictionary import Dictionary
 from ..edit import Edit
 from ..sparse_code import SparseCode
@@ -172,6 +173,8 @@ def saebench_scores(
     site: Site | str,
     dictionary: Dictionary,
     ignored: Sequence[int],
+    *,
+    progress: bool = False,
 ) -> dict[str, float]:
     """SAEBench's core scores of one dictionary, by its names.
 
@@ -186,34 +189,21 @@ def saebench_scores(
     site = model.site(site)
     rows, losses = RowScores(dictionary.n_latents), LossScores()
     skip = torch.tensor(sorted(set(ignored)), dtype=torch.int64)
-    for number, batch in enumerate(_batches(prompts)):
+    taken = list(islice(prompts, LOSS_BATCHES * PROMPTS))
+    first = [Prompt(tuple(row.tolist())) for row in taken[: ROW_BATCHES * PROMPTS]]
+    for part in read_prompts(model, [site], first, batch=PROMPTS, by_length=False):
+        x = part.acts[site]
+        code = dictionary.encode(x)
+        keep = ~torch.isin(part.batch.tokens, skip)
+        rows.add(x.cpu(), dictionary.decode(code).reshape(x.shape).cpu(), _on_cpu(code), keep)
+    for begin in tqdm(range(0, len(taken), PROMPTS), desc="SAEBench", unit="batch", disable=not progress):
+        batch = torch.stack(taken[begin : begin + PROMPTS])
         keep = ~torch.isin(batch, skip)
-        if number < ROW_BATCHES:
-            x = model.capture(batch, [site])[site].reshape(*batch.shape, -1)
-            code = dictionary.encode(x)
-            rows.add(x.cpu(), dictionary.decode(code).reshape(x.shape).cpu(), _on_cpu(code), keep)
         size = max(1, LOGIT_BYTES // (4 * (model.vocab_size or 1) * batch.shape[1]))
         for tokens, wanted in zip(batch.split(size), keep.split(size), strict=True):
             losses.add(model, site, dictionary, tokens, wanted)
     weights = {f"average_max_{side}_cosine_sim": value for side, value in _largest_cosines(dictionary).items()}
     return {**rows.metrics(), **losses.metrics(), **weights}
-
-
-def whole_rows(batches: Iterable[TokenBatch]) -> Iterator[Int64[Tensor, " t"]]:
-    """Rows without padding, as prompts; only those as long as the first."""
-    length = None
-    for batch in batches:
-        for tokens in batch.tokens[batch.attention.all(1)]:
-            length = length or len(tokens)
-            if len(tokens) == length:
-                yield tokens
-
-
-def _batches(prompts: Iterable[Int64[Tensor, " t"]]) -> Iterator[Int64[Tensor, "b t"]]:
-    rest = iter(prompts)
-    for _ in range(LOSS_BATCHES):
-        if batch := list(islice(rest, PROMPTS)):
-            yield torch.stack(batch)
 
 
 def _largest_cosines(dictionary: Dictionary) -> dict[str, float]:

@@ -16,6 +16,7 @@ from ...lab.errors import InputError, unknown
 from ...lab.evidence import Evidence
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.pairs import ModelPair
+from ...lab.runs.first_rows import FullTokenRows
 from ...lab.streams.token_stream import TokenStream
 from ...lab.text.corpus import Corpus
 from ..dictionary import Dictionary
@@ -27,7 +28,7 @@ from .nulls import fit_nulls
 from .reading import EvaluationRows
 from .reconstruction import Reconstruction, total_variance
 from .results import Evaluation
-from .saebench import saebench_scores, whole_rows
+from .saebench import LOSS_BATCHES, PROMPTS, saebench_scores
 from .splicing import ABLATIONS, CLEAN, SpliceLosses, Splices, splices
 from .weights import weight_evidence
 
@@ -128,6 +129,13 @@ class SharedEvaluation:
         self.distinct[key := f"number {len(self.distinct)}"] = dictionary
         return key
 
+    @cached_property
+    def prompts(self) -> FullTokenRows | None:
+        """The consumer of `batches` that keeps the prompts of SAEBench's scores; None where those are not asked for."""
+        if self.config.compat != "saebench" or not isinstance(self.model, HookedModel):
+            return None
+        return FullTokenRows(LOSS_BATCHES * PROMPTS, name=self.name.replace("rows", "prompts"))
+
     def splices(self) -> Splices | None:
         """The consumer of `batches` that splices all of them in; None for crosscoders, which are not spliced."""
         model = self.model
@@ -166,9 +174,9 @@ class SharedEvaluation:
             counts |= losses.counts
         scores |= weight_evidence(dictionary, {name: self.distinct[null] for name, null in nulls.items()})
         published = {}
-        if self.config.compat == "saebench" and isinstance(model, HookedModel):
-            rows = whole_rows(batch.source.batch for batch in self.batches() if batch.source)
-            published = saebench_scores(model, rows, self.place.site, dictionary, _ends(corpus))
+        if isinstance(model, HookedModel) and self.prompts is not None and self.prompts.rows:
+            site, rows = self.place.site, self.prompts.kept.tokens
+            published = saebench_scores(model, rows, site, dictionary, _ends(corpus), progress=self.progress)
         return Evaluation(
             dictionary=repr(dictionary),
             model=model.name,

@@ -24,7 +24,7 @@ from ...lab.streams.activation_stream import ActivationStream
 from ...lab.streams.token_stream import TokenStream
 from ..dictionary import Dictionary, Provenance
 from ..hints import KINDS, OPTIONS
-from ..place import CROSS_LAYER, Place
+from ..place import CROSS_LAYER, Place, differing
 from ..registry import architectures
 
 if TYPE_CHECKING:
@@ -145,11 +145,25 @@ def own_fields(kind: type[Dictionary]) -> tuple[str, ...]:
 
 
 def known_from(
-    stream: ActivationStream | TokenStream, place: Place, provenance: Provenance
+    stream: ActivationStream | TokenStream, place: Place, provenance: Provenance, name: str
 ) -> tuple[Place, Provenance]:
-    """Fill in the norm limits and the model that a trainer made by hand does not know, from the stream it is fed by."""
+    """Fill in the norm limits and the model that a trainer made by hand does not know, from the stream it is fed by.
+
+    Args:
+        name: of the trainer.
+
+    Raises:
+        InputError: the trainer knows its model, and the stream reads another one.
+    """
+    model = stream.fingerprint().get("model") or {}
+    if key := differing(provenance.model, model):
+        raise InputError(
+            f"{name} is a dictionary of {provenance.model.get('name')!r} ({key} {provenance.model[key]}) and the stream"
+            f" reads {model.get('name')!r} ({key} {model[key]}): give it a stream of its own model, or make the trainer"
+            " with Trainer.on(stream, ...)"
+        )
     if not provenance.model:
-        provenance = replace(provenance, model=stream.fingerprint().get("model", {}))
+        provenance = replace(provenance, model=model)
     if all(port.norm_limit is None for port in place.ports) and all(site in stream.widths for site in place.sites):
         place = place.on(stream)  # type: ignore[arg-type]
     return place, provenance

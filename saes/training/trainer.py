@@ -108,8 +108,12 @@ class Trainer(GradientTrainer):
         return cls(dictionary, place, asked.training, name=asked.name, provenance=asked.provenance())
 
     def attach(self, stream: ActivationStream | TokenStream) -> None:
-        """Take the model's fingerprint and the norm limits from the stream, where they are not known yet."""
-        place, self.provenance = known_from(stream, self.place, self.provenance)
+        """Take the model's fingerprint and the norm limits from the stream, where they are not known yet.
+
+        Raises:
+            InputError: the trainer knows its model, and the stream reads another one.
+        """
+        place, self.provenance = known_from(stream, self.place, self.provenance, self.name)
         self.place = self.dictionary.place = place
 
     def __repr__(self) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from pathlib import Path
 
+import monosem.interventions
 import pytest
 import torch
-from monosem.interventions.decision import Decision, Effect, decisions, fingerprints
+from monosem.interventions.decision import KINDS, Decision, Effect, decisions, fingerprints
 from monosem.interventions.pruning.activation_sparsity.decision import SparsityDecision
 from monosem.lab.errors import InputError
 from monosem.lab.evidence import Evidence
@@ -60,6 +63,29 @@ def test_a_file_of_the_version_before_is_read(tmp_path: Path) -> None:
         del written[general]
     (tmp_path / "old.json").write_text(json.dumps({**written, "schema": 1}))
     assert SparsityDecision.load(tmp_path / "old.json") == Decision.load(tmp_path / "old.json") == sparsity()
+
+
+def test_the_class_of_a_kind_is_imported_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr("monosem.interventions.decision.import_module", lambda name, package: imported.append(name))
+    sparsity().save(tmp_path / "one.json")
+    assert isinstance(Decision.load(tmp_path / "one.json"), SparsityDecision)
+    assert imported == [KINDS["activation sparsity"]]
+
+
+def test_every_kind_of_decision_is_in_the_registry() -> None:
+    for module in pkgutil.walk_packages(monosem.interventions.__path__, "monosem.interventions."):
+        found = importlib.import_module(module.name)
+        for kind in vars(found).values():
+            if isinstance(kind, type) and issubclass(kind, Decision) and kind is not Decision:
+                assert importlib.import_module(KINDS[kind.kind], "monosem.interventions").__name__ == kind.__module__
+
+
+def test_a_kind_from_elsewhere_says_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({**decision().to_json(), "kind": "a plan of mine", "own": 3}))
+    assert Decision.load(path) == decision()
+    assert "a decision on a plan of mine, whose class is not imported" in caplog.text
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

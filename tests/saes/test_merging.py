@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -233,22 +231,6 @@ def test_first_conversations_merge_exactly(model: HookedModel) -> None:
     for ours, theirs in zip(first.parts, whole.parts, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens)
         assert all(torch.equal(ours.acts[site], x) for site, x in theirs.acts.items())
-
-
-def test_every_measure_merges_and_has_its_test() -> None:
-    """The rows of an evaluation are no measure: nulls are fitted on the first, and its measures merge."""
-    root = Path(__file__).parents[2]
-    tests = "".join(path.read_text() for path in (root / "tests").rglob("test_merging.py"))
-    seen = 0
-    for path in [path for room in ("lab", "saes", "probes", "interventions") for path in (root / room).rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            measures = isinstance(node, ast.ClassDef) and "kind = 'measures'" in map(ast.unparse, node.body)
-            if measures and node.name != "EvaluationRows":
-                methods = {method.name for method in node.body if isinstance(method, ast.FunctionDef)}
-                assert {"merge", "progress", "state_dict"} <= methods, node.name
-                assert {"Splices": "splices(", "FeatureExamples": "FeatureCollector"}.get(node.name, node.name) in tests
-                seen += 1
-    assert seen >= 9
 
 
 def test_special_tokens_and_their_means(model: HookedModel) -> None:

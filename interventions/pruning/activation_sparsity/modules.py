@@ -13,6 +13,9 @@ from ....lab.errors import InputError, unknown
 from ....lab.models.hooked_model import HookedModel
 from ....lab.models.hooks import Tap, reading
 from ....lab.models.sites import Site
+from ....lab.runs.first_rows import FullTokenRows
+from ....lab.runs.read import read
+from ....lab.streams.token_stream import TokenStream
 from ....lab.text.corpus import Corpus
 from ....lab.text.packing import TokenBatch
 
@@ -92,10 +95,13 @@ def mlp_output(model: HookedModel, layer: int) -> LinearModule:
     raise InputError(f"mlp_act.{layer} of {model.name} does not lead into a linear module")
 
 
-def read_passages(corpus: Corpus, skip: int, count: int) -> tuple[TokenBatch, TokenBatch]:
+def read_passages(
+    model: HookedModel, corpus: Corpus, skip: int, count: int, *, progress: bool = False
+) -> tuple[TokenBatch, TokenBatch]:
     """The first `skip` and the next `count` documents that fill a row, one document a row.
 
     Args:
+        model: is not run.
         corpus: one document a row and cut off at `context`, so that a passage is of one text.
 
     Raises:
@@ -104,22 +110,14 @@ def read_passages(corpus: Corpus, skip: int, count: int) -> tuple[TokenBatch, To
     config = corpus.config
     if config.pack or config.long != "truncate":
         raise InputError("passages are of one document each: read them with pack=False, long='truncate'")
-    rows: list[TokenBatch] = []
-    for batch in corpus.batches(epochs=1):
-        if batch.tokens.shape[1] == config.context:
-            full = batch.attention.all(1).nonzero()[:, 0]
-            rows += [TokenBatch(*(field[i : i + 1] for field in batch)) for i in full.tolist()]
-        if len(rows) >= skip + count:
-            kept = [_joined(rows[:skip]), _joined(rows[skip : skip + count])]
-            return kept[0], kept[1]
-    raise InputError(
-        f"{corpus.source.name} has {len(rows)} documents of at least {config.context} tokens, and {skip + count} are "
-        "needed: give more text, fewer passages, or a shorter context"
-    )
-
-
-def _joined(rows: Sequence[TokenBatch]) -> TokenBatch:
-    return TokenBatch(*(torch.cat(field) for field in zip(*rows, strict=True)))
+    rows = FullTokenRows(skip + count, length=config.context, name="passages")
+    read(TokenStream.reading(model, corpus), rows, description="passages", progress=progress)
+    if not rows.done:
+        raise InputError(
+            f"{corpus.source.name} has {rows.rows} documents of at least {config.context} tokens, and {skip + count} "
+            "are needed: give more text, fewer passages, or a shorter context"
+        )
+    return TokenBatch(*(field[:skip] for field in rows.kept)), TokenBatch(*(field[skip:] for field in rows.kept))
 
 
 def inputs_of(

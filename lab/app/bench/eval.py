@@ -19,8 +19,10 @@ from ....saes.registry import build_trainable
 from ....saes.training.initialise import initialise
 from ...errors import InputError
 from ...models.hooked_model import HookedModel
-from ...models.sites import Site
 from ...rng import generator
+from ...runs.first_rows import FirstRows
+from ...runs.read import read
+from ...streams.token_stream import TokenStream
 from ..options import Flat, ModelText
 from .command import Bench
 from .timing import interleaved
@@ -73,12 +75,10 @@ class BenchEval(Bench):
         }
 
     def _made(self, model: HookedModel) -> Dictionary:
-        site, rows = model.site(self.site), torch.empty(0, model.width(Site.parse(self.site)))
-        for batch, _ in self.source.open_corpus(model, split="train").iterate():
-            acts = model.capture(batch.tokens, [site])[site].flatten(0, 1).flatten(1).float().cpu()
-            rows = torch.cat([rows, acts[batch.usable.flatten()]])
-            if len(rows) >= ROWS:
-                break
+        site = model.site(self.site)
+        first = FirstRows(site, ROWS, whole=True)
+        read(TokenStream.reading(model, self.source.open_corpus(model, split="train"), site), first, description="rows")
+        rows = first.acts.float().cpu()
         norms = rows.norm(dim=1)
         limit = 10 * float(norms.median())
         found = build_trainable("topk", d_in=rows.shape[1], n_latents=self.n_latents, k=self.k)
@@ -88,7 +88,7 @@ class BenchEval(Bench):
 
     def _tokens(self, model: HookedModel) -> list[Tensor]:
         """Token batches of the held-out text, about as many tokens as the evaluation measures."""
-        found, count = [], 0
+        found, count = [], 0  # a bare loop: the plain forward pass that these go through is what is raced against
         for batch, _ in self.source.open_corpus(model, split="heldout").iterate():
             found.append(batch.tokens)
             count += batch.tokens.numel()

@@ -96,6 +96,7 @@ class BenchHarvest(Bench):
             result["ratio"][str(context)] = {name: rates["monosem"] / rates[name] for name in peers}
         return result
 
+    # bare loops: a forward pass is timed, and `read` would add its own work to it
     def _tokens(self, model: HookedModel, context: int, rows: int, batches: int) -> list[Tensor]:
         corpus = self.source.open_corpus(model, context=context, batch_rows=rows)
         found = [batch.tokens.to(model.device) for batch, _ in zip(corpus, range(batches), strict=False)]

@@ -163,7 +163,7 @@ class BenchItda(Bench):
         clocks = {name: Clock() for name in ("forward", "itda", *(one.name for one in saes.values()))}
         gap, rows, steps = max(1, self.sae_rows // self.itda_rows), [], -(-self.sae_rows // self.batch)
         with tqdm(total=self.sae_rows, unit="row", unit_scale=True) as bar:
-            for number in range(steps):
+            for number in range(steps):  # a bare loop: forward pass and learners have a clock each
                 with clocks["forward"].running():
                     batch = next(stream)
                 if number * self.batch < self.n_latents or number == steps - 1:
@@ -185,6 +185,7 @@ class BenchItda(Bench):
         next(stream)  # the model is warm now
         before = stream.counts["kept"]
         with clock.running():
+            # a bare loop: nothing but the forward pass is in the clock
             while stream.counts["kept"] - before < self.forward_rows:
                 next(stream)
         stream.close()

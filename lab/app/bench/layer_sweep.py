@@ -20,6 +20,7 @@ from ...errors import InputError
 from ...models.hooked_model import HookedModel
 from ...models.loading import load_model
 from ...models.sites import Site
+from ...runs.read import read
 from ...streams.activation_stream import ActivationStream
 from ...streams.store import ActivationStore
 from ..options import Flat
@@ -106,6 +107,5 @@ class BenchLayerSweep(Bench):
         self, model: HookedModel, stream: ActivationStream, labels: Labels, sites: list[Site], kinds: list[str]
     ) -> dict[str, Any]:
         texts = PooledTexts(labels, sites, model, pooling=self.read.pooling)
-        for batch in stream:
-            texts.step(batch)
+        read(stream, texts, description="read texts", progress=False)
         return {place: fit_all(kinds, rows, self.measure.fit) for place, rows in texts.rows().items()}

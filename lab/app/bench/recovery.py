@@ -69,6 +69,7 @@ class BenchRecovery(Bench):
         shape = {"d_in": self.planted.d_in, "n_latents": self.n_latents, "k": self.k}
         trainer = Trainer(build_trainable(name, **shape, **options), SITE, TrainConfig(rows=self.rows))
         steps = -(-self.rows // self.batch)
+        # a bare loop: rows come from a planted world, not from a stream
         for batch in tqdm(world.batches(SITE, self.rows, self.batch), name, steps, unit="step"):
             trainer.step(batch)
         seconds, dictionary = time.perf_counter() - start, trainer.folded()

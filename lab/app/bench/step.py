@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ...runs.first_rows import FirstRows
+from ...runs.read import read
 from ...streams.activation_stream import ActivationStream, StreamConfig
 from ...streams.store import ActivationStore
 from ...table import markdown
@@ -109,12 +111,9 @@ class BenchStep(Bench):
             return [supply.rows() for _ in range(count)]
         store = ActivationStore.open(self.store)
         stream = ActivationStream.from_store(store, config=StreamConfig(batch=shape.batch, buffer=4 * shape.batch))
-        parts = []
-        for batch in stream:
-            parts.append(batch.acts[stream.sites[0]].float().to(device()))
-            if len(parts) == count:
-                break
-        stream.close()
+        first = FirstRows(stream.sites[0], count * shape.batch)
+        read(stream, first, description="rows", progress=False)
+        parts = [batch.acts[stream.sites[0]].float().to(device()) for batch in first.batches]
         if len(parts) < count or parts[-1].shape != (shape.batch, shape.d):
             raise InputError(f"{count} batches of {shape.batch} rows of width {shape.d} are needed, and {self.store} "
                              f"gives {len(parts)}: other --shape, fewer --steps, or a larger store")  # fmt: skip

@@ -28,11 +28,13 @@ from ....saes.training.trainer import TrainConfig, Trainer
 from ...errors import InputError
 from ...models.hooked_model import HookedModel
 from ...models.sites import Site
+from ...runs.first_rows import DocumentIds
 from ...runs.loop import train
 from ...runs.read import read
 from ...runs.run import Run
 from ...storage import write_json
 from ...streams.activation_stream import ActivationStream, StreamConfig
+from ...streams.token_stream import TokenStream
 from ...text.conversations import DocsChats, GeneratedChats
 from ...text.corpus import Corpus, TextConfig
 from ...text.documents import Source
@@ -120,7 +122,9 @@ class FastCommand(Command):
         chats = self._open_chats(model)
         heldout = self._corpus(model, chats, split="heldout", keep_first=True)
         special = self._special_ids(TextTokenizer(model.tokenizer))
-        quoted = {doc for batch in heldout for doc in batch.doc.unique().tolist() if doc >= 0}
+        held_documents = DocumentIds()
+        read(TokenStream.reading(model, heldout), held_documents, description="held-out conversations")
+        quoted = set(held_documents.ids)
         trained = {
             case: dictionary
             for sinks in self.attention_sinks

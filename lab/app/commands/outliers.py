@@ -62,9 +62,9 @@ class OutliersCommand(Command):
         model = source.open_model()
         dictionary.to(model.device)
         tokens, seed = self.scoring.tokens, self.scoring.seed
-        outside = {name: outside_texts(model, name, self.texts, tokens, usual=self.corpus, seed=seed)
+        outside = {name: outside_texts(model, name, self.texts, tokens, usual=self.corpus, seed=seed, progress=True)
                    for name in dict.fromkeys(self.outside)}  # fmt: skip
-        fit, inside = (passages(model, self.corpus, n, tokens, split=split)
+        fit, inside = (passages(model, self.corpus, n, tokens, split=split, progress=True)
                        for n, split in ((2 * self.texts, "train"), (self.texts, "heldout")))  # fmt: skip
         scores = ood_scores(model, dictionary, fit, inside, outside, self.scoring, progress=True)
         result = {

@@ -84,7 +84,7 @@ class SparsityCommand(Command):
             mlp_output(model, layer)
         encoder = SentenceEncoder(tokens=256) if self.coreinfer and self.embeddings else None
         corpus = self.source.open_corpus(model, split="heldout", pack=False, long="truncate", sort_by_length=False)
-        before, passages = read_passages(corpus, self.calibration, self.passages)
+        before, passages = read_passages(model, corpus, self.calibration, self.passages, progress=True)
         if self.coreinfer:
             require_prompts(passages, self.cores)
         curves = cores = None

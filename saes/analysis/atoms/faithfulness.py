@@ -113,20 +113,22 @@ class Faithfulness:
         return self.rows, self.limit
 
     def merge(self, other: Faithfulness) -> None:
-        """Add the sums of an equal measure of later rows.
+        """Add what the same dictionaries gave on later rows.
 
         Raises:
-            InputError: the other measures another site or other dictionaries.
+            InputError: the other measures another site, other dictionaries, or no refit where this one does.
         """
-        if self.sites != other.sites or list(self.dictionaries) != list(other.dictionaries):
-            raise InputError(f"{other.name} of {', '.join(other.dictionaries)} does not add to {self.name} of"
-                             f" {', '.join(self.dictionaries)}: merge measures of the same dictionaries")  # fmt: skip
+        ours, theirs = ((one.sites, list(one.dictionaries), one.subjects, one.refitted) for one in (self, other))
+        if ours != theirs:
+            raise InputError(
+                f"{other.name} measures {', '.join(other.dictionaries)} and {self.name} "
+                f"{', '.join(self.dictionaries)}: merge equal measures of the same dictionaries"
+            )
         self.sums.merge(other.sums)
-        for name in self.subjects:
-            self.firing[name] += other.firing[name]
-            ours, theirs = self.magnitudes[name], other.magnitudes[name]
-            self.magnitudes[name] = min(ours[0], theirs[0]), max(ours[1], theirs[1])
         self.rows += other.rows
+        for name, (low, high) in other.magnitudes.items():
+            self.magnitudes[name] = min(low, self.magnitudes[name][0]), max(high, self.magnitudes[name][1])
+            self.firing[name] = self.firing[name] + other.firing[name]
 
     def step(self, batch: Batch) -> None:
         """Measure one batch, up to the rows asked for."""

@@ -11,11 +11,10 @@ What would make the answer yes, and what would show that it is not worth anythin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -24,8 +23,9 @@ from ....lab.errors import InputError
 from ....lab.evidence import Evidence
 from ....lab.models.sites import Site
 from ....lab.rng import generator
-from ....lab.runs.consumers import Consumer
-from ....lab.streams.activation_stream import Batch
+from ....lab.runs.first_rows import FirstRows
+from ....lab.runs.read import read
+from ....lab.streams.activation_stream import ActivationStream, Batch
 from ...architectures.basis import Neurons
 from ...dictionary import Dictionary
 from ...evaluation.nulls import fit_nulls
@@ -79,16 +79,16 @@ class Seen(NamedTuple):
     moment: SecondMoment
     tenth: SecondMoment
     """The same of a tenth of the rows."""
-    batches: list[Batch]
+    first: FirstRows
     """The first rows: those any dictionary trained on this stream has seen."""
 
     def rows(self, n: int) -> Float[Tensor, "rows d"]:
         """The first n of them."""
-        return torch.cat([batch.acts[self.site] for batch in self.batches])[:n].float()
+        return self.first.acts[:n].float()
 
 
 def read_seen(
-    stream: Iterable[Batch], site: Site, config: AtomsConfig | None = None, *, progress: bool = False
+    stream: ActivationStream | Iterable[Batch], site: Site, config: AtomsConfig | None = None, *, progress: bool = False
 ) -> Seen:
     """Read the stream of training text once: the inner product's moments, and its first rows.
 
@@ -97,24 +97,22 @@ def read_seen(
     """
     config = config or AtomsConfig()
     moment = SecondMoment(site, rows=config.moment_tokens)
-    tenth = SecondMoment(site, rows=config.moment_tokens // GROWTH)
-    kept: list[Batch] = []
-    for batch in _until(stream, [moment, tenth], config.moment_tokens, "inner product", progress):
-        if sum(len(one.origin) for one in kept) < max(config.tokens, config.fit_tokens):
-            kept.append(batch)
-    if not tenth.done or sum(len(one.origin) for one in kept) < config.fit_tokens:
+    tenth = SecondMoment(site, rows=config.moment_tokens // GROWTH, name=f"tenth-of-moment-{site}")
+    first = FirstRows(site, min(max(config.tokens, config.fit_tokens), config.moment_tokens), whole=True)
+    read(stream, [moment, tenth, first], description="inner product", progress=progress)
+    if not tenth.done or first.rows < config.fit_tokens:
         raise InputError(
             f"the training text ends after {moment.rows} rows, and the inner product takes {config.moment_tokens} "
             f"(a tenth at least), the nulls {config.fit_tokens}: give more text or smaller numbers"
         )
-    return Seen(site, moment, tenth, kept)
+    return Seen(site, moment, tenth, first)
 
 
 def measure_atoms(
     dictionaries: Mapping[str, Dictionary],
     seen: Seen,
-    fresh: Iterable[Batch],
-    with_sinks: Iterable[Batch] | None = None,
+    fresh: ActivationStream | Iterable[Batch],
+    with_sinks: ActivationStream | Iterable[Batch] | None = None,
     config: AtomsConfig | None = None,
     *,
     held_out: str = "",
@@ -143,10 +141,11 @@ def measure_atoms(
     nulls = {name: _nulls(one, x, seen, config.seed) for name, one in subjects.items()}
     keyed = {f"{name}/{null}": one for name, found in nulls.items() for null, one in found.items()}
 
-    def measured(of: Mapping[str, Dictionary], batches: Iterable[Batch], rows: int, what: str) -> Faithfulness:
+    def measured(
+        of: Mapping[str, Dictionary], stream: ActivationStream | Iterable[Batch], rows: int, what: str
+    ) -> Faithfulness:
         consumer = Faithfulness(of, seen.site, product, subjects=tuple(subjects), rows=rows, refitted=what == "fresh")
-        for _ in _until(batches, [consumer], rows, what, progress):
-            pass
+        read(stream, consumer, description=what, progress=progress)
         if not consumer.rows:
             raise InputError(f"there is not one {what} row to measure: give more held-out text")
         return consumer
@@ -154,7 +153,7 @@ def measure_atoms(
     untrained = {key: one for key, one in keyed.items() if key.endswith("/untrained")}
     found = {
         "": measured({**subjects, **keyed}, fresh, config.tokens, "fresh"),
-        "_seen": measured({**subjects, **untrained}, seen.batches, config.tokens, "seen"),
+        "_seen": measured({**subjects, **untrained}, seen.first.batches, config.tokens, "seen"),
     }
     if with_sinks is not None and config.sink_tokens:
         found["_with_sinks"] = measured({**subjects, **keyed}, with_sinks, config.sink_tokens, "with sinks")
@@ -217,18 +216,3 @@ def _report(
         name, repr(dictionary), scores, uniqueness(coherence.data.steps, coherence.data.maximum, l0), threshold,
         coherence, rows, float((fresh.firing[name] == 0).double().mean()),
     )  # fmt: skip
-
-
-def _until(
-    batches: Iterable[Batch], consumers: Sequence[Consumer], rows: int, what: str, progress: bool
-) -> Iterator[Batch]:
-    """Feed consumers until all are done or the batches end; each batch that was fed is passed on."""
-    with tqdm(total=rows, unit="tok", desc=what, disable=not progress) as bar:
-        for batch in batches:
-            for consumer in consumers:
-                if not consumer.done:
-                    consumer.step(batch)
-            bar.update(len(batch.origin))
-            yield batch
-            if all(consumer.done for consumer in consumers):
-                return

@@ -110,8 +110,12 @@ class ITDATrainer:
         )  # fmt: skip
 
     def attach(self, stream: ActivationStream | TokenStream) -> None:
-        """Take the model, the text and the norm limit from the stream, where they are not known yet."""
-        self.place, self.provenance = known_from(stream, self.place, self.provenance)
+        """Take the model, the text and the norm limit from the stream, where they are not known yet.
+
+        Raises:
+            InputError: the trainer knows its model, and the stream reads another one.
+        """
+        self.place, self.provenance = known_from(stream, self.place, self.provenance, self.name)
         self.text = self.text or dict(stream.fingerprint().get("corpus") or {})
 
     def __repr__(self) -> str:

@@ -14,13 +14,15 @@ from monosem.lab.errors import InputError
 from monosem.lab.models.hooked_model import HookedModel
 from monosem.lab.runs import read as read_module
 from monosem.lab.runs.consumers import Consumer, Measuring
-from monosem.lab.runs.first_rows import FirstRows
+from monosem.lab.runs.first_rows import FirstRows, FullTokenRows
 from monosem.lab.runs.read import read
 from monosem.lab.runs.run import Run
 from monosem.lab.streams.activation_stream import ActivationStream, Batch
 from monosem.lab.streams.store import ActivationStore
 from monosem.lab.streams.token_stream import TokenStream
 from monosem.lab.text.corpus import Corpus
+from monosem.lab.text.held import HeldText
+from monosem.lab.text.packing import TokenBatch
 from tiny_models import Letters, build
 from toys import A, B, Mean, tiny_stream
 
@@ -165,3 +167,40 @@ def test_what_cannot_be_read_is_refused_before_the_model_runs(model: HookedModel
         read(stream, FirstRows(B, 3))
     assert model.forwards == before
     assert isinstance(FirstRows(A, 1), Measuring) and not isinstance(Mean("mean", (A,)), Measuring)
+
+
+def token_batch(rows: int, length: int, padded: int = 0) -> TokenBatch:
+    tokens = torch.arange(rows * length).view(rows, length)
+    attention = torch.ones_like(tokens, dtype=torch.bool)
+    attention[:padded, -1] = False
+    return TokenBatch(tokens, attention, attention, tokens, tokens)
+
+
+def test_full_token_rows_have_one_length_and_no_padding(model: HookedModel) -> None:
+    text = HeldText([token_batch(3, 5, padded=1), token_batch(2, 4), token_batch(1, 5)])
+    kept = FullTokenRows(10)
+    read(TokenStream.reading(model, text), kept, progress=False)
+    assert kept.kept.tokens[:, 0].tolist() == [5, 10, 0] and kept.length == 5 and not kept.done
+    shorter = FullTokenRows(1, length=4)
+    read(TokenStream.reading(model, text), shorter, progress=False)
+    assert shorter.kept.tokens.tolist() == [[0, 1, 2, 3]]
+    with pytest.raises(InputError, match="rows of 4 tokens do not continue rows of 5"):
+        kept.merge(shorter)
+    with pytest.raises(InputError, match="has found no row of tokens without padding"):
+        FullTokenRows(1).kept  # noqa: B018
+
+
+def test_batches_at_hand_are_read_in_their_order_but_not_in_a_run(tmp_path: Path) -> None:
+    stream, first = tiny_stream(), FirstRows(A, 100, whole=True)
+    read(stream, first, progress=False)
+    again = FirstRows(A, 70)
+    counts = read(first.batches, again, progress=False)
+    assert torch.equal(again.acts, first.acts[:70]) and torch.equal(again.origin, first.origin[:70])
+    assert first.rows == sum(len(batch.origin) for batch in first.batches) >= 100
+    assert counts.batches == 3 and counts.rows == 96
+    with pytest.raises(InputError, match="no batch to read"):
+        read([], FirstRows(A, 1), progress=False)
+    with pytest.raises(InputError, match="which is not streamed"):
+        read(first.batches, FirstRows(B, 1), progress=False)
+    with pytest.raises(InputError, match="cannot be read in a run"):
+        read(first.batches, FirstRows(A, 1), Run.create(tmp_path / "run", {}), progress=False)

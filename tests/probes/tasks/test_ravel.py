@@ -11,9 +11,10 @@ from monosem.lab.errors import InputError
 from monosem.lab.models.hooked_model import HookedModel
 from monosem.lab.models.loading import load_model
 from monosem.lab.models.sites import Site
+from monosem.lab.runs.prompts import Prompt, mark, pad
 from monosem.lab.text.tokenization import TextTokenizer
 from monosem.probes.cities import LANGUAGES, Facts, city_facts
-from monosem.probes.prompts import Prompt, mark, pad, read_marked
+from monosem.probes.prompts import read_marked
 from monosem.probes.tasks.ravel import RAVELConfig, make_swaps, measure_ravel, responding, swap_latents
 from monosem.probes.tasks.ravel_questions import Questions, ask
 from monosem.saes.architectures.basis import Neurons

@@ -247,10 +247,13 @@ def test_an_evaluation_is_against_the_target_and_has_nulls(model: HookedModel) -
             evaluate(model, corpus(), other, progress=False)
     with pytest.raises(InputError, match="SAEBench scores autoencoders"):
         evaluate(model, corpus(), exact, compat="saebench", progress=False)
-    exact.config = SAEConfig(56, 32, 32, d_out=31)
-    exact.place = "mlp_act.1 -> resid_post.1"
+    with pytest.raises(InputError, match="has other widths than the dictionary's"):
+        exact.config = SAEConfig(56, 32, 32, d_out=31)
+    assert exact.config.d_out == exact.place.targets[0].width == 32
+    narrow = type(exact)(SAEConfig(56, 32, 32, d_out=31))
+    narrow.place, narrow.provenance = "mlp_act.1 -> resid_post.1", exact.provenance
     with pytest.raises(InputError, match=r"resid_post.1 of 'tiny-llama' has width 32, the dictionary d_out=31"):
-        evaluate(model, corpus(), exact, progress=False)
+        evaluate(model, corpus(), narrow, progress=False)
 
 
 def test_measured_on_a_stream() -> None:

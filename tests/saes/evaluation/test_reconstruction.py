@@ -18,7 +18,6 @@ from monosem.lab.runs.loop import train
 from monosem.lab.runs.run import Run
 from monosem.lab.storage import flatten, read_tensors, unflatten
 from monosem.lab.streams.activation_stream import Batch
-from monosem.lab.text.packing import TokenBatch
 from monosem.saes.architectures.basis import PCA, Neurons
 from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.architectures.topk import TopK
@@ -26,7 +25,7 @@ from monosem.saes.dictionary import Dictionary, DictionaryConfig
 from monosem.saes.evaluation.document_sums import UNITS, DocumentSums, ratio
 from monosem.saes.evaluation.reconstruction import PER_TOKEN, Reconstruction
 from monosem.saes.evaluation.results import Evaluation
-from monosem.saes.evaluation.saebench import LossScores, RowScores, saebench_scores, whole_rows
+from monosem.saes.evaluation.saebench import LossScores, RowScores, saebench_scores
 from monosem.saes.evaluation.weights import max_cosine, weight_evidence
 from monosem.saes.sparse_code import SparseCode
 from tiny_models import build
@@ -463,14 +462,3 @@ def test_saebench_scores_of_the_identity_and_of_zero(llama: HookedModel) -> None
     assert found["l0"] == 32
     with pytest.raises(InputError, match="no batch of prompts"):
         saebench_scores(llama, [], SITE, Scaled(32, 1.0), [1])
-
-
-def test_saebench_takes_whole_rows_of_one_length() -> None:
-    def batch(rows: int, length: int, padded: int = 0) -> TokenBatch:
-        tokens = torch.arange(rows * length).view(rows, length)
-        attention = torch.ones_like(tokens, dtype=torch.bool)
-        attention[:padded, -1] = False
-        return TokenBatch(tokens, attention, attention, tokens, tokens)
-
-    found = list(whole_rows([batch(3, 5, padded=1), batch(2, 4), batch(1, 5)]))
-    assert [row.tolist()[0] for row in found] == [5, 10, 0]

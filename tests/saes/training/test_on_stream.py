@@ -14,9 +14,10 @@ from monosem.lab.errors import InputError
 from monosem.lab.models.sites import Site
 from monosem.lab.runs.loop import train
 from monosem.lab.streams.activation_stream import ActivationStream
-from monosem.saes.architectures.clt.cross_layer import CrossLayer
+from monosem.saes.architectures.clt.cross_layer import CrossLayer, CrossLayerConfig
 from monosem.saes.architectures.itda.dictionary import ITDA
 from monosem.saes.architectures.jumprelu import JumpReLU
+from monosem.saes.dictionary import Provenance
 from monosem.saes.files import load
 from monosem.saes.registry import build_trainable
 from monosem.saes.training.clt.trainer import CrossLayerTrainer
@@ -207,3 +208,22 @@ def test_habits_from_other_libraries_are_answered(options, sentence, stream: Act
 def test_rows_written_as_a_float_are_whole(stream: ActivationStream) -> None:
     rows = Trainer.on(stream, "resid_post.0", "topk", n_latents=64, k=4, rows=1e3).config.rows  # type: ignore[arg-type]
     assert repr(rows) == "1000"
+
+
+@pytest.mark.parametrize("kind", ["topk", "itda", "clt"])
+def test_a_trainer_of_another_model_is_refused(stream: ActivationStream, tmp_path: Path, kind: str) -> None:
+    other = Provenance({"name": "another", "parameters": "0" * 8})
+    trainer: Any
+    if kind == "topk":
+        dictionary = build_trainable("topk", d_in=WIDTHS[A], n_latents=32, k=4)
+        trainer = Trainer(dictionary, A, TrainConfig(rows=100), provenance=other)
+    elif kind == "itda":
+        trainer = ITDATrainer(WIDTHS[A], A, GrowthConfig(max_atoms=20, k=2, rows=100), provenance=other)
+    else:
+        layers = CrossLayer(CrossLayerConfig.over(1, WIDTHS[A], 32, d_out=WIDTHS[B], k=4))
+        trainer = CrossLayerTrainer(layers, [A], [B], TrainConfig(rows=100), provenance=other)
+    with pytest.raises(InputError, match=f"{trainer.name} is a dictionary of 'another'.* and the stream reads"):
+        train(stream, trainer, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists() and trainer.provenance == other
+    trainer.provenance = Provenance(dict(stream.fingerprint()["model"]))
+    train(stream, trainer, progress=False)

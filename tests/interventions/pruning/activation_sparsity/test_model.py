@@ -144,7 +144,7 @@ def test_cores_of_a_model_and_their_decisions(model: HookedModel, tmp_path: Path
         measure_cores(model, [0], batch, batch)
 
 
-def test_passages_are_whole_rows_of_one_document() -> None:
+def test_passages_are_whole_rows_of_one_document(model: HookedModel) -> None:
     class Words:
         """A tokenizer of numbers."""
 
@@ -162,14 +162,14 @@ def test_passages_are_whole_rows_of_one_document() -> None:
 
     texts = [" ".join(str(3 + (i + j) % 90) for j in range(4 + 3 * (i % 5))) for i in range(40)]
     corpus = Corpus(texts, Words(), context=12, pack=False, long="truncate")
-    before, after = read_passages(corpus, 3, 5)
+    before, after = read_passages(model, corpus, 3, 5)
     assert before.tokens.shape == (3, 12) and after.tokens.shape == (5, 12) and after.attention.all()
     docs = torch.cat([before.doc, after.doc])
     assert len(docs.max(1).values.unique()) == 8 and all(len(row[row >= 0].unique()) == 1 for row in docs)
     with pytest.raises(InputError, match="documents of at least 12 tokens, and 60 are needed"):
-        read_passages(corpus, 30, 30)
+        read_passages(model, corpus, 30, 30)
     with pytest.raises(InputError, match="pack=False"):
-        read_passages(Corpus(texts, Words(), context=12), 1, 1)
+        read_passages(model, Corpus(texts, Words(), context=12), 1, 1)
 
 
 def test_a_decision_that_decides_nothing_is_refused(tmp_path: Path, model: HookedModel) -> None:

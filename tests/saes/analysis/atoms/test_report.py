@@ -182,4 +182,6 @@ def test_what_cannot_be_reported_is_refused(basis: Tensor) -> None:
     with pytest.raises(InputError, match="cannot be named 'neurons'"):
         measure_atoms({"neurons": dictionary_of(basis)}, seen, rows(100, "fresh", basis), None, FEW)
     with pytest.raises(InputError, match="not one fresh row"):
+        measure_atoms({"d": dictionary_of(basis)}, seen, [Batch({SITE: basis[:0]}, torch.zeros(0, 2))], None, FEW)
+    with pytest.raises(InputError, match="no batch to read"):
         measure_atoms({"d": dictionary_of(basis)}, seen, [], None, FEW)
