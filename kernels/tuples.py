@@ -102,7 +102,7 @@ class Adam:
 
     With `Moments.touched` only latents with a gradient this step are updated; their moments first decay by the steps
     missed. For beta1 = 0 that equals the dense update exactly (a zero gradient moves nothing); for beta1 > 0 it is a
-    different optimiser, known as `active_row`.
+    different optimizer, known as `active_row`.
     """
 
     lr: float

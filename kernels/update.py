@@ -1,7 +1,7 @@
 """The latent-major update: from codes and residuals to new weights with no gradient tensor in between.
 
 `latent_step` does it all in one pass. `latent_gradients` stops at compact gradients of the rows that fired, for
-clipping, accumulation, distribution or another optimiser; `latent_step` without codes applies such rows.
+clipping, accumulation, distribution or another optimizer; `latent_step` without codes applies such rows.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def inlined(function: Callable[..., Any] | None = None, *, fastmath: bool | set[
 
 @intrinsic
 def fused(typingctx, a, b, c):
-    """a * b + c, rounded once: the sum of two products has two such forms, and the optimiser may take either."""
+    """a * b + c, rounded once: the sum of two products has two such forms, and the optimizer may take either."""
     if any(kind != types.float32 for kind in (a, b, c)):
         return None
     return types.float32(a, b, c), lambda context, builder, signature, values: builder.fma(*values)

@@ -104,10 +104,10 @@ def rate(shape: Shape, row: Row) -> str:
     return f"{shape.batch / row.milliseconds / 1e3:.3f}M tokens/s"
 
 
-def step_floor(session: Session, shape: Shape, optimiser_bytes: int) -> float:
+def step_floor(session: Session, shape: Shape, optimizer_bytes: int) -> float:
     """Milliseconds of the encode product at its measured rate plus the least traffic: the decoder rows of the codes
-    once, rows and residuals of the codes in bf16, and the optimiser's bytes for each parameter."""
-    bytes = 6 * shape.batch * shape.k * shape.d + optimiser_bytes * 2 * shape.d * shape.n
+    once, rows and residuals of the codes in bf16, and the optimizer's bytes for each parameter."""
+    bytes = 6 * shape.batch * shape.k * shape.d + optimizer_bytes * 2 * shape.d * shape.n
     return session.encode_floor(shape) + 1e3 * bytes / session.rates["copy"]
 
 

@@ -22,8 +22,8 @@ from .options import Flat, ModelText
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Where the rows come from."""
+class StreamOptions:
+    """Options of the stream that a dictionary is trained on: a model with its text, or a store."""
 
     source: Flat[ModelText] = field(default_factory=ModelText)
     store: Path | None = None

@@ -21,7 +21,7 @@ from ...lab.rng import derive_seed
 from .bags import StatementBags
 from .conformal import least_points
 from .manipulation import Move, causal_effects
-from .sites import Part, SiteResult, TruthConfig, probe_parts
+from .sites import SiteResult, SiteStatements, TruthConfig, probe_parts
 from .statements import CLASSES, FALSE, TRUE, Statements
 
 Criteria = dict[str, dict[str, Evidence]]
@@ -56,7 +56,7 @@ def five_criteria(
     result: SiteResult,
     config: TruthConfig,
     causal: CausalConfig | None = None,
-    other: Part | None = None,
+    other: SiteStatements | None = None,
 ) -> Criteria:
     """Every criterion for what one method found at one site.
 
@@ -64,7 +64,7 @@ def five_criteria(
         result: of `probe_site` at this site, with the same bags, statements and config.
         other: statements about another topic, whose test split shares no entity with the training split here.
     """
-    causal, whole = causal or CausalConfig(), Part(bags, statements)
+    causal, whole = causal or CausalConfig(), SiteStatements(bags, statements)
     method = result.three_way.fitted.method
     found: Criteria = {
         "correlation": {name: result.scores[name] for name in ("mcc", "wmcc", "ami", "ari")},
@@ -97,7 +97,9 @@ def require_points(statements: Statements, alpha: float) -> None:
                 )
 
 
-def generalisation(method: str, whole: Part, config: TruthConfig, other: Part | None = None) -> dict[str, Evidence]:
+def generalisation(
+    method: str, whole: SiteStatements, config: TruthConfig, other: SiteStatements | None = None
+) -> dict[str, Evidence]:
     """Matthews correlations, plain and weighted, on statements unlike those fitted on.
 
     `affirmed_to_negated` and `negated_to_affirmed` fit and calibrate on one polarity and test on the other, where there
@@ -108,7 +110,7 @@ def generalisation(method: str, whole: Part, config: TruthConfig, other: Part | 
     """
     found: dict[str, Evidence] = {}
 
-    def add(name: str, parts: tuple[Part, Part, Part]) -> None:
+    def add(name: str, parts: tuple[SiteStatements, SiteStatements, SiteStatements]) -> None:
         scores = probe_parts(method, *parts, config).scores
         found.update({f"{score}_{name}": scores[score] for score in GENERAL})
 
@@ -122,7 +124,7 @@ def generalisation(method: str, whole: Part, config: TruthConfig, other: Part | 
 
 
 def _effects(
-    model: HookedModel, site: str, whole: Part, result: SiteResult, causal: CausalConfig
+    model: HookedModel, site: str, whole: SiteStatements, result: SiteResult, causal: CausalConfig
 ) -> dict[str, Evidence]:
     """Moves along the direction for true, beside random ones and the plain difference of means."""
     train, test = whole.of("train"), whole.of("test")

@@ -43,7 +43,7 @@ last token. A bag of one token makes stage 1 of sAwMIL an SVM."""
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class DirectionFitConfig:
     """Settings of fitting directions."""
 
     strengths: tuple[float, ...] = (0.05, 0.1, 0.5, 1.0, 10.0)
@@ -95,7 +95,7 @@ def fit_method(
     positive: Bool[Tensor, "bags problems"],
     strata: Int[np.ndarray, " bags"],
     groups: Int[np.ndarray, " bags"],
-    config: FitConfig | None = None,
+    config: DirectionFitConfig | None = None,
 ) -> Fitted:
     """Fit every problem on all bags, C chosen for each by average precision in cross-validation (1-SE rule).
 
@@ -110,7 +110,7 @@ def fit_method(
     """
     from sklearn.metrics import average_precision_score
 
-    config, way = config or FitConfig(), METHODS[method]
+    config, way = config or DirectionFitConfig(), METHODS[method]
     strengths = config.strengths if way.strengths else (1.0,)
     problems, grid = positive.shape[1], torch.tensor(strengths)
     folds = group_folds(strata, groups, config.folds, config.seed)
@@ -144,7 +144,9 @@ def one_standard_error(table: Float[np.ndarray, "strengths folds"]) -> int:
     return int(np.flatnonzero(means >= means[best] - error)[0])
 
 
-def _fit(way: Method, bags: StatementBags, positive: Tensor, C: Tensor, config: FitConfig) -> tuple[Linear, Scaling]:
+def _fit(
+    way: Method, bags: StatementBags, positive: Tensor, C: Tensor, config: DirectionFitConfig
+) -> tuple[Linear, Scaling]:
     """One fit on scaled tokens, folded back to activations as they are."""
     if way.pooling == "max":
         bags = bags.shortened(config.tokens, generator(config.seed, "tokens of bags"))

@@ -17,7 +17,7 @@ from ...lab.evidence import Evidence
 from ...lab.rng import derive_seed, generator
 from .bags import StatementBags
 from .hinge import Linear
-from .methods import METHODS, FitConfig, Fitted, bag_scores, fit_method
+from .methods import METHODS, DirectionFitConfig, Fitted, bag_scores, fit_method
 from .scores import Reading, mcc, score_reading
 from .statements import CLASSES, FALSE, SPLITS, TRUE, Statements
 from .three_way import Multinomial, Readout, ThreeWay, effective_rank
@@ -34,7 +34,7 @@ class TruthConfig:
     readout: Readout = "crossfit"
     """`crossfit` fits the three-way read-out to scores of bags that the directions had not seen, `published` to those
     of the bags they were fitted on."""
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: DirectionFitConfig = field(default_factory=DirectionFitConfig)
     draws: int = 4
     """Shuffles of the labels, and random directions, whose scores the nulls average: one alone may well land on the
     difference between real and invented."""
@@ -78,16 +78,16 @@ class SiteResult(NamedTuple):
         }
 
 
-class Part(NamedTuple):
+class SiteStatements(NamedTuple):
     """Statements with their bags at one site."""
 
     bags: StatementBags
     statements: Statements
 
-    def of(self, split: str, negated: bool | None = None) -> Part:
+    def of(self, split: str, negated: bool | None = None) -> SiteStatements:
         """Bags and statements of one split, of one polarity if `negated` is given."""
         rows = self.statements.rows(split, negated)
-        return Part(self.bags.take(torch.from_numpy(rows)), self.statements.take(rows))
+        return SiteStatements(self.bags.take(torch.from_numpy(rows)), self.statements.take(rows))
 
 
 def probe_site(bags: StatementBags, statements: Statements, config: TruthConfig | None = None) -> dict[str, SiteResult]:
@@ -103,12 +103,14 @@ def probe_site(bags: StatementBags, statements: Statements, config: TruthConfig 
     if len(bags) != len(statements):
         raise InputError(f"{len(bags)} bags and {len(statements)} statements: harvest these statements again")
     statements.require_classes()
-    whole = Part(bags, statements)
+    whole = SiteStatements(bags, statements)
     train, calibration, test = (whole.of(split) for split in SPLITS)
     return {method: probe_parts(method, train, calibration, test, config) for method in config.methods}
 
 
-def probe_parts(method: str, train: Part, calibration: Part, test: Part, config: TruthConfig) -> SiteResult:
+def probe_parts(
+    method: str, train: SiteStatements, calibration: SiteStatements, test: SiteStatements, config: TruthConfig
+) -> SiteResult:
     """One method, fitted, calibrated and scored on these parts, which share no entity.
 
     Beside it stand three nulls: the same method fitted to shuffled labels, random directions, and a read-out of the
@@ -123,7 +125,9 @@ def probe_parts(method: str, train: Part, calibration: Part, test: Part, config:
 class _Parts:
     """Training, calibration and test statements of one site."""
 
-    def __init__(self, train: Part, calibration: Part, test: Part, config: TruthConfig) -> None:
+    def __init__(
+        self, train: SiteStatements, calibration: SiteStatements, test: SiteStatements, config: TruthConfig
+    ) -> None:
         self.config = config
         self.train, self.calibration, self.test = train, calibration, test
         self.y = train.statements.labels
@@ -154,7 +158,7 @@ class _Parts:
         selection = mcc(outside, self.y, np.ones(len(self.y)))
         return SiteResult(three_way, reading, scores, selection, self._geometry(three_way))
 
-    def _fit(self, method: str, labels: Sequence[Int[np.ndarray, " statements"]], config: FitConfig) -> Fitted:
+    def _fit(self, method: str, labels: Sequence[Int[np.ndarray, " statements"]], config: DirectionFitConfig) -> Fitted:
         """One against the rest for every class, under every labelling."""
         classes = torch.arange(len(CLASSES))
         positive = torch.cat([torch.from_numpy(y)[:, None] == classes for y in labels], 1)
@@ -194,10 +198,12 @@ class _Parts:
         }
 
 
-def token_count_reading(train: Part, calibration: Part, test: Part, alpha: float) -> Reading:
+def token_count_reading(
+    train: SiteStatements, calibration: SiteStatements, test: SiteStatements, alpha: float
+) -> Reading:
     """Baseline of token count and polarity alone: a multinomial on both, their product and the square."""
 
-    def columns(part: Part) -> Float[np.ndarray, "bags 4"]:
+    def columns(part: SiteStatements) -> Float[np.ndarray, "bags 4"]:
         n, sign = part.bags.lengths.numpy().astype(float), part.statements.negated.astype(float)
         return np.stack([n, n**2, sign, n * sign], 1)
 
@@ -209,7 +215,7 @@ def token_count_reading(train: Part, calibration: Part, test: Part, alpha: float
 @cache
 def orthogonal_null(
     method: str,
-    config: FitConfig,
+    config: DirectionFitConfig,
     *,
     d: int = 10,
     bags: int = 150,

@@ -84,7 +84,7 @@ def test_reference_adam_is_torch_adam():
     codes, W, b, x = problem()
     ours = state(W)
     theirs = [weight.clone().requires_grad_() for weight in ours[0]]
-    optimiser = torch.optim.Adam([theirs[0], theirs[2]], lr=1e-2)  # the decoder is also projected
+    optimizer = torch.optim.Adam([theirs[0], theirs[2]], lr=1e-2)  # the decoder is also projected
     out = decode.residual_reference(*codes, W, b, x)
     for t in range(1, 4):
         update.reference(codes, out, x, 0.5, *ours, update.Adam(lr=1e-2, t=t))
@@ -92,7 +92,7 @@ def test_reference_adam_is_torch_adam():
             (decode.row_of_entry(codes[0], len(codes[1])), codes[1].long()), 0.5 * out.grads
         )
         theirs[0].grad, theirs[2].grad = pre_grad.T @ x, pre_grad.sum(0)
-        optimiser.step()
+        optimizer.step()
     close(ours[0].W_enc, theirs[0].detach())
     close(ours[0].b_enc, theirs[2].detach())
 

@@ -33,7 +33,7 @@ from ...text.corpus import Corpus
 from ..checks import check_run
 from ..command import Command, Result
 from ..options import Flat, ModelText
-from ..pages.figures_page import Part, write_figures_page
+from ..pages.figures_page import FigureSection, write_figures_page
 
 log = logging.getLogger(__name__)
 
@@ -170,12 +170,12 @@ def _write_page(path: Path, report: AtomsReport, result: Mapping[str, Any]) -> P
     facts = {"Model": result["model"], "Site": report.site, "Held out": report.held_out,
              "Ridge": f"{report.product.ridge:.3g}", "Condition": f"{report.product.condition:.3g}",
              **{name: f"{value:,}" for name, value in report.counts.items()}}  # fmt: skip
-    plots = Part(
+    plots = FigureSection(
         "Coherence and faithfulness",
         "Codes are unique where the largest coherence, not a quantile, is below the limit. The metric alone makes any "
         "atoms look nearly orthogonal: compare with random ones, dotted.",
         {"Coherence of pairs of atoms": coherence_figure(report.subjects),
          "R2, and nulls": faithfulness_figure(report.subjects)},
     )  # fmt: skip
-    table = Part("Dictionaries", LEGEND, table=report.table())
+    table = FigureSection("Dictionaries", LEGEND, table=report.table())
     return write_figures_page(path, f"Atoms of {report.site}", facts, [plots, table], {"report": result})

@@ -26,7 +26,7 @@ from ..command import Command, Result
 from ..dictionary_options import DictionaryOptions
 from ..options import Flat, ModelText
 from ..pages.report import write_report
-from ..training_options import LoopOptions, Reading, stream_counts, tokens_per_second
+from ..training_options import LoopOptions, StreamOptions, stream_counts, tokens_per_second
 from .train import TrainCommand
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class DemoCommand(Command):
         corpus = self.source.open_corpus(model, split="train")
         stream = ActivationStream(model, corpus, [self.site], config=self.stream)
         training = TrainCommand(
-            out=self.out, sites=(self.site,), reading=Reading(self.source, stream=self.stream),
+            out=self.out, sites=(self.site,), reading=StreamOptions(self.source, stream=self.stream),
             dictionary=self.dictionary, training=self.training, loop=LoopOptions(resume=True),
         )  # fmt: skip
         return training.train(stream)

@@ -15,7 +15,7 @@ from ....saes.evaluation.special_tokens import SETS, SpecialTokens
 from ...errors import InputError
 from ...figures import laid_out, null_look, plain
 from ...table import markdown
-from ..pages.figures_page import Part, write_figures_page
+from ..pages.figures_page import FigureSection, write_figures_page
 
 log = logging.getLogger(__name__)
 
@@ -138,5 +138,5 @@ def write_chart(path: Path, scores: Scores) -> Path:
                            marker=null_look("", number).trace()["marker"])  # fmt: skip
     laid_out(figure, {"type": "category"}, "log2 of the mean squared error a dimension", barmode="group")
     lead = "Held-out conversations, by training method; lower is better. Marks: nulls."
-    parts = [Part("Reconstruction", lead, {"log2 MSE": figure})]
+    parts = [FigureSection("Reconstruction", lead, {"log2 MSE": figure})]
     return write_figures_page(path, "FAST", {}, parts, {})

@@ -18,7 +18,7 @@ from ...runs.run import Run
 from ...streams.activation_stream import StreamConfig
 from ..command import Command, Result
 from ..options import Flat
-from ..training_options import LoopOptions, Reading, outcome
+from ..training_options import LoopOptions, StreamOptions, outcome
 
 BUFFER = 16_384
 """Rows that are shuffled by default: those still in the buffer when it is done were read for nothing."""
@@ -35,7 +35,7 @@ class ItdaCommand(Command):
     sites: tuple[str, ...] = ("resid_post.12",)
     """Where to read, TransformerLens names included."""
     growth: Flat[GrowthConfig] = field(default_factory=GrowthConfig)
-    reading: Flat[Reading] = field(default_factory=lambda: Reading(stream=StreamConfig(buffer=BUFFER)))
+    reading: Flat[StreamOptions] = field(default_factory=lambda: StreamOptions(stream=StreamConfig(buffer=BUFFER)))
     loop: Flat[LoopOptions] = field(default_factory=lambda: LoopOptions(log_every=10))
 
     def run(self) -> Result:

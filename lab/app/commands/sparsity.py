@@ -31,7 +31,7 @@ from ...text.sentence_encoder import SentenceEncoder
 from ..checks import check_folder
 from ..command import Command, Result
 from ..options import Flat, ModelText
-from ..pages.figures_page import Part, write_figures_page
+from ..pages.figures_page import FigureSection, write_figures_page
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,11 @@ def _write_page(
     if curves is not None:
         figures = {one.module.name: curves_figure(one) for one in curves.modules}
         parts += [
-            Part("R-Sparse: linear maps", CURVES_LEGEND, figures, tables["curves"]),
-            Part("R-Sparse: what the model loses", LOSSES_LEGEND, table=tables["losses"]),
+            FigureSection("R-Sparse: linear maps", CURVES_LEGEND, figures, tables["curves"]),
+            FigureSection("R-Sparse: what the model loses", LOSSES_LEGEND, table=tables["losses"]),
         ]
     if cores is not None:
         figures = {"Recall of later token cores": drift_figure(cores)}
-        parts.append(Part("CoreInfer: core neurons", CORES_LEGEND, figures, tables["cores"]))
+        parts.append(FigureSection("CoreInfer: core neurons", CORES_LEGEND, figures, tables["cores"]))
     facts = {key.capitalize(): str(value) for key, value in about.items()}
     return write_figures_page(path, f"Activation sparsity of {about['model']}", facts, parts, {"report": result})

@@ -25,7 +25,7 @@ from ...table import aligned
 from ..command import Command, Result
 from ..options import Flat
 from ..pages.sweep_page import write_sweep_page
-from ..training_options import LoopOptions, Reading
+from ..training_options import LoopOptions, StreamOptions
 from .sweep_grid_file import read_grid
 
 ARCHITECTURES = ", ".join(trainable())
@@ -62,7 +62,7 @@ class SweepCommand(Command):
     grid: Path | None = None
     """A .json or .toml file with one table or a list `grid` of tables: each is one more grid, whose fields (of the
     above, of an architecture's config, or training.NAME) have a value or a list, and stand in place of the options."""
-    reading: Flat[Reading] = field(default_factory=Reading)
+    reading: Flat[StreamOptions] = field(default_factory=StreamOptions)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     evaluate: bool = True

@@ -19,7 +19,7 @@ from ...streams.activation_stream import ActivationStream
 from ..command import Command, Result
 from ..dictionary_options import DictionaryOptions
 from ..options import Flat
-from ..training_options import LoopOptions, Reading, outcome
+from ..training_options import LoopOptions, StreamOptions, outcome
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class TrainCommand(Command):
     --n-latents and --k are then those of one layer."""
     joint: bool = False
     """With --targets and --architecture batchtopk: spend the codes of all layers where they are largest."""
-    reading: Flat[Reading] = field(default_factory=Reading)
+    reading: Flat[StreamOptions] = field(default_factory=StreamOptions)
     dictionary: DictionaryOptions = field(default_factory=DictionaryOptions)
     training: TrainConfig = field(default_factory=TrainConfig)
     loop: Flat[LoopOptions] = field(default_factory=LoopOptions)

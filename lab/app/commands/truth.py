@@ -20,7 +20,7 @@ from ....probes.truth.places import PlaceConfig, place_statements
 from ....probes.truth.prompting import verdict_prompts, verdicts, zero_shot
 from ....probes.truth.published import TOPICS, load_published
 from ....probes.truth.scores import score_reading
-from ....probes.truth.sites import Part, SiteResult, TruthConfig, probe_site, token_count_reading
+from ....probes.truth.sites import SiteResult, SiteStatements, TruthConfig, probe_site, token_count_reading
 from ....probes.truth.statements import SPLITS, Statements
 from ...errors import InputError
 from ...models.hooked_model import HookedModel
@@ -108,7 +108,7 @@ class TruthCommand(Command):
         result["criteria"] = self._criteria(model, run, best, bags, topics, chosen)
         result |= {"page": str(run.folder / "truth.html"), "seconds": round(time.monotonic() - started, 1)}
         write_json(run.folder / "truth.json", result)
-        self._page(model, result, chosen, Part(bags, statements), store.ids)
+        self._page(model, result, chosen, SiteStatements(bags, statements), store.ids)
         run.finish(statements=len(statements), sites=len(found))
         return self.result(result, result["page"])
 
@@ -118,7 +118,12 @@ class TruthCommand(Command):
         return "\n\n".join([*tables, f"best site in cross-validation: {result['best']}\npage: {result['page']}"])
 
     def _page(
-        self, model: HookedModel, result: dict[str, Any], chosen: SiteResult, whole: Part, ids: list[list[int]]
+        self,
+        model: HookedModel,
+        result: dict[str, Any],
+        chosen: SiteResult,
+        whole: SiteStatements,
+        ids: list[list[int]],
     ) -> None:
         test = whole.statements.rows("test")
         rows = {"errors": worst_errors(chosen.three_way, *whole), "examples": test[:: max(1, len(test) // 18)][:18]}
@@ -178,7 +183,7 @@ class TruthCommand(Command):
             prompts = verdict_prompts(TextTokenizer(model.tokenizer), statements.texts)
             write_tensors(path, {"logits": verdicts(model, prompts, batch=self.batch, progress=True)})
         logits = read_tensors(path, "answers")["logits"]
-        whole = Part(store.at(store.sites[0]), statements)
+        whole = SiteStatements(store.at(store.sites[0]), statements)
         train, calibration, test = (whole.of(split) for split in SPLITS)
         nulls = {"token_count": [token_count_reading(train, calibration, test, self.truth.alpha)]}
         return {
@@ -209,7 +214,7 @@ class TruthCommand(Command):
             if others:
                 unseen = others[0].take(others[0].rows("test"))
                 store = self._bags(model, run, unseen, [model.site(site)], f"bags_{unseen.name}")
-                other = Part(store.at(site), unseen)
+                other = SiteStatements(store.at(site), unseen)
             config = self._only(result.three_way.fitted.method)
             log.info("testing the five criteria at %s", site)
             found = five_criteria(model, site, bags, statements, result, config, self.causal, other)

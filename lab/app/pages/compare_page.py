@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...evidence import mark
 from ...figures import laid_out
 from ...score_names import null_label, score_label
-from .figures_page import Part, write_figures_page
+from .figures_page import FigureSection, write_figures_page
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -62,7 +62,7 @@ class Panel(NamedTuple):
 def write_compare_page(path: Path | str, title: str, result: dict[str, Any]) -> Path:
     """Write the page of a result; the same result gives the same bytes."""
     parts = [
-        Part(panel.title, panel.lead, {heat.title: heat.figure() for heat in panel.heats}, panel.table)
+        FigureSection(panel.title, panel.lead, {heat.title: heat.figure() for heat in panel.heats}, panel.table)
         for panel in panels(result)
     ]
     return write_figures_page(path, f"Comparison of {title}", {}, parts, {"result": result})

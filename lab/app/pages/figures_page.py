@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-class Part(NamedTuple):
+class FigureSection(NamedTuple):
     """A heading with what is under it."""
 
     heading: str
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 def write_figures_page(
-    path: Path | str, title: str, facts: Mapping[str, str], parts: Sequence[Part], data: Mapping[str, Any]
+    path: Path | str, title: str, facts: Mapping[str, str], parts: Sequence[FigureSection], data: Mapping[str, Any]
 ) -> Path:
     """Write the page; the same input gives the same bytes. All text is escaped.
 

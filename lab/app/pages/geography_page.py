@@ -15,7 +15,7 @@ from ....probes.geo.reading import Values, columns_of
 from ....probes.geo.statistics import local_moran
 from ....probes.geo.weights import Weights
 from ...evidence import mark
-from .figures_page import Part, write_figures_page
+from .figures_page import FigureSection, write_figures_page
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -97,9 +97,9 @@ def write_geography_page(
         values: one row a place for the prompts `name`, by reader.
     """
     options = result["spatial"]
-    parts = [Part(TITLES[name], LEADS[name].format(**options), table=table)
+    parts = [FigureSection(TITLES[name], LEADS[name].format(**options), table=table)
              for name, table in geography_cells(result).items()]  # fmt: skip
-    maps = Part("Maps", MAPS.format(**options), _maps(result, places, weights, values, config))
+    maps = FigureSection("Maps", MAPS.format(**options), _maps(result, places, weights, values, config))
     facts = {"Model": result["model"], "Places": ", ".join(f"{code} {n}" for code, n in result["places"].items()),
              "Neighbours": str(config.k), "Source": "GeoNames (CC BY 4.0)"}  # fmt: skip
     return write_figures_page(path, f"Geography of {result['model']}", facts, [*parts, maps], {"result": result})

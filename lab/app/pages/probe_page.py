@@ -21,7 +21,7 @@ from ...markup import Markup, element, joined
 from ...models.hooked_model import HookedModel
 from ...rng import generator
 from ...score_names import null_label, score_label
-from .figures_page import Part, write_figures_page
+from .figures_page import FigureSection, write_figures_page
 
 SWEEP = (
     "Bars: 95 % interval over groups of test units. Grey, with open marks: nulls, each at its highest over the kinds "
@@ -59,8 +59,10 @@ def write_probe_page(
         "Held out": next(iter(found.scores.values())).held_out,
     }  # fmt: skip
     parts = [
-        Part("Against the layer", SWEEP, {score_label(name): sweep.plot(name) for name in sweep.scores}),
-        Part("Best of each kind", "Where its main score is best, beside its nulls there.", {}, best_table(result)),
+        FigureSection("Against the layer", SWEEP, {score_label(name): sweep.plot(name) for name in sweep.scores}),
+        FigureSection(
+            "Best of each kind", "Where its main score is best, beside its nulls there.", {}, best_table(result)
+        ),
         _read_outs(result, sweep, labels, bins),
     ]
     if examples:
@@ -73,8 +75,8 @@ def write_probe_page(
         lines = score_tokens(model, found.probe, [data.texts[unit] for unit in shown], read, dictionary=codes)
         rows = [_line(line, unit, found, labels) for line, unit in zip(lines, shown, strict=True)]
         parts += [
-            Part(f"Token scores of {told}", TOKENS, markup=_texts(rows[: len(drawn)])),
-            Part(
+            FigureSection(f"Token scores of {told}", TOKENS, markup=_texts(rows[: len(drawn)])),
+            FigureSection(
                 f"Worst errors of {told}",
                 ERRORS,
                 markup=_texts(rows[len(drawn) :]) or element("p", "No test text is called wrongly."),
@@ -110,10 +112,10 @@ def _read_outs(
     sweep: ProbeSweep,
     labels: Labels,
     bins: Mapping[str, Sequence[Mapping[str, float]]],
-) -> Part:
+) -> FigureSection:
     held = {f"{kind} at {place}": sweep[place][kind] for kind, place in result["best"].items()}
     if not labels.classes:
-        return Part(
+        return FigureSection(
             "Predictions",
             "Every kind where it is best, on test units.",
             {"First output": predicted_figure(held, labels)},
@@ -131,7 +133,7 @@ def _read_outs(
         "Every kind where it is best, on test units. Chances were learned from training units; ECE and Brier score are"
         " better the smaller, and a constant base rate has no ECE and tells nothing."
     )
-    return Part("Read-outs", lead, figures, table)
+    return FigureSection("Read-outs", lead, figures, table)
 
 
 def _shown(sweep: ProbeSweep) -> tuple[str, str]:

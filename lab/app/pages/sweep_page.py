@@ -7,7 +7,7 @@ from pathlib import Path
 from ....saes.sweeps.plot import TITLES
 from ....saes.sweeps.results import TRAINING, SweepResult
 from ....saes.sweeps.table import cells
-from .figures_page import Part, write_figures_page
+from .figures_page import FigureSection, write_figures_page
 
 LEGEND = (
     "Bars: 95 % interval over held-out documents. Wide grey line: Pareto front of all trained dictionaries. Grey open "
@@ -35,9 +35,9 @@ def write_sweep_page(path: Path | str, result: SweepResult) -> Path:
         facts = {"Model": any_of.model, **facts, "Held out": any_of.held_out}
     training = {TITLES[score]: result.plot_training(score) for score in TRAINING}
     parts = [
-        *([Part("Against L0", f"{LEGEND} {SEVERAL}" if several else LEGEND, figures)] if figures else []),
-        Part("Training", COURSE, training),
-        Part("Dictionaries", TABLE, table=cells(result.table())),
+        *([FigureSection("Against L0", f"{LEGEND} {SEVERAL}" if several else LEGEND, figures)] if figures else []),
+        FigureSection("Training", COURSE, training),
+        FigureSection("Dictionaries", TABLE, table=cells(result.table())),
     ]
     title = f"Sweep of {len(result.members)} dictionaries"
     return write_figures_page(path, title, facts, parts, {"results": result.to_json()})

@@ -13,7 +13,7 @@ from ....probes.truth.statements import CLASSES
 from ...evidence import mark
 from ...figures import COLOURS, GREY, intervals, laid_out, null_look, plain
 from ...markup import Markup, element
-from .figures_page import Part, write_figures_page
+from .figures_page import FigureSection, write_figures_page
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -62,7 +62,7 @@ def truth_cells(result: Data) -> dict[str, list[list[str]]]:
 def write_truth_page(
     path: Path | str,
     result: Data,
-    told: Int[np.ndarray, " statements"],
+    predicted: Int[np.ndarray, " statements"],
     right: Int[np.ndarray, " statements"],
     shown: Mapping[str, Sequence[Data]],
 ) -> Path:
@@ -70,7 +70,7 @@ def write_truth_page(
 
     Args:
         result: of `monosem truth`.
-        told: the likeliest class of every test statement at the best site.
+        predicted: the likeliest class of every test statement at the best site.
         right: their classes.
         shown: `errors` and `examples`, from `per_token.token_scores`.
     """
@@ -83,7 +83,7 @@ def write_truth_page(
         "Conformal sets may miss": f"{result['alpha']:.0%}",
     }
     parts = [
-        Part(
+        FigureSection(
             "Sites",
             "Matthews correlation of true, false and neither on statements about entities that were not trained on. "
             "Bars: 95 % interval over entities. Grey, with open marks: nulls of the first method. Red: the model "
@@ -91,16 +91,18 @@ def write_truth_page(
             {"Matthews correlation": _sweep_figure(result), "Conformal sets": _conformal_figure(result)},
             cells["sweep"],
         ),
-        Part("At the best site", "Every score with its interval.", {"Right class and what was told": _confusion(
-            told, right)}, cells["best"]),
-        Part(
+        FigureSection(
+            "At the best site", "Every score with its interval.",
+            {"Right class and predicted class": _confusion(predicted, right)}, cells["best"],
+        ),
+        FigureSection(
             "Five criteria",
             "A probe of truth tells the classes apart, on other statements than it was fitted on, fires for nothing "
             "else, and its direction moves the model's own verdict and nothing else.",
             table=cells["criteria"],
         ),
-        Part("Tokens of test statements", _LEAD, markup=_token_lines(shown["examples"])),
-        Part(
+        FigureSection("Tokens of test statements", _LEAD, markup=_token_lines(shown["examples"])),
+        FigureSection(
             "Worst errors",
             "Test statements that are told wrongly, lowest probability of the right class first.",
             markup=_token_lines(shown["errors"]),
@@ -110,7 +112,7 @@ def write_truth_page(
 
 
 _LEAD = (
-    "Shade: score of the token for the class that is told, in spreads of the training scores; the read-out takes the "
+    "Shade: score of the token for the predicted class, in spreads of the training scores; the read-out takes the "
     "best token of each class."
 )
 
@@ -151,13 +153,13 @@ def _conformal_figure(result: Data) -> Figure:
     return laid_out(figure, "", {"title": {"text": f"share of test statements ({_name(first)})"}, "range": [0, 1.05]})
 
 
-def _confusion(told: np.ndarray, right: np.ndarray) -> Figure:
+def _confusion(predicted: np.ndarray, right: np.ndarray) -> Figure:
     from plotly.graph_objects import Figure, Heatmap
 
     n = len(CLASSES)
-    counts = np.bincount(right * n + told, minlength=n * n).reshape(n, n)
+    counts = np.bincount(right * n + predicted, minlength=n * n).reshape(n, n)
     figure = Figure(Heatmap(
-        z=(counts / counts.sum(1, keepdims=True).clip(1)).tolist(), x=[f"told {name}" for name in CLASSES],
+        z=(counts / counts.sum(1, keepdims=True).clip(1)).tolist(), x=[f"predicted {name}" for name in CLASSES],
         y=[f"is {name}" for name in CLASSES], text=counts.tolist(), texttemplate="%{text}", colorscale="Blues",
         zmin=0, zmax=1, colorbar={"title": {"text": "share of row"}},
     ))  # fmt: skip
@@ -179,7 +181,7 @@ def _token_line(line: Data) -> Markup:
         tip = ", ".join(f"{name} {score:.2f}" for name, score in zip(CLASSES, scores, strict=True))
         spans.append(element("span", token, class_="tok on", style=f"--a:{share:.2f}", title=tip))
     chance = ", ".join(f"{name} {p:.2f}" for name, p in zip(CLASSES, line["probabilities"], strict=True))
-    verdict = "is" if line["told"] == line["right"] else f"told {line['told']}, is"
+    verdict = "is" if line["told"] == line["right"] else f"predicted {line['told']}, is"
     return element(
         "li",
         element("span", f"{line['probabilities'][CLASSES.index(line['right'])]:.2f}", class_="at"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from monosem.lab.app import options
-from monosem.lab.app.training_options import Reading
+from monosem.lab.app.training_options import StreamOptions
 from monosem.lab.errors import InputError
 from monosem.lab.streams.activation_stream import StreamConfig
 from tiny_commands import Ended, Tiny, write_model
@@ -97,7 +97,7 @@ def test_a_dictionary_of_another_model_comes_before_it(
 
 
 def test_a_buffer_is_no_larger_than_the_rows_asked_for(tiny: Tiny, tmp_path: Path) -> None:
-    reading = Reading(
+    reading = StreamOptions(
         options.ModelText(str(tiny.model), "fp32", "cpu", f"text:{tiny.text}"),
         stream=StreamConfig(batch=64, buffer=4096),
     )

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from monosem.lab.errors import InputError
-from monosem.probes.truth.methods import METHODS, FitConfig, fit_method, one_standard_error
+from monosem.probes.truth.methods import METHODS, DirectionFitConfig, fit_method, one_standard_error
 from monosem.probes.truth.sawmil import SawmilConfig
-from monosem.probes.truth.sites import Part, TruthConfig, orthogonal_null, probe_parts, probe_site
+from monosem.probes.truth.sites import SiteStatements, TruthConfig, orthogonal_null, probe_parts, probe_site
 from monosem.probes.truth.statements import SPLITS
 from monosem.probes.truth.three_way import ThreeWay, effective_rank
 from planted_bags import three_classes
 
-FAST = FitConfig(strengths=(0.1, 1.0), sawmil=SawmilConfig(steps=40))
+FAST = DirectionFitConfig(strengths=(0.1, 1.0), sawmil=SawmilConfig(steps=40))
 
 
 def test_the_first_strength_within_one_standard_error_is_chosen():
@@ -31,7 +31,9 @@ def planted():
 
 def test_orthogonal_signals_come_out_as_opposed(planted):
     cosines = [
-        float(w[0] @ w[1]) for seed in range(2) for w in [orthogonal_null("sawmil", FitConfig((0.1, 1.0), seed=seed))]
+        float(w[0] @ w[1])
+        for seed in range(2)
+        for w in [orthogonal_null("sawmil", DirectionFitConfig((0.1, 1.0), seed=seed))]
     ]
     assert np.mean(cosines) == pytest.approx(-0.22, abs=0.12)
     at = torch.tensor([[1.0, 0.0], [-0.22, (1 - 0.22**2) ** 0.5]])
@@ -53,7 +55,7 @@ def test_planted_classes_are_read_and_shuffled_ones_are_not(planted, method):
 
 def test_scores_from_outside_are_lower_than_those_from_inside(planted):
     bags, statements = three_classes(shift=0.0)
-    part = Part(bags, statements).of("train")
+    part = SiteStatements(bags, statements).of("train")
     y = part.statements.labels
     groups = np.unique(part.statements.entities, return_inverse=True)[1]
     fitted = fit_method("svm_last", part.bags, torch.from_numpy(y)[:, None] == torch.arange(3), y, groups, FAST)
@@ -93,16 +95,16 @@ def test_what_cannot_be_fitted_is_refused(planted):
     few = statements.take(np.arange(40))
     with pytest.raises(InputError, match="bags and 40 statements"):
         probe_site(bags, few)
-    whole = Part(bags, statements)
+    whole = SiteStatements(bags, statements)
     train, calibration, test = (whole.of(split) for split in SPLITS)
-    short = Part(calibration.bags.take(torch.arange(6)), calibration.statements.take(np.arange(6)))
+    short = SiteStatements(calibration.bags.take(torch.arange(6)), calibration.statements.take(np.arange(6)))
     with pytest.raises(InputError, match="6 calibration points"):
         probe_parts("svm_last", train, short, test, TruthConfig(fit=FAST))
     one = np.flatnonzero(np.array(train.statements.entities) == "entity 2")
     with pytest.raises(InputError, match="too few"):
         probe_parts(
             "svm_last",
-            Part(train.bags.take(torch.from_numpy(one)), train.statements.take(one)),
+            SiteStatements(train.bags.take(torch.from_numpy(one)), train.statements.take(one)),
             calibration,
             test,
             TruthConfig(fit=FAST),
@@ -110,4 +112,4 @@ def test_what_cannot_be_fitted_is_refused(planted):
     with pytest.raises(InputError, match="unknown method 'sawmill'"):
         TruthConfig(methods=("sawmill",))
     with pytest.raises(InputError, match="smallest first"):
-        FitConfig(strengths=(1.0, 0.1))
+        DirectionFitConfig(strengths=(1.0, 0.1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, why_not
-from monosem.lab.app.pages.figures_page import Part, write_figures_page
+from monosem.lab.app.pages.figures_page import FigureSection, write_figures_page
 from monosem.lab.app.pages.report import write_report
 from monosem.lab.evidence import MARK, Evidence
 from monosem.lab.figures import COLOURS, GREY, laid_out, log_axis, null_look, plain
@@ -40,7 +40,7 @@ def wide_page(path: Path) -> Path:
         [LONG, *["0.123 [0.1, 0.2]"] * 13, f"0.5{MARK}"],
         [EVIL, *["1"] * 14],
     ]
-    parts = [Part(LONG, EVIL, {LONG: figure, "Heat": heat}, table)]
+    parts = [FigureSection(LONG, EVIL, {LONG: figure, "Heat": heat}, table)]
     return write_figures_page(path, LONG, {LONG: LONG, "Empty": "", EVIL: EVIL}, parts, {})
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from monosem.lab.app.commands.train import TrainCommand
 from monosem.lab.app.dictionary_options import DictionaryOptions
-from monosem.lab.app.training_options import Reading
+from monosem.lab.app.training_options import StreamOptions
 from monosem.lab.errors import InputError
 from monosem.lab.models.hooked_model import HookedModel
 from monosem.lab.streams.activation_stream import ActivationStream, Batch, StreamConfig
@@ -128,7 +128,7 @@ def test_a_trainer_for_a_stream_and_its_replacement_model(tmp_path: Path) -> Non
 def test_the_command_trains_one_over_all_sites(tmp_path: Path) -> None:
     texts = {"sites": tuple(map(str, READ)), "targets": tuple(map(str, WRITTEN))}
     options = {"dictionary": DictionaryOptions("batchtopk", n_latents=40, k=4), "training": TrainConfig(rows=192)}
-    reading = Reading(stream=StreamConfig(batch=64))
+    reading = StreamOptions(stream=StreamConfig(batch=64))
     command = TrainCommand(tmp_path, **texts, **options, joint=True, skip=True, reading=reading)
     stream = ActivationStream(
         HookedModel(tiny("llama"), name="tiny-llama"), corpus(), [*READ, *WRITTEN], batch=64, buffer=256
