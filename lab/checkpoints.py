@@ -22,9 +22,9 @@ def save_newest(folder: Path, number: int, state: State) -> None:
     """
     target = folder / f"{number:09d}"
     if not target.exists():
-        with atomic_path(target) as beside:
-            beside.mkdir(parents=True)
-            save_state(beside, state)
+        with atomic_path(target) as temporary:
+            temporary.mkdir(parents=True)
+            save_state(temporary, state)
     for older in _numbered(folder)[:-1]:
         shutil.rmtree(older)
 
@@ -55,7 +55,7 @@ def _numbered(folder: Path) -> list[Path]:
 SAME = "resume with the same value, or choose another folder"
 
 
-def require_same(was: Any, now: Any, what: str, key: str = "", fix: str = SAME) -> None:
+def require_same(was: Any, now: Any, owner: str, key: str = "", fix: str = SAME) -> None:
     """Refuse to continue something that stands on other values, naming the first that differs.
 
     Raises:
@@ -63,6 +63,6 @@ def require_same(was: Any, now: Any, what: str, key: str = "", fix: str = SAME) 
     """
     if isinstance(was, dict) and isinstance(now, dict):
         for name in [*was, *(name for name in now if name not in was)]:
-            require_same(was.get(name), now.get(name), what, f"{key}.{name}" if key else name, fix)
+            require_same(was.get(name), now.get(name), owner, f"{key}.{name}" if key else name, fix)
     elif was != now:
-        raise InputError(f"{what} has {key} = {was!r} and this one {now!r}: {fix}")
+        raise InputError(f"{owner} has {key} = {was!r} and this one {now!r}: {fix}")

@@ -14,10 +14,10 @@ PACKAGES = ("monosem", "torch", "transformers", "safetensors", "numpy")
 
 def versions() -> dict[str, str]:
     """Of Python and the libraries that decide the numbers."""
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for package in PACKAGES:
-        found[package] = importlib.metadata.version(package)
-    return found
+        by_package[package] = importlib.metadata.version(package)
+    return by_package
 
 
 def hardware() -> dict[str, Any]:

@@ -22,7 +22,7 @@ def nearest(value: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     return [folded[hit] for hit in hits]
 
 
-def unknown(what: str, value: object, allowed: Iterable[str]) -> InputError:
+def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
     """An error for a name outside a closed set, with the nearest allowed names.
 
     >>> raise unknown("site", "resid_pots", ["resid_pre", "resid_post"])
@@ -35,4 +35,4 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> InputError:
     else:
         shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
         hint = f"allowed are {shown}" if shown else "none are known here"
-    return InputError(f"unknown {what} {value!r}: {hint}")
+    return InputError(f"unknown {kind} {value!r}: {hint}")

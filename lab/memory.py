@@ -18,7 +18,7 @@ GROUPS = (
     (_GROUP / "memory.max", _GROUP / "memory.stat", "anon"),
     (_GROUP / "memory/memory.limit_in_bytes", _GROUP / "memory/memory.stat", "total_rss"),
 )
-"""Of control groups, versions 2 and 1: the limit, where use is told, and what in there cannot be given back."""
+"""Files of control groups, versions 2 and 1: limit, statistics of use, and the entry that cannot be given back."""
 
 
 def keep_freed_memory() -> bool:
@@ -42,11 +42,11 @@ def available_memory(device: torch.device | str = "cpu") -> int | None:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    told = Path("/proc/meminfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    for limit, told, anonymous in GROUPS:
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    for limit, statistics, anonymous in GROUPS:
         if limit.exists() and limit.read_text().strip().isdecimal():
-            used = dict(line.split() for line in told.read_text().splitlines())[anonymous]
-            found.append(int(limit.read_text()) - int(used))
-    return min(found, default=None)
+            used = dict(line.split() for line in statistics.read_text().splitlines())[anonymous]
+            available.append(int(limit.read_text()) - int(used))
+    return min(available, default=None)

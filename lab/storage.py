@@ -35,25 +35,25 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         InputError: the disk is full or the folder cannot be written; names the path.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        if beside.is_dir():
+        yield temporary
+        if temporary.is_dir():
             if path.exists():
                 shutil.rmtree(path)
         else:
-            with open(beside, "rb") as file:
+            with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise _disk_error(path, error) from error
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
         else:
             with contextlib.suppress(NotADirectoryError):  # where a folder should be is a file: nothing was written
-                beside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -90,15 +90,15 @@ def append_line(path: Path, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all. NaN and infinities are refused."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    with atomic_path(path) as beside:
-        beside.write_text(text)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
 
 
-def read_json(path: Path | str, what: str = "file", *, finite: bool = False) -> Any:
+def read_json(path: Path | str, kind: str = "file", *, finite: bool = False) -> Any:
     """Read JSON, with or without a byte-order mark.
 
     Args:
-        what: names the kind of file in errors.
+        kind: names the kind of file in errors.
         finite: as `parse_json`.
 
     Raises:
@@ -108,10 +108,10 @@ def read_json(path: Path | str, what: str = "file", *, finite: bool = False) -> 
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"no such {what}: {path}") from None
+        raise InputError(f"no such {kind}: {path}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a {what}: not valid JSON ({error})") from None
-    return parse_json(text, f"{path} is not a {what}:", finite=finite)
+        raise InputError(f"{path} is not a {kind}: not valid JSON ({error})") from None
+    return parse_json(text, f"{path} is not a {kind}:", finite=finite)
 
 
 def parse_json(text: str, where: str, *, finite: bool = False) -> Any:
@@ -149,19 +149,19 @@ def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor], metadata: 
         place = plain.untyped_storage().data_ptr()
         apart[name] = plain.clone() if place in held else plain
         held.add(place)
-    with atomic_path(path) as beside:
-        save_file(apart, beside, metadata=metadata)
+    with atomic_path(path) as temporary:
+        save_file(apart, temporary, metadata=metadata)
 
 
-def read_tensors(path: Path | str, what: str = "safetensors file") -> dict[str, torch.Tensor]:
+def read_tensors(path: Path | str, kind: str = "safetensors file") -> dict[str, torch.Tensor]:
     """Read safetensors; a missing or damaged file is an `InputError` naming it."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no such {what}: {path}")
+        raise InputError(f"no such {kind}: {path}")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path} is not a {what}: {error}") from None
+        raise InputError(f"{path} is not a {kind}: {error}") from None
 
 
 def file_sha256(path: Path | str) -> str:

@@ -48,7 +48,11 @@ def _unrecognized(name: str, words: list[str]) -> InputError:
 
 def _missing(name: str) -> InputError:
     record = records()[name]
-    needed = [one["flags"][0] if one["flags"] else one["name"].upper() for one in record["options"] if one["required"]]
+    needed = [
+        option["flags"][0] if option["flags"] else option["name"].upper()
+        for option in record["options"]
+        if option["required"]
+    ]
     return InputError(f"monosem {name} needs {' and '.join(needed)}, as in: {record['example']}")
 
 

@@ -78,8 +78,8 @@ def _joined(text: str) -> str:
 
 def main() -> int:
     """Write the file."""
-    with atomic_path(FILE) as beside:
-        beside.write_text(as_json(describe()), encoding="utf-8")
+    with atomic_path(FILE) as temporary:
+        temporary.write_text(as_json(describe()), encoding="utf-8")
     return 0
 
 

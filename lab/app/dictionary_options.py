@@ -51,8 +51,8 @@ class _Common:
         allowed = own_fields()
         for name in self.given():
             if self.architecture in trainable() and self.architecture not in allowed.get(name, trainable()):
-                mine = [one for one, configs in allowed.items() if self.architecture in configs]
-                close = nearest(name, mine, 1) or mine
+                having = [architecture for architecture, configs in allowed.items() if self.architecture in configs]
+                close = nearest(name, having, 1) or having
                 hint = f"it has {', '.join(close)}" if close else "it has no options of its own"
                 raise InputError(
                     f"architecture {self.architecture!r} has no option {name!r} (that is for"
@@ -66,24 +66,24 @@ class _Common:
 
 def own_fields() -> dict[str, dict[str, type]]:
     """Config fields beyond n_latents and k: by name, the config that declares it for each architecture that has it."""
-    known = {*NO_OPTIONS, *(one.name for one in fields(_Common))}
-    found: dict[str, dict[str, type]] = {}
+    known = {*NO_OPTIONS, *(option.name for option in fields(_Common))}
+    declaring: dict[str, dict[str, type]] = {}
     for architecture, kind in trainable().items():
         config = kind.config_type
-        for name in (one.name for one in fields(config) if one.name not in known):
+        for name in (option.name for option in fields(config) if option.name not in known):
             declared = next(base for base in config.__mro__ if name in vars(base).get("__annotations__", {}))
-            found.setdefault(name, {})[architecture] = declared
-    return found
+            declaring.setdefault(name, {})[architecture] = declared
+    return declaring
 
 
 def _option(name: str, configs: dict[str, type]) -> tuple[str, Any, Any]:
     """One field for `make_dataclass`: every type it has in some config, or None; help and default as they are there."""
     kind = reduce(or_, [get_type_hints(config)[name] for config in configs.values()], None | type(None))
-    told = "; ".join(dict.fromkeys(_docstring(config, name) for config in configs.values()))
-    defaults = {one.default for config in configs.values() for one in fields(config)
-                if one.name == name and one.default not in (MISSING, None)}  # fmt: skip
+    described = "; ".join(dict.fromkeys(_docstring(config, name) for config in configs.values()))
+    defaults = {declared.default for config in configs.values() for declared in fields(config)
+                if declared.name == name and declared.default not in (MISSING, None)}  # fmt: skip
     hint = f"(default: {', '.join(map(str, sorted(defaults, key=str)))})" if defaults else ""
-    settings = tyro.conf.arg(help=f"{', '.join(configs)}: {told}", help_behavior_hint=hint)
+    settings = tyro.conf.arg(help=f"{', '.join(configs)}: {described}", help_behavior_hint=hint)
     return name, Annotated[kind, settings], field(default=None)
 
 

@@ -79,8 +79,8 @@ class KeptParts:
         if self.folder is None:
             return
         written = {"scores": {score: asdict(evidence) for score, evidence in scores.items()}, **more}
-        with atomic_path(self.folder / f"{name}.json") as beside:
-            beside.write_text(json.dumps(written), encoding="utf-8")  # scores may be nan
+        with atomic_path(self.folder / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(written), encoding="utf-8")  # scores may be nan
 
 
 def _evidence(values: dict[str, Any]) -> Evidence:

@@ -62,8 +62,8 @@ class Tap(NamedTuple):
 @contextlib.contextmanager
 def eager_attention(module: nn.Module) -> Iterator[None]:
     """Make every part of a model compute attention patterns, then put back what each part had."""
-    found: list[Any] = [getattr(part, "config", None) for part in module.modules()]
-    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
+    candidates: list[Any] = [getattr(part, "config", None) for part in module.modules()]
+    configs = {id(config): config for config in candidates if hasattr(config, "_attn_implementation")}
     before = [(config, config._attn_implementation) for config in configs.values()]
     try:
         for config in configs.values():
@@ -84,17 +84,17 @@ def reading(taps: Mapping[Key, Tap], stop: bool = True) -> Iterator[dict[Key, Te
 
     A module that runs several times is read the first time.
     """
-    found: dict[Key, Tensor] = {}
+    captured: dict[Key, Tensor] = {}
     at: dict[Tap, list[Key]] = {}
     for key, tap in taps.items():
         at.setdefault(tap, []).append(key)
 
     def reader(tap: Tap, keys: list[Key]) -> Callable[[Tensor], None]:
         def read(tensor: Tensor) -> None:
-            if keys[0] not in found:
+            if keys[0] not in captured:
                 seen = tensor.detach().clone() if tap.copy else tensor.detach()
-                found.update((key, seen) for key in keys)
-            if stop and len(found) == len(taps):
+                captured.update((key, seen) for key in keys)
+            if stop and len(captured) == len(taps):
                 raise _Reached
 
         return read
@@ -103,7 +103,7 @@ def reading(taps: Mapping[Key, Tap], stop: bool = True) -> Iterator[dict[Key, Te
         for tap, keys in at.items():
             handles.callback(tap.attach(reader(tap, keys)).remove)
         with contextlib.suppress(_Reached):
-            yield found
+            yield captured
 
 
 class Edits(threading.local):

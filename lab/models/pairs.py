@@ -72,20 +72,20 @@ class ModelPair:
         attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
     ) -> Activations:
         """Run both models, each up to the last of its sites, on the same tokens."""
-        found: dict[Site, Tensor] = {}
+        tensors: dict[Site, Tensor] = {}
         wanted = [self.site(site) for site in sites]
         for name, model in self.models.items():
             own = [replace(site, model="") for site in wanted if site.model == name]
             if own:
                 mask = None if attention_mask is None else attention_mask.to(model.device)
                 captured = model.capture(inputs.to(model.device), own, attention_mask=mask)
-                found |= {replace(site, model=name): tensor for site, tensor in captured.items()}
-        return Activations((site, found[site]) for site in wanted)
+                tensors |= {replace(site, model=name): tensor for site, tensor in captured.items()}
+        return Activations((site, tensors[site]) for site in wanted)
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON values that identify both models."""
         each = {name: model.fingerprint() for name, model in self.models.items()}
-        joined = "".join(found["parameters"] for found in each.values())
+        joined = "".join(fingerprint["parameters"] for fingerprint in each.values())
         return {"name": self.name, "parameters": hashlib.sha256(joined.encode()).hexdigest(), **each}
 
     def __repr__(self) -> str:

@@ -141,13 +141,13 @@ class Run:
             sweep(place)
         state = self.latest()
         size = state["metrics_bytes"] if state else 0
-        found = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
-        if found < size:
+        size_now = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        if size_now < size:
             raise InputError(
-                f"{self.metrics_path} holds {found} bytes and the checkpoint was taken at {size}: "
+                f"{self.metrics_path} holds {size_now} bytes and the checkpoint was taken at {size}: "
                 "put the file back as it was, or start a new run"
             )
-        if found > size:
+        if size_now > size:
             os.truncate(self.metrics_path, size)
         (self.folder / "manifest.json").unlink(missing_ok=True)
         return state
@@ -159,9 +159,9 @@ class Run:
     def save(self, consumer: Any) -> None:
         """Let a consumer write its artefact, whole or not at all."""
         target = self.artefact(consumer.name, getattr(consumer, "kind", "dictionaries"))
-        with atomic_path(target) as beside:
-            beside.mkdir(parents=True)
-            consumer.save(beside)
+        with atomic_path(target) as temporary:
+            temporary.mkdir(parents=True)
+            consumer.save(temporary)
         for empty in (target, target.parent):
             if not any(empty.iterdir()):
                 empty.rmdir()

@@ -145,15 +145,15 @@ class ActivationStream:
             raise InputError(f"a stream reads a model that load_model returns, not {type(model).__name__}:"
                              " give ActivationStream(model, corpus, sites)")  # fmt: skip
         wanted = [sites] if isinstance(sites, Site | str) else sites
-        found = dict.fromkeys(model.site(site) for site in wanted)
-        if not found:
+        distinct = dict.fromkeys(model.site(site) for site in wanted)
+        if not distinct:
             raise InputError("a stream needs at least one site, such as 'resid_post.12'")
         limits = {model.site(site): limit for site, limit in (norm_limit or {}).items()}
-        if limits and (missing := [str(site) for site in found if site not in limits]):
+        if limits and (missing := [str(site) for site in distinct if site not in limits]):
             raise InputError(f"norm_limit has no limit for {', '.join(missing)}: give one for every site")
         dtype = DTYPES[str(config.dtype)] if config.dtype else model.dtype
         where = torch.device(config.buffer_device)
-        source = Harvest(model, corpus, tuple(found), dtype, where, config.max_norm_multiple, config.epochs)
+        source = Harvest(model, corpus, tuple(distinct), dtype, where, config.max_norm_multiple, config.epochs)
         self._set_up(source, config, torch.device(model.device), limits)
 
     @classmethod

@@ -177,12 +177,12 @@ class ShuffleBuffer:
         Raises:
             InputError: the state is of a buffer with other sites, widths, size or dtype.
         """
-        mine = {str(site): (block.shape[1], block.dtype) for site, block in self._acts.items()}
+        ours = {str(site): (block.shape[1], block.dtype) for site, block in self._acts.items()}
         theirs = {name: (block.shape[1], block.dtype) for name, block in state["acts"].items()}
         fill = len(state["origin"])
-        if mine != theirs or fill > self.rows:
+        if ours != theirs or fill > self.rows:
             raise InputError(
-                f"the saved buffer has {fill} rows of {theirs} and this one {self.rows} of {mine}: "
+                f"the saved buffer has {fill} rows of {theirs} and this one {self.rows} of {ours}: "
                 "open the stream with the options it was saved with"
             )
         for site, block in self._acts.items():

@@ -173,7 +173,7 @@ def refuse_non_finite(model: Any, site: Site, rows: Tensor, batch: Any, keep: Te
     bad = rows.isfinite().all(-1).logical_not().nonzero()  # a norm may overflow where every value is finite
     if not len(bad):
         return
-    row, found = divmod(int(keep[int(bad[0])]), batch.tokens.shape[1])
+    row, column = divmod(int(keep[int(bad[0])]), batch.tokens.shape[1])
     finite, failing = 0, batch.tokens.shape[1]
     end = failing
     while failing - finite > 1:
@@ -187,8 +187,8 @@ def refuse_non_finite(model: Any, site: Site, rows: Tensor, batch: Any, keep: Te
             finite = end
         end = (finite + failing) // 2
     else:
-        found = failing - 1 if int(batch.doc[row, failing - 1]) >= 0 else found
-    document, offset = int(batch.doc[row, found]), int(batch.offset[row, found])
+        column = failing - 1 if int(batch.doc[row, failing - 1]) >= 0 else column
+    document, offset = int(batch.doc[row, column]), int(batch.offset[row, column])
     raise InputError(
         f"the model gives nan or inf at {site} for document {document}, offset {offset}: leave that "
         "document out of the corpus, or load the model in float32 if it overflows in half precision"

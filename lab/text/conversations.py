@@ -89,19 +89,19 @@ def exchanges(document: Document, seed: int = 0) -> list[Exchange]:
 
     module = ".".join(PurePosixPath(document.name).with_suffix("").parts)
     asked = torch.randperm(len(passages), generator=rng).tolist()[: draw(range(1, EXCHANGES + 1))]
-    found = []
+    written = []
     for place in asked:
         passage, sentences = passages[place], SENTENCE.split(passages[place])
         kind = draw(["passage", "sentence"] * (len(sentences) > 1) + ["name"] * bool(NAMED.search(passage)))
         if kind == "name":
             name = draw(NAMED.findall(passage))
-            found.append(Exchange(draw(ABOUT_NAME).format(name=name, module=module), passage))
+            written.append(Exchange(draw(ABOUT_NAME).format(name=name, module=module), passage))
         elif kind == "sentence":
             question = draw(ABOUT_SENTENCE).format(sentence=sentences[0], module=module)
-            found.append(Exchange(question, " ".join(sentences[1:])))
+            written.append(Exchange(question, " ".join(sentences[1:])))
         else:
-            found.append(Exchange(draw(ABOUT_PASSAGE).format(passage=passage), sentences[0]))
-    return found
+            written.append(Exchange(draw(ABOUT_PASSAGE).format(passage=passage), sentences[0]))
+    return written
 
 
 def _passages(document: Document) -> list[str]:
@@ -201,7 +201,7 @@ class GeneratedChats:
     def _shard(self, number: int, documents: list[Document]) -> list[Document]:
         path = self.folder / f"{number:05d}.json"
         if not path.is_file():
-            asked = {document: found for document in documents if (found := exchanges(document, self.seed))}
+            asked = {document: questions for document in documents if (questions := exchanges(document, self.seed))}
             log.info("writing %d conversations to %s", len(asked), path)
             answered = self._answered(list(asked.values()), derive_seed(self.seed, "answers", number))
             rows = zip(asked, answered, strict=True)
@@ -217,7 +217,7 @@ class GeneratedChats:
             answers = answer(self.model, so_far, self.tokens, self.temperature, derive_seed(seed, turn))
             for number, text in zip(open_, answers, strict=True):
                 written[number].append(Exchange(asked[number][turn].question, text))
-        return [messages(one) for one in written]
+        return [messages(conversation) for conversation in written]
 
     @cached_property
     def folder(self) -> Path:

@@ -70,14 +70,14 @@ class DocsSource:
 
     @cached_property
     def _distributions(self) -> list[metadata.Distribution]:
-        found = []
+        distributions = []
         for name in self._packages:
             try:
-                found.append(metadata.distribution(name))
+                distributions.append(metadata.distribution(name))
             except metadata.PackageNotFoundError:
                 if self.name != "docs:":
                     raise InputError(f"package {name!r} in {self.name} is not installed: pip install it") from None
-        return found
+        return distributions
 
     @cached_property
     def _entries(self) -> list[Entry]:
@@ -151,8 +151,8 @@ def docstrings(source: bytes) -> str:
     except (SyntaxError, ValueError):  # a template or a file for another Python
         return ""
     lines = source.splitlines()
-    found = dict.fromkeys(text.strip() for text in _documented(tree, lines))
-    joined = "\n\n".join(text for text in found if len(text) >= MIN_DOCSTRING)
+    texts = dict.fromkeys(text.strip() for text in _documented(tree, lines))
+    joined = "\n\n".join(text for text in texts if len(text) >= MIN_DOCSTRING)
     return joined.encode(errors="ignore").decode()  # a docstring may spell out a lone surrogate
 
 

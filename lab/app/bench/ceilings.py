@@ -27,14 +27,14 @@ def ceilings(shape: Shape) -> dict[str, float]:
     rows = min(shape.batch, chunk_rows(shape.n, where.type))
     x, weight = torch.randn(rows, shape.d, device=where), torch.randn(shape.n, shape.d, device=where)
     flops = 2 * rows * shape.d * shape.n
-    found = {"copy_bytes_per_second": copy_rate(), "fp32_flops_per_second": flops / _quickest(lambda: x @ weight.T)}
+    rates = {"copy_bytes_per_second": copy_rate(), "fp32_flops_per_second": flops / _quickest(lambda: x @ weight.T)}
     if has_bf16(where):
         short, short_weight = x.bfloat16(), weight.bfloat16()
-        found["bf16_flops_per_second"] = flops / _quickest(lambda: short @ short_weight.T)
+        rates["bf16_flops_per_second"] = flops / _quickest(lambda: short @ short_weight.T)
     if where.type == "cpu" or (rows > 16 and shape.d % 8 == shape.n % 8 == 0):
         byte, byte_weight = _bytes(x), _bytes(weight)
-        found["int8_flops_per_second"] = flops / _quickest(lambda: torch._int_mm(byte, byte_weight.T))
-    return found
+        rates["int8_flops_per_second"] = flops / _quickest(lambda: torch._int_mm(byte, byte_weight.T))
+    return rates
 
 
 def copy_rate() -> float:

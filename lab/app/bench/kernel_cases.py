@@ -213,7 +213,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def tensors_error(a: Any, b: Any) -> float:
     """The worst relative error of the tensors in two tuples."""
-    return max(relative(one, other) for one, other in zip(a, b, strict=True))
+    return max(relative(tensor, other) for tensor, other in zip(a, b, strict=True))
 
 
 def values_error(a: Any, b: Any) -> float:

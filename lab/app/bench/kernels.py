@@ -50,20 +50,20 @@ class BenchKernels(Bench):
         for name in names:
             if name not in CASES:
                 raise unknown("kernel", name, CASES)
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for shape in shapes_of(self.shape):
             log.info("%s: ceilings, then %s", shape, ", ".join(names))
             limits = ceilings(shape)
             bed = Bed(shape)
-            found[str(shape)] = {
+            results[str(shape)] = {
                 "plan": explain(device(), d_in=shape.d, n_latents=shape.n, k=shape.k, batch=shape.batch),
                 "ceilings": limits,
                 "kernels": {name: self._timed(CASES[name](bed)) for name in names},
             }
         if self.write:
             command = f"monosem bench kernels --shape '{self.shape}' --rounds {self.rounds} --only {self.only}"
-            append("Kernels", command, table(found))
-        return {"shapes": found}
+            append("Kernels", command, table(results))
+        return {"shapes": results}
 
     def _timed(self, case: Case) -> dict[str, Any]:
         calls: dict[str, Callable[[Any], Any]] = {"monosem": case.ours, **case.others}
@@ -96,21 +96,21 @@ class BenchKernels(Bench):
         }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """One row for each kernel at each shape, after a row of the machine's ceilings."""
     rows = []
-    for shape, result in found.items():
+    for shape, result in results.items():
         limits = result["ceilings"]
         products = ", ".join(
             f"{name.partition('_')[0]} {rounded(value)}" for name, value in limits.items() if "flops" in name
         )
         rows.append([shape, "*ceilings*", "", "", "", rounded(limits["copy_bytes_per_second"]), products, ""])
-        for name, one in result["kernels"].items():
-            told = f"{name} ({one['note']})" if one["note"] else name
-            ratios = [f"{one['ratio'][other]:.2f}" if other in one["ratio"] else "" for other in ("reference",
+        for name, timed in result["kernels"].items():
+            label = f"{name} ({timed['note']})" if timed["note"] else name
+            ratios = [f"{timed['ratio'][other]:.2f}" if other in timed["ratio"] else "" for other in ("reference",
                       "torch.topk")]  # fmt: skip
-            flops = rounded(one["flops_per_second"]) if one["flops_per_second"] else ""
-            rows.append([shape, told, f"{1e3 * one['seconds']['monosem']:.2f}", *ratios,
-                         rounded(one["bytes_per_second"]), flops, f"{one['error']:.1e}"])  # fmt: skip
+            flops = rounded(timed["flops_per_second"]) if timed["flops_per_second"] else ""
+            rows.append([shape, label, f"{1e3 * timed['seconds']['monosem']:.2f}", *ratios,
+                         rounded(timed["bytes_per_second"]), flops, f"{timed['error']:.1e}"])  # fmt: skip
     names = ("d,n,k,batch", "kernel", "ms", "x reference", "x torch.topk", "bytes/s", "FLOP/s", "error")
     return markdown(names, rows)

@@ -40,10 +40,10 @@ def shapes_of(text: str) -> tuple[Shape, ...]:
     known = GPU_SHAPES if torch.cuda.is_available() else CPU_SHAPES
     if text in ("first", "all"):
         return known[:1] if text == "first" else known
-    found = tuple(_shape(part) for part in text.replace(";", " ").split())
-    if not found:
+    shapes = tuple(_shape(part) for part in text.replace(";", " ").split())
+    if not shapes:
         raise InputError("--shape names no shape: give d,n,k,batch such as 576,9216,32,2048, or first, or all")
-    return found
+    return shapes
 
 
 def _shape(text: str) -> Shape:
@@ -78,8 +78,8 @@ class Planted:
         chosen = torch.multinomial(self.frequency, count * active, True, generator=self.generator)
         size = self._normal(count, active, 1).abs()
         signal = torch.zeros(count, self.shape.d, device=self.device)
-        for one in range(active):
-            signal += size[:, one] * self.directions[chosen[one * count : (one + 1) * count]]
+        for slot in range(active):
+            signal += size[:, slot] * self.directions[chosen[slot * count : (slot + 1) * count]]
         noise = self._normal(count, self.shape.d) * (0.1 * signal.norm(dim=1, keepdim=True) / self.shape.d**0.5)
         return signal + noise + self.offset
 

@@ -32,8 +32,8 @@ def extra_memory(shape: Shape) -> dict[str, float]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(f"the memory of a step at {shape} could not be measured: {last}")
-    found = float(done.stdout.split()[-1])
-    return {"bytes": found, "row_chunks": found / (4 * shape.n * chunk_rows(shape.n, device().type))}
+    extra = float(done.stdout.split()[-1])
+    return {"bytes": extra, "row_chunks": extra / (4 * shape.n * chunk_rows(shape.n, device().type))}
 
 
 def measure(shape: Shape) -> int:

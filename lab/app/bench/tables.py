@@ -19,14 +19,14 @@ VERSIONS = ("torch", "triton", "numba")
 def append(title: str, command: str, table: str) -> None:
     """Add a section with today's date, the hardware, the versions and the command that made the table."""
     today = datetime.datetime.now(datetime.UTC).date()
-    told = machine()
-    hardware = ", ".join([*told["accelerators"], processor(), f"{told['threads']} threads"])
+    facts = machine()
+    hardware = ", ".join([*facts["accelerators"], processor(), f"{facts['threads']} threads"])
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     section = f"\n## {title}\n\n{today}, {hardware}; {versions}. `{command}`\n\n{table}\n"
     if not FILE.is_file():
         raise InputError(f"--write adds to {FILE}, which is not there: run from a checkout of the repository")
-    with atomic_path(FILE) as beside:
-        beside.write_text(FILE.read_text() + section)
+    with atomic_path(FILE) as temporary:
+        temporary.write_text(FILE.read_text() + section)
 
 
 def processor() -> str:

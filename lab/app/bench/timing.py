@@ -48,7 +48,7 @@ def _wait() -> None:
 
 
 def named(
-    against: str, allowed: Mapping[str, Any] | Sequence[str], what: str = "peer", option: str = "--against"
+    against: str, allowed: Mapping[str, Any] | Sequence[str], kind: str = "peer", option: str = "--against"
 ) -> list[str]:
     """The comma-separated names of peers, or of whatever else an option lists.
 
@@ -58,9 +58,9 @@ def named(
     names = [name.strip() for name in against.split(",") if name.strip()]
     for name in names:
         if name not in allowed:
-            raise unknown(what, name, allowed)
+            raise unknown(kind, name, allowed)
     if not names:
-        raise InputError(f"{option} names no {what}: give some of {', '.join(allowed)}")
+        raise InputError(f"{option} names no {kind}: give some of {', '.join(allowed)}")
     return names
 
 

@@ -111,11 +111,11 @@ class AtomsCommand(Command):
         sites = {} if self.site is None else {"--site": model.site(self.site)}
         for name, dictionary in given.items():
             sites[name] = dictionary.check(model).site
-        found = set(sites.values()) or {model.site("resid_post.12")}
-        if len(found) > 1:
-            told = ", ".join(f"{site} ({name})" for name, site in sites.items())
-            raise InputError(f"the report is on one site, and these are several: {told}")
-        return found.pop()
+        distinct = set(sites.values()) or {model.site("resid_post.12")}
+        if len(distinct) > 1:
+            listed = ", ".join(f"{site} ({name})" for name, site in sites.items())
+            raise InputError(f"the report is on one site, and these are several: {listed}")
+        return distinct.pop()
 
     def _training_side(self, model: HookedModel, site: Site) -> ActivationStream:
         if self.store is not None:
@@ -126,8 +126,8 @@ class AtomsCommand(Command):
 
     def _fresh(self, model: HookedModel, site: Site, whole: bool) -> ActivationStream:
         """Held-out rows, hardly shuffled, since they are only summed; the whole of them with massive activations."""
-        told: dict[str, Any] = {"bos": False, "keep_first": True} if whole else {}
-        corpus = self.source.open_corpus(model, split="heldout", **told)
+        text_options: dict[str, Any] = {"bos": False, "keep_first": True} if whole else {}
+        corpus = self.source.open_corpus(model, split="heldout", **text_options)
         options: dict[str, Any] = {"max_norm_multiple": None} if whole else {}
         return self._stream(model, corpus, site, buffer=2 * self.stream.batch, **options)
 
@@ -151,15 +151,15 @@ class AtomsCommand(Command):
             for rows in (self.rows, GROWTH * self.rows)
         ]  # fmt: skip
         train(stream, trainers, run, steps=-(-GROWTH * self.rows // self.stream.batch))
-        for one in trainers:
-            if not one.done:
-                log.warning("%s: the training text ended after %d rows", one.name, one.trainer.rows)
-        return {one.name: one.folded() for one in trainers}
+        for member in trainers:
+            if not member.done:
+                log.warning("%s: the training text ended after %d rows", member.name, member.trainer.rows)
+        return {member.name: member.folded() for member in trainers}
 
 
 def _require_same_model(store: ActivationStore, model: HookedModel) -> None:
-    written, found = store.manifest.get("source", {}).get("model", {}), model.fingerprint()
-    if written and written.get("parameters") != found["parameters"]:
+    written, fingerprint = store.manifest.get("source", {}).get("model", {}), model.fingerprint()
+    if written and written.get("parameters") != fingerprint["parameters"]:
         raise InputError(
             f"{store.folder} was harvested from {written.get('name')!r} and the model is {model.name!r}, with other "
             "parameters: give the store of this model, or --model"

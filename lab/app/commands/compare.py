@@ -104,9 +104,9 @@ class CompareCommand(Command):
     def _models(self) -> Result:
         comparer = ModelComparer(self._source(), self.comparison, self.similarity, self.measures)
         results: list[PairResult] = comparer.compare(self.what, [Copy.parse(text) for text in self.against])
-        overall = {m: {n: e.to_json() for n, e in found.items()} for m, found in comparer.overall(results).items()}
-        found = {"kind": "models", "pairs": [one.to_json() for one in results], "overall": overall}
-        return self._written(found)
+        overall = {m: {n: e.to_json() for n, e in scores.items()} for m, scores in comparer.overall(results).items()}
+        pairs = [result.to_json() for result in results]
+        return self._written({"kind": "models", "pairs": pairs, "overall": overall})
 
     def _dictionaries(self) -> Result:
         if self.covariance_rows:
@@ -119,29 +119,31 @@ class CompareCommand(Command):
         for (first, a), (second, b) in combinations(loaded.items(), 2):
             log.info("matching %d latents of %s with %d of %s", a.n_latents, first, b.n_latents, second)
             scores, heat = self._two(a, b, (first, second))
-            scores = {name: one.to_json() for name, one in scores.items()}
+            scores = {name: evidence.to_json() for name, evidence in scores.items()}
             pairs.append({"dictionaries": [first, second], "scores": scores, **({"grid": heat} if heat else {})})
         return self._written({"kind": "dictionaries", "pairs": pairs})
 
     def _two(
         self, a: Dictionary, b: Dictionary, names: tuple[str, str]
     ) -> tuple[dict[str, Evidence], list[list[float]]]:
-        found: dict[str, Evidence] = {}
+        scores: dict[str, Evidence] = {}
         if isinstance(a, ITDA) and isinstance(b, ITDA):
             spans = self._spans(a, b)
-            first, second = (atoms_of(*one) for one in zip((a, b), spans, names, strict=True))
-            found |= jaccard(first, second, warm_up=self.comparison.warm_up, seed=self.similarity.seed)
-        if a.d_out != b.d_out and found:
-            return found, []
-        found |= compare_decoders(a, b, self._activations(a) if a.d_out == b.d_out else None, seed=self.similarity.seed)
-        return found, pairing(a, b).tolist()
+            first, second = (atoms_of(*parts) for parts in zip((a, b), spans, names, strict=True))
+            scores |= jaccard(first, second, warm_up=self.comparison.warm_up, seed=self.similarity.seed)
+        if a.d_out != b.d_out and scores:
+            return scores, []
+        scores |= compare_decoders(
+            a, b, self._activations(a) if a.d_out == b.d_out else None, seed=self.similarity.seed
+        )
+        return scores, pairing(a, b).tolist()
 
     def _spans(self, a: ITDA, b: ITDA) -> tuple[Spans | None, Spans | None]:
         """Character places for ITDAs of one text and two tokenizers."""
-        tokenizers = [one.text.get("tokenizer", {}).get("hash") for one in (a, b)]
+        tokenizers = [itda.text.get("tokenizer", {}).get("hash") for itda in (a, b)]
         if a.text_hash != b.text_hash or tokenizers[0] == tokenizers[1]:
             return None, None
-        first, second = (self._opened(one) for one in (a, b))
+        first, second = (self._opened(itda) for itda in (a, b))
         return first, second
 
     def _opened(self, itda: ITDA) -> Spans:
@@ -160,11 +162,11 @@ class CompareCommand(Command):
             return None
         source = replace(self._source(), model=str(name))
         try:
-            found, _ = split_rows(source, None, source.open_model().site(site), self.covariance_rows, 16, 256)
+            rows, _ = split_rows(source, None, source.open_model().site(site), self.covariance_rows, 16, 256)
         except InputError as error:
             log.warning("no null of the activations' covariance: %s", error)
             return None
-        return found
+        return rows
 
     def _written(self, result: dict[str, Any]) -> Result:
         if self.page is None:

@@ -81,8 +81,8 @@ class PairResult:
         """Plain values for files."""
         return {
             "models": list(self.models), "copy": self.copy, "rows": self.rows,
-            "matching": {m: {n: e.to_json() for n, e in found.items()} for m, found in self.matching.items()},
-            "pairs": {sites: {n: e.to_json() for n, e in found.items()} for sites, found in self.pairs.items()},
+            "matching": {m: {n: e.to_json() for n, e in scores.items()} for m, scores in self.matching.items()},
+            "pairs": {sites: {n: e.to_json() for n, e in scores.items()} for sites, scores in self.pairs.items()},
             "grids": {name: grid.to_json() for name, grid in self.grids.items()},
         }  # fmt: skip
 
@@ -91,7 +91,7 @@ class PairResult:
 class _Side:
     """One model on the rows of a pair, with what is made of it once."""
 
-    found: Representations
+    whole: Representations
     prepared: Prepared
     atoms: dict[str, AtomSet]
 
@@ -122,14 +122,14 @@ class ModelComparer:
         if JACCARD in self.measures:
             checked_warm_up(self.options.warm_up, max(int(model.d_model or 0) for model in models), self.options.rows)
         by_character = len({_tokenizer(model) for model in models}) > 1
-        found: list[Representations] = []
+        sides: list[Representations] = []
         for model in models:
-            found.append(self._read(model, by_character, found[0] if found else None))
+            sides.append(self._read(model, by_character, sides[0] if sides else None))
         results = []
-        for how, other in self._copies(models[0], found[0], copies, by_character):
-            log.info("%s against %s", found[0].name, how)
-            results.append(replace(self._pair(found[0], other), copy=str(how)))
-        for first, second in combinations(found, 2):
+        for how, other in self._copies(models[0], sides[0], copies, by_character):
+            log.info("%s against %s", sides[0].name, how)
+            results.append(replace(self._pair(sides[0], other), copy=str(how)))
+        for first, second in combinations(sides, 2):
             log.info("%s against %s", first.name, second.name)
             results.append(self._pair(first, second))
         return results
@@ -145,8 +145,10 @@ class ModelComparer:
 
     def overall(self, results: Sequence[PairResult]) -> dict[str, dict[str, Evidence]]:
         """Layer matching over all pairs of three or more models of as many layers, by measure: the published score."""
-        models, found = [result for result in results if result.copy is None], {}
-        if len(models) < 3 or any("layer_match" not in one for result in models for one in result.matching.values()):
+        models, scores = [result for result in results if result.copy is None], {}
+        if len(models) < 3 or any(
+            "layer_match" not in scored for result in models for scored in result.matching.values()
+        ):
             return {}
         for measure in models[0].matching:
             if not all(measure in result.grids for result in models):
@@ -155,13 +157,13 @@ class ModelComparer:
             both = [part for grid in grids for part in (grid.across, grid.back)]
             selves = {name: part for grid in grids for name, part in zip(grid.models, grid.within, strict=True)}
             everything = {"layer_match": both, "layer_match_with_self": [*both, *selves.values()]}
-            found[measure] = {
+            scores[measure] = {
                 name: layer_match(parts, name=name, seed=self.config.seed) for name, parts in everything.items()
             }
-        return found
+        return scores
 
     def _read(self, model: HookedModel, by_character: bool, first: Representations | None) -> Representations:
-        sites = [one for text in self.options.sites for one in _layers(model, text, self.options.every)]
+        sites = [site for text in self.options.sites for site in _layers(model, text, self.options.every)]
         through = None if first is None else int(first.documents.max())
         return harvest(
             model, self.source.open_corpus(model), sites, rows=None if first is not None else self.options.rows,
@@ -169,38 +171,38 @@ class ModelComparer:
         )  # fmt: skip
 
     def _copies(
-        self, model: HookedModel, found: Representations, copies: Sequence[Copy], by_character: bool
+        self, model: HookedModel, original: Representations, copies: Sequence[Copy], by_character: bool
     ) -> Iterator[tuple[Copy, Representations]]:
         """One at a time: each holds as much memory as the model's own rows."""
         for how in copies:
             if how.kind == "weights":
                 moved = moved_weights(model, float(how.share or 0), self.config.seed)
-                yield how, self._read(moved, by_character, found)
+                yield how, self._read(moved, by_character, original)
             else:
-                yield how, copied(found, how, self.config.seed)
+                yield how, copied(original, how, self.config.seed)
 
-    def _side(self, found: Representations, chosen: torch.Tensor, keep: bool) -> _Side:
+    def _side(self, whole: Representations, chosen: torch.Tensor, keep: bool) -> _Side:
         """Prepared rows and grown ITDAs; the last that were asked for of a whole model are kept, for its next pair."""
-        if self._kept is not None and self._kept.found is found:
+        if self._kept is not None and self._kept.whole is whole:
             return self._kept
-        taken = found.take(chosen)
+        taken = whole.take(chosen)
         split = split_documents(taken.documents, self.config.held_out, self.config.seed)
         rows = [name for name in self.measures if name != JACCARD]
         prepared = Prepared.of(taken, split, self.config, rows, progress=True) if rows else Prepared(taken, [], {})
-        atoms = grow_atoms(found, self.options.itda, progress=True) if self._outlasts_warm_up(found) else {}
-        side = _Side(found, prepared, atoms)
+        atoms = grow_atoms(whole, self.options.itda, progress=True) if self._outlasts_warm_up(whole) else {}
+        side = _Side(whole, prepared, atoms)
         if keep:
             self._kept = side
         return side
 
-    def _outlasts_warm_up(self, found: Representations) -> bool:
+    def _outlasts_warm_up(self, whole: Representations) -> bool:
         """True if atoms are wanted and there are rows past the warm-up."""
         if JACCARD not in self.measures:
             return False
         try:
-            checked_warm_up(self.options.warm_up, max(x.shape[1] for x in found.acts.values()), len(found))
+            checked_warm_up(self.options.warm_up, max(x.shape[1] for x in whole.acts.values()), len(whole))
         except InputError as error:
-            log.warning("no ITDAs of %s on the rows that both have: %s", found.name, error)
+            log.warning("no ITDAs of %s on the rows that both have: %s", whole.name, error)
             return False
         return True
 
@@ -213,7 +215,7 @@ class ModelComparer:
         grids = layer_grids(a.prepared, b.prepared, progress=True)
         grids = {name: grid for name, grid in grids.items() if name in self.measures}
         if a.atoms and b.atoms:
-            width = max(one.width for side in (a, b) for one in side.atoms.values())
+            width = max(atoms.width for side in (a, b) for atoms in side.atoms.values())
             warm_up = checked_warm_up(self.options.warm_up, width, len(first))
             grids |= atom_grids(a.atoms, b.atoms, (first.name, second.name), warm_up)
         several = min(len(first.acts), len(second.acts)) > 1
@@ -230,19 +232,19 @@ class ModelComparer:
         return list(zip(ours, theirs, strict=True))
 
     def _evidence(self, a: _Side, b: _Side, i: str, j: str) -> dict[str, Evidence]:
-        found: dict[str, Evidence] = {}
+        scores: dict[str, Evidence] = {}
         rows, seed = [name for name in self.measures if name != JACCARD], self.config.seed
         x, y = a.prepared.found, b.prepared.found
         if rows:
             names = (f"{i} of {x.name}", f"{j} of {y.name}")
-            found = compare_rows(x.acts[i], y.acts[j], x.documents, self.config, measures=rows, names=names)
+            scores = compare_rows(x.acts[i], y.acts[j], x.documents, self.config, measures=rows, names=names)
         if a.atoms and b.atoms:
-            null = grow_atoms(b.found, self.options.itda, sites=[j], shuffle=seed)[j]
+            null = grow_atoms(b.whole, self.options.itda, sites=[j], shuffle=seed)[j]
             try:
-                found |= jaccard(a.atoms[i], b.atoms[j], shuffled=null, warm_up=self.options.warm_up, seed=seed)
+                scores |= jaccard(a.atoms[i], b.atoms[j], shuffled=null, warm_up=self.options.warm_up, seed=seed)
             except InputError as error:  # the other measures took minutes: they are kept
                 log.warning("no index of %s: %s", i, error)
-        return found
+        return scores
 
 
 def open_named(source: ModelText, name: str) -> HookedModel:

@@ -77,18 +77,18 @@ class EvalCommand(Command):
         model = source.open_model()
         corpus = source.open_corpus(model, split="heldout")
         with stoppable(folder / STOPPED, asked) as run:
-            found = measure(Subject(model, dictionary, corpus, self.options), groups, KeptParts(run.folder))
-        for name, details in found.details.items():
+            measured = measure(Subject(model, dictionary, corpus, self.options), groups, KeptParts(run.folder))
+        for name, details in measured.details.items():
             write_json(folder / f"{name}.json", {"schema": SCHEMA, **details})
-        log.info("%r", found.evaluation)
+        log.info("%r", measured.evaluation)
         behind = {
             name: nulls
-            for name, score in found.evaluation.scores.items()
+            for name, score in measured.evaluation.scores.items()
             if is_judged(name) and (nulls := unbeaten(score.value, score.nulls, score.better))
         }
         for name, nulls in behind.items():
             log.warning("%s is not better than its null: %s", name, ", ".join(nulls))
-        result = {**found.evaluation.to_json(), "suite": self.suite, "groups": groups, "skipped": found.skipped,
-                  "about": found.about, "unbeaten": behind}  # fmt: skip
+        result = {**measured.evaluation.to_json(), "suite": self.suite, "groups": groups, "skipped": measured.skipped,
+                  "about": measured.about, "unbeaten": behind}  # fmt: skip
         write_json(folder / "evaluation.json", result)
         return self.result(result)

@@ -16,7 +16,7 @@ from ..command import Command, Result
 
 log = logging.getLogger(__name__)
 
-WRITTEN = tuple(name for name, one in formats.FORMATS.items() if one.compose)
+WRITTEN = tuple(name for name, form in formats.FORMATS.items() if form.compose)
 """Formats that can be written; the others are only read."""
 
 

@@ -50,27 +50,27 @@ def report(
     Args:
         nulls: of every case, label to subject.
     """
-    told: dict[str, Any] = {"held_out": held_out, "seed": seed}
-    found = {case: measured.evidence(case.name, beside, **told) for case, beside in nulls.items()}
+    shared: dict[str, Any] = {"held_out": held_out, "seed": seed}
+    measurements = {case: measured.evidence(case.name, null, **shared) for case, null in nulls.items()}
     gaps = {}
-    for case in found:
+    for case in measurements:
         fast = case._replace(method="fast")
-        if case != fast and fast in found:
+        if case != fast and fast in measurements:
             scores = (f"log2_mse.{tokens}" for tokens in SETS)
-            gaps[case.name] = flat({score: measured.gap(case.name, fast.name, score, **told) for score in scores})
-    scores = {case.name: flat(evidence) for case, evidence in found.items()}
+            gaps[case.name] = flat({score: measured.gap(case.name, fast.name, score, **shared) for score in scores})
+    scores = {case.name: flat(evidence) for case, evidence in measurements.items()}
     return {
         "held_out": held_out,
         "counts": measured.counts(),
         "scores": scores,
         "gaps_to_fast": gaps,
-        "at_one_l0": _at_one_l0(scores, list(found)),
+        "at_one_l0": _at_one_l0(scores, list(measurements)),
     }
 
 
 def _at_one_l0(scores: Scores, cases: list[Case]) -> dict[str, Any]:
     """Scores of every method at the middle of the L0 that all of them reach, by sinks and site."""
-    found: dict[str, Any] = {}
+    matched_scores: dict[str, Any] = {}
 
     def place(case: Case) -> tuple[str, str]:
         return case.sinks, case.site
@@ -89,30 +89,30 @@ def _at_one_l0(scores: Scores, cases: list[Case]) -> dict[str, Any]:
                     )
                     for method, own in by_method.items()
                 ]
-                found[f"{sinks}/{site}/{score}"] = matched(curves)
+                matched_scores[f"{sinks}/{site}/{score}"] = matched(curves)
             except InputError as error:  # methods that share no L0: the scores stand, at their own
                 log.warning("%s", error)
-    return found
+    return matched_scores
 
 
 def table(scores: Scores) -> str:
     """The scores as a table in Markdown, a row for every case and for every null of every setting."""
     rows = []
-    for name, found in scores.items():
+    for name, values in scores.items():
         method, *setting = name.split("/")
-        rows.append([" ".join([LABELS[method], *setting]), *(_cell(found[column]) for column in COLUMNS)])
+        rows.append([" ".join([LABELS[method], *setting]), *(_cell(values[column]) for column in COLUMNS)])
     for label in ("untrained", "pca", "token_means"):
-        for setting, found in _by_setting(scores).items():
-            rows.append([f"{label} {setting}", *(_cell(found[f"{column}_null_{label}"]) for column in COLUMNS)])
+        for setting, values in _by_setting(scores).items():
+            rows.append([f"{label} {setting}", *(_cell(values[f"{column}_null_{label}"]) for column in COLUMNS)])
     return markdown(("trained", *COLUMNS), rows)
 
 
 def _by_setting(scores: Scores) -> dict[str, Mapping[str, Any]]:
     """The first case of every setting: nulls are the same for all methods."""
-    found: dict[str, Mapping[str, Any]] = {}
+    first_case: dict[str, Mapping[str, Any]] = {}
     for name, values in scores.items():
-        found.setdefault(name.partition("/")[2].replace("/", " "), values)
-    return found
+        first_case.setdefault(name.partition("/")[2].replace("/", " "), values)
+    return first_case
 
 
 def _cell(value: float | None) -> str:
@@ -126,14 +126,14 @@ def write_chart(path: Path, scores: Scores) -> Path:
     figure = go.Figure()
     names = [plain(" ".join([LABELS[name.partition("/")[0]], *name.split("/")[1:]])) for name in scores]
     for number, score in enumerate(CHARTED):
-        values = [found[score] for found in scores.values()]
-        ends = [(found[f"{score}_low"], found[f"{score}_high"]) for found in scores.values()]
+        values = [case_scores[score] for case_scores in scores.values()]
+        ends = [(case_scores[f"{score}_low"], case_scores[f"{score}_high"]) for case_scores in scores.values()]
         spread = [(0, 0) if None in (value, low, high) else (value - low, high - value)
                   for value, (low, high) in zip(values, ends, strict=True)]  # fmt: skip
         low, high = ([pair[side] for pair in spread] for side in (0, 1))
         bars = {"type": "data", "symmetric": False, "array": high, "arrayminus": low}
         figure.add_bar(x=names, y=values, name=score, error_y=bars)
-        nulls = [found[f"{score}_null_token_means"] for found in scores.values()]
+        nulls = [case_scores[f"{score}_null_token_means"] for case_scores in scores.values()]
         figure.add_scatter(x=names, y=nulls, name=f"null: {score}, token means", mode="markers",
                            marker=null_look("", number).trace()["marker"])  # fmt: skip
     laid_out(figure, {"type": "category"}, "log2 of the mean squared error a dimension", barmode="group")

@@ -67,14 +67,14 @@ class FinetuneCommand(Command):
         model = self.source.open_model()
         run = self.train(model, folder, before)
         tuned, local = (load(run.dictionaries[name]) for name in (self.objective.loss, LOCAL))
-        found = evaluate(
+        evaluation = evaluate(
             model, self.source.open_corpus(model, split="heldout"), tuned,
             replace(self.evaluation, spliced=(BEFORE, LOCAL)), nulls={BEFORE: before, LOCAL: local},
         )  # fmt: skip
-        log.info("%r", found)
+        log.info("%r", evaluation)
         result = {"run": str(run.folder), "from": str(folder), "objective": asdict(self.objective),
                   "dictionaries": {name: str(path) for name, path in run.dictionaries.items()},
-                  "evaluation": found.to_json()}  # fmt: skip
+                  "evaluation": evaluation.to_json()}  # fmt: skip
         write_json(run.folder / "finetuning.json", result)
         return self.result(result)
 

@@ -144,29 +144,32 @@ class GeographyCommand(Command):
             apart = np.cumsum([0, *(own.max() + 1 for own in blocks.values())])
             numbers = np.concatenate([own + first for own, first in zip(blocks.values(), apart, strict=False)])
             areas[ALL] = (np.arange(len(places)), joined(list(weights.values())), numbers)
-        found: dict[str, dict[str, Any]] = {area: {} for area in areas}
+        results: dict[str, dict[str, Any]] = {area: {} for area in areas}
         pairs = [(area, name) for area in areas for name in readers if not name.startswith(UNTRAINED)]
         for area, name in tqdm(pairs, desc="measure", unit="table"):
-            mine, neighbours, own_blocks = areas[area]
+            rows, neighbours, own_blocks = areas[area]
             here, twin = (
-                {form: residualised(values, codes) if area == ALL else values[mine] for form, values in one.items()}
-                for one in (readers[name], readers.get(UNTRAINED + name, {}))
+                {
+                    form: residualised(values, codes) if area == ALL else values[rows]
+                    for form, values in reader_values.items()
+                }
+                for reader_values in (readers[name], readers.get(UNTRAINED + name, {}))
             )
             random = twin.get("region", twin.get("name"))
-            spatial = measure_geography(here, regions[mine], neighbours, own_blocks, self.spatial, random)
-            told = found[area][name] = spatial.to_json()
+            spatial = measure_geography(here, regions[rows], neighbours, own_blocks, self.spatial, random)
+            record = results[area][name] = spatial.to_json()
             if area != ALL:
-                scores = self._coordinates(here["name"], places[mine], twin.get("name"))
-                told["scores"] |= {score: evidence.to_json() for score, evidence in scores.items()}
-        return found
+                scores = self._coordinates(here["name"], places[rows], twin.get("name"))
+                record["scores"] |= {score: evidence.to_json() for score, evidence in scores.items()}
+        return results
 
     def _coordinates(self, values: Values, places: Places, untrained: Values | None) -> dict[str, Evidence]:
-        found = coordinate_scores(columns_of(values, live_units(values)), places, self.coordinates)
+        scores = coordinate_scores(columns_of(values, live_units(values)), places, self.coordinates)
         if untrained is not None:
             null = coordinate_scores(columns_of(untrained, live_units(untrained)), places, self.coordinates)
-            for score, evidence in found.items():
+            for score, evidence in scores.items():
                 evidence.nulls["untrained"] = null[score].value
-        return found
+        return scores
 
     def _config(self) -> dict[str, Any]:
         """Options that decide the rows that are read."""
@@ -176,5 +179,7 @@ class GeographyCommand(Command):
 
 
 def _fingerprints(model: Any, dictionary: Dictionary | None) -> dict[str, Any]:
-    told = None if dictionary is None else {"dictionary": repr(dictionary), "parameters": parameter_hash(dictionary)}
-    return {"model": model.fingerprint(), "dictionary": told}
+    identity = (
+        None if dictionary is None else {"dictionary": repr(dictionary), "parameters": parameter_hash(dictionary)}
+    )
+    return {"model": model.fingerprint(), "dictionary": identity}

@@ -53,6 +53,6 @@ class ItdaCommand(Command):
 def _facts(folder: Path) -> dict[str, Any]:
     itda = load(folder)
     assert isinstance(itda, ITDA), "the run's dictionaries are ITDAs"
-    told = itda.provenance.training
-    return {"atoms": itda.n_latents, "rows": told["rows"], "stopped": told["stopped"],
+    training = itda.provenance.training
+    return {"atoms": itda.n_latents, "rows": training["rows"], "stopped": training["stopped"],
             "warmup_atoms": itda.warmup_atoms, "text_hash": itda.text_hash, "order_hash": itda.order_hash}  # fmt: skip

@@ -82,10 +82,10 @@ def probing(subject: Subject) -> Found:
 
 def detection(subject: Subject) -> Found:
     """Automatic interpretation; the details are every latent's explanation and scores."""
-    found = autointerp.measure_detection(
+    report = autointerp.measure_detection(
         subject.model, subject.corpus, subject.dictionary, subject.options.detection, progress=True
     )
-    return Found(found.scores, found.to_json())
+    return Found(report.scores, report.to_json())
 
 
 class Group(NamedTuple):
@@ -167,15 +167,15 @@ def measure(subject: Subject, names: Iterable[str], kept: KeptParts | None = Non
         if name == CORE:
             continue
         try:
-            found = _group(subject, name, kept)
+            part = _group(subject, name, kept)
         except InputError as reason:
             log.warning("%s is skipped: %s", name, reason)
             skipped[name] = str(reason)
             continue
-        evaluation = replace(evaluation, scores={**evaluation.scores, **found.scores})
-        about |= described(found.scores, GROUPS[name])
-        if found.details:
-            details[name] = found.details
+        evaluation = replace(evaluation, scores={**evaluation.scores, **part.scores})
+        about |= described(part.scores, GROUPS[name])
+        if part.details:
+            details[name] = part.details
     return Measured(evaluation, details, skipped, about)
 
 
@@ -191,9 +191,9 @@ def _group(subject: Subject, name: str, kept: KeptParts) -> Found:
     """One group's result, measured now or before a stop."""
     if (before := kept.read(name)) is not None:
         return Found(before["scores"], before["details"])
-    found = GROUPS[name].measure(subject)
-    kept.keep(name, found.scores, details=found.details)
-    return found
+    part = GROUPS[name].measure(subject)
+    kept.keep(name, part.scores, details=part.details)
+    return part
 
 
 def _core(subject: Subject, kept: KeptParts) -> Evaluation:

@@ -34,14 +34,14 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"a grid file ends in .json or .toml, got {path}")
     content = read_json(path, "grid file") if path.suffix == ".json" else _toml(path)
     tables = content.get("grid", [content]) if isinstance(content, Mapping) else content
-    if not isinstance(tables, list) or not tables or not all(isinstance(one, Mapping) and one for one in tables):
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, Mapping) and table for table in tables):
         raise InputError(f"{path} holds no grid: write one table of axes, or a list of them under 'grid'")
-    found = [_flat(table) for table in tables]
+    flat_tables = [_flat(table) for table in tables]
     allowed = [*AXES, *ACROSS, *own_fields(), *(f"training.{name}" for name in TrainConfig.__dataclass_fields__)]
-    for name in (name for table in found for name in table):
+    for name in (name for table in flat_tables for name in table):
         if name not in allowed:
             raise unknown(f"axis in {path}", name, allowed)
-    return found
+    return flat_tables
 
 
 def _toml(path: Path) -> Any:

@@ -85,21 +85,21 @@ def _matching_panels(result: dict[str, Any]) -> list[Panel]:
     columns = [_Column(pair["copy"] or " ~ ".join(pair["models"]), pair["matching"]) for pair in result["pairs"]]
     if result["overall"]:
         columns.append(_Column("all models", result["overall"]))
-    found = []
+    panels = []
     for score, title in MATCHING.items():
-        shown = [c for c in columns if any(score in one for one in c.matching.values())]
+        shown = [c for c in columns if any(score in scores_of for scores_of in c.matching.values())]
         if shown:
             measures = dict.fromkeys(name for c in shown for name in c.matching)
             cells = {name: [c.matching.get(name, {}).get(score) for c in shown] for name in measures}
             nulls = {str(cell["nulls"]) for line in cells.values() for cell in line if cell}
             alike = next(cell["nulls"] for line in cells.values() for cell in line if cell)
-            told = ", ".join(f"{null_label(name)} {value:.3g}" for name, value in alike.items())
-            lead = f"Null: {told}." if len(nulls) == 1 else "In parentheses the null."
+            listed = ", ".join(f"{null_label(name)} {value:.3g}" for name, value in alike.items())
+            lead = f"Null: {listed}." if len(nulls) == 1 else "In parentheses the null."
             table = [["measure", *(c.heading for c in shown)]]
             for name, line in cells.items():
                 table.append([score_label(name), *(_cell(cell, nulls=len(nulls) > 1) for cell in line)])
-            found.append(Panel(title, lead, table))
-    return found
+            panels.append(Panel(title, lead, table))
+    return panels
 
 
 def _model_panel(pair: dict[str, Any]) -> Panel:
@@ -130,6 +130,8 @@ def _cell(score: dict[str, Any] | None, *, nulls: bool = False) -> str:
     if score is None:
         return ""
     spread = f" [{score['interval'][0]:.3g}, {score['interval'][1]:.3g}]" if score["interval"] else ""
-    beside = ", ".join(f"{null_label(name)} {value:.3g}" for name, value in score["nulls"].items()) if nulls else ""
+    null_values = (
+        ", ".join(f"{null_label(name)} {value:.3g}" for name, value in score["nulls"].items()) if nulls else ""
+    )
     marked = mark(score["value"], score["nulls"], score.get("better", "higher"))
-    return f"{score['value']:.3g}{spread}" + (f" ({beside})" if beside else "") + marked
+    return f"{score['value']:.3g}{spread}" + (f" ({null_values})" if null_values else "") + marked

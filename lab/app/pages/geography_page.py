@@ -45,20 +45,20 @@ Data = Mapping[str, Any]
 
 def geography_cells(result: Data) -> dict[str, list[list[str]]]:
     """For every table of the page a heading and a line a country and reader, as text."""
-    rows = [(country, reader, found) for country, readers in result["countries"].items()
-            for reader, found in readers.items()]  # fmt: skip
+    rows = [(country, reader, record) for country, readers in result["countries"].items()
+            for reader, record in readers.items()]  # fmt: skip
     tables = {}
     for score in ("spatial_share", "mean_i", "largest_i"):
-        forms = [form for form in MEASURED if any(f"{score}_{form}" in found["scores"] for *_, found in rows)]
-        nulls = list(dict.fromkeys(null for *_, found in rows for null in found["scores"][f"{score}_name"]["nulls"]))
+        forms = [form for form in MEASURED if any(f"{score}_{form}" in record["scores"] for *_, record in rows)]
+        nulls = list(dict.fromkeys(null for *_, record in rows for null in record["scores"][f"{score}_name"]["nulls"]))
         limit = ["best possible"] if score == "largest_i" else []
         table = [["country", "units", "live", *forms, *limit, *(null.replace("_", " ") for null in nulls)]]
-        for country, reader, found in rows:
-            evidence = {form: found["scores"].get(f"{score}_{form}") for form in forms}
-            beside = evidence["name"]["nulls"]
-            best = [f"{found['best_possible']:.3f}"] if limit else []
-            table.append([country, reader, str(found["live"]["name"]), *map(_value, evidence.values()), *best,
-                          *(_number(beside.get(null)) for null in nulls)])  # fmt: skip
+        for country, reader, record in rows:
+            evidence = {form: record["scores"].get(f"{score}_{form}") for form in forms}
+            null_values = evidence["name"]["nulls"]
+            best = [f"{record['best_possible']:.3f}"] if limit else []
+            table.append([country, reader, str(record["live"]["name"]), *map(_value, evidence.values()), *best,
+                          *(_number(null_values.get(null)) for null in nulls)])  # fmt: skip
         tables[score] = table
     tables["coordinates"] = _coordinates(rows)
     return tables
@@ -66,16 +66,16 @@ def geography_cells(result: Data) -> dict[str, list[list[str]]]:
 
 def _coordinates(rows: list[tuple[str, str, Data]]) -> list[list[str]]:
     names = ("coordinates_r2_blocks", "coordinates_r2_random", "coordinates_km_blocks", "coordinates_km_random")
-    told = ["country", "units"]
+    heading = ["country", "units"]
     for name in names:
-        told += [name.removeprefix("coordinates_").replace("_", " "), "region mean", "shuffled places"]
-    table = [told]
-    for country, reader, found in rows:
-        if names[0] not in found["scores"]:
+        heading += [name.removeprefix("coordinates_").replace("_", " "), "region mean", "shuffled places"]
+    table = [heading]
+    for country, reader, record in rows:
+        if names[0] not in record["scores"]:
             continue
         cells = []
         for name in names:
-            evidence = found["scores"][name]
+            evidence = record["scores"][name]
             cells += [_value(evidence), *(_number(evidence["nulls"][n]) for n in ("region_mean", "shuffled_places"))]
         table.append([country, reader, *cells])
     return table
@@ -111,13 +111,13 @@ def _maps(
     """Two figures for the first unit of every country and reader, by title."""
     figures: dict[str, Figure] = {}
     for country in weights:
-        mine = places.of(country)
-        for reader, found in result["countries"][country].items():
-            first = found["top"][0]
-            x = columns_of(values[reader], np.array([first["unit"]]))[mine]
+        in_country = places.of(country)
+        for reader, record in result["countries"][country].items():
+            first = record["top"][0]
+            x = columns_of(values[reader], np.array([first["unit"]]))[in_country]
             local = local_moran(x, weights[country])
             marked = significant(local.z, config)[:, 0]
-            here, column = places[mine], x[:, 0]
+            here, column = places[in_country], x[:, 0]
             title = f"{country}, {reader}, unit {first['unit']}: Moran's I {first['i_name']:.3f}"
             figures[title] = value_map(here, column)
             figures[f"{title}, clusters"] = cluster_map(here, column, local.quadrant[:, 0], marked)

@@ -51,8 +51,8 @@ def write_page(
         "code": "\n".join(asset(name) for name in (*SHARED, *code)),
     }
     text = re.sub(r"\{\{(\w+)\}\}", lambda match: page[match[1]], asset("page.html"))
-    with atomic_path(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return Path(path)
 
 

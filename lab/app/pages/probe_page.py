@@ -50,13 +50,13 @@ def write_probe_page(
     """Write the page. Texts are shown through the linear probe with the best main score, of any place."""
     labels = next(iter(sweep.units.values())).labels
     kind, place = _shown(sweep)
-    found = sweep[place][kind]
+    measured = sweep[place][kind]
     left_out = f" ({data.dropped:,} without a label left out)" if data.dropped else ""
     facts = {
         "Model": model.name, "Data": data.name, "Texts": f"{len(data.texts):,}{left_out}",
         "Pooling": result["read"]["pooling"],
         "Classes": ", ".join(f"{name} {count:,}" for name, count in result["classes"].items()) or "numbers",
-        "Held out": next(iter(found.scores.values())).held_out,
+        "Held out": next(iter(measured.scores.values())).held_out,
     }  # fmt: skip
     parts = [
         FigureSection("Against the layer", SWEEP, {score_label(name): sweep.plot(name) for name in sweep.scores}),
@@ -66,18 +66,18 @@ def write_probe_page(
         _read_outs(result, sweep, labels, bins),
     ]
     if examples:
-        told = f"{kind} at {place}"
-        errors = worst_errors(found, labels, examples)
-        drawn = _drawn(found, labels, examples)
+        named = f"{kind} at {place}"
+        errors = worst_errors(measured, labels, examples)
+        drawn = _drawn(measured, labels, examples)
         shown = torch.cat([drawn, errors]).tolist()
         read = ReadConfig(**result["read"])
-        codes = dictionary if found.probe.source.dictionary else None
-        lines = score_tokens(model, found.probe, [data.texts[unit] for unit in shown], read, dictionary=codes)
-        rows = [_line(line, unit, found, labels) for line, unit in zip(lines, shown, strict=True)]
+        codes = dictionary if measured.probe.source.dictionary else None
+        lines = score_tokens(model, measured.probe, [data.texts[unit] for unit in shown], read, dictionary=codes)
+        rows = [_line(line, unit, measured, labels) for line, unit in zip(lines, shown, strict=True)]
         parts += [
-            FigureSection(f"Token scores of {told}", TOKENS, markup=_texts(rows[: len(drawn)])),
+            FigureSection(f"Token scores of {named}", TOKENS, markup=_texts(rows[: len(drawn)])),
             FigureSection(
-                f"Worst errors of {told}",
+                f"Worst errors of {named}",
                 ERRORS,
                 markup=_texts(rows[len(drawn) :]) or element("p", "No test text is called wrongly."),
             ),
@@ -89,20 +89,20 @@ def best_table(result: Mapping[str, Any]) -> list[list[str]]:
     """A heading, and one line for every kind's best place and each of its scores."""
     lines = []
     for kind, place in result["best"].items():
-        for name, one in result["probes"][place][kind].items():
-            lines.append((kind, place, name, one))
-    nulls = list(dict.fromkeys(null for *_, one in lines for null in one["nulls"]))
+        for name, score in result["probes"][place][kind].items():
+            lines.append((kind, place, name, score))
+    nulls = list(dict.fromkeys(null for *_, score in lines for null in score["nulls"]))
     head = ["kind", "best at", "score", "value", "95 % interval", *map(null_label, nulls)]
     body = [
         [
             kind,
             place,
             score_label(name),
-            _value(one, 3),
-            _interval(one),
-            *(_number(one["nulls"].get(null)) for null in nulls),
+            _value(score, 3),
+            _interval(score),
+            *(_number(score["nulls"].get(null)) for null in nulls),
         ]
-        for kind, place, name, one in lines
+        for kind, place, name, score in lines
     ]
     return [head, *body]
 
@@ -126,9 +126,9 @@ def _read_outs(
         figures["Reliability"] = reliability_figure(bins)
         table = [["kind", "score", "value", "95 % interval", "base rate", "uncalibrated"]]
         for kind, scores in result["calibration"].items():
-            for name, one in scores.items():
-                nulls = [_number(one["nulls"].get(null)) for null in ("base_rate", "uncalibrated")]
-                table.append([kind, score_label(name), _value(one, 4), _interval(one), *nulls])
+            for name, score in scores.items():
+                nulls = [_number(score["nulls"].get(null)) for null in ("base_rate", "uncalibrated")]
+                table.append([kind, score_label(name), _value(score, 4), _interval(score), *nulls])
     lead = (
         "Every kind where it is best, on test units. Chances were learned from training units; ECE and Brier score are"
         " better the smaller, and a constant base rate has no ECE and tells nothing."
@@ -148,32 +148,32 @@ def _shown(sweep: ProbeSweep) -> tuple[str, str]:
     return kind, place
 
 
-def _drawn(found: Measured, labels: Labels, n: int) -> Tensor:
+def _drawn(measured: Measured, labels: Labels, n: int) -> Tensor:
     """Some tested units, classes in turn."""
-    order = torch.randperm(len(found.tested), generator=generator(0, "shown texts"))
-    units = found.tested[order]
+    order = torch.randperm(len(measured.tested), generator=generator(0, "shown texts"))
+    units = measured.tested[order]
     if not labels.classes:
         return units[:n]
     rank = torch.zeros(len(units), dtype=torch.int64)
     for c in range(len(labels.classes)):
-        mine = (labels.y[units] == c).nonzero()[:, 0]
-        rank[mine] = torch.arange(len(mine))
+        of_class = (labels.y[units] == c).nonzero()[:, 0]
+        rank[of_class] = torch.arange(len(of_class))
     return units[rank.argsort(stable=True)][:n]
 
 
-def _line(line: TokenScores, unit: int, found: Measured, labels: Labels) -> tuple[str, list[tuple[str, float]]]:
+def _line(line: TokenScores, unit: int, measured: Measured, labels: Labels) -> tuple[str, list[tuple[str, float]]]:
     """The title of a unit and its tokens with one score each: for the class that is named, or the first output."""
-    read = found.read[int((found.tested == unit).nonzero()[0])]
+    read = measured.read[int((measured.tested == unit).nonzero()[0])]
     if not labels.classes:
-        told = f"true {labels.y[unit].tolist()}, read {[round(one, 3) for one in read.tolist()]}"
-        return told, list(zip(line.tokens, line.scores[:, 0].tolist(), strict=True))
+        title = f"true {labels.y[unit].tolist()}, read {[round(value, 3) for value in read.tolist()]}"
+        return title, list(zip(line.tokens, line.scores[:, 0].tolist(), strict=True))
     column, named = (0, 1) if line.scores.shape[1] == 1 else (int(labels.y[unit]),) * 2
-    called = labels.classes[int(found.probe.decide(read[None])[0])]
-    told = (
+    called = labels.classes[int(measured.probe.decide(read[None])[0])]
+    title = (
         f"labelled {labels.classes[int(labels.y[unit])]}, called {called}, score {float(read[column]):.3g}"
         f" for {labels.classes[named]}"
     )
-    return told, list(zip(line.tokens, line.scores[:, column].tolist(), strict=True))
+    return title, list(zip(line.tokens, line.scores[:, column].tolist(), strict=True))
 
 
 def _texts(rows: Sequence[tuple[str, list[tuple[str, float]]]]) -> Markup:
@@ -182,12 +182,12 @@ def _texts(rows: Sequence[tuple[str, list[tuple[str, float]]]]) -> Markup:
     return joined(
         element(
             "details",
-            element("summary", told),
+            element("summary", title),
             element("div", *(_span(token, score, most) for token, score in tokens), class_="text"),
             class_="panel record",
             open=True,
         )
-        for told, tokens in rows
+        for title, tokens in rows
     )
 
 
@@ -196,12 +196,12 @@ def _span(token: str, score: float, most: float) -> Markup:
     return element("span", token, class_="tok", title=f"{score:.4g}", style=tint)
 
 
-def _value(one: Mapping[str, Any], digits: int) -> str:
-    return f"{one['value']:.{digits}f}" + mark(one["value"], one["nulls"], one.get("better", "higher"))
+def _value(score: Mapping[str, Any], digits: int) -> str:
+    return f"{score['value']:.{digits}f}" + mark(score["value"], score["nulls"], score.get("better", "higher"))
 
 
-def _interval(one: Mapping[str, Any]) -> str:
-    return f"{one['interval'][0]:.3f} to {one['interval'][1]:.3f}" if one["interval"] else ""
+def _interval(score: Mapping[str, Any]) -> str:
+    return f"{score['interval'][0]:.3f} to {score['interval'][1]:.3f}" if score["interval"] else ""
 
 
 def _number(value: float | None) -> str:

@@ -36,8 +36,8 @@ def sections(data: Data) -> list[Section]:
 def tiles(data: Data) -> Markup | None:
     """The scores that matter most, each with its interval and nulls."""
     scores = {score["name"]: score for score in data["scores"]}
-    found = [_tile(scores[name]) for name in TILES if name in scores]
-    return element("div", *found, class_="tiles") if found else None
+    shown = [_tile(scores[name]) for name in TILES if name in scores]
+    return element("div", *shown, class_="tiles") if shown else None
 
 
 def _tile(score: Data) -> Markup:

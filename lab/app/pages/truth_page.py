@@ -39,10 +39,10 @@ def truth_cells(result: Data) -> dict[str, list[list[str]]]:
     first = methods[0]
     sweep = [["site", *(f"{_name(m)} MCC" for m in methods), "wMCC", "coverage", "acceptance", "cos true/false"]]
     sweep[0] += [f"null: {_name(null)}" for null in _nulls(result)]
-    for site, found in result["sites"].items():
-        own, geometry = found[first]["scores"], found[first]["geometry"]
+    for site, fits in result["sites"].items():
+        own, geometry = fits[first]["scores"], fits[first]["geometry"]
         cosine = f"{geometry['cosine']:.2f} ({geometry['cosine_of_orthogonal_signals']:.2f} if orthogonal)"
-        line = [site, _spread(own["mcc"]), *(f"{found[m]['scores']['mcc']['value']:.2f}" for m in methods[1:])]
+        line = [site, _spread(own["mcc"]), *(f"{fits[m]['scores']['mcc']['value']:.2f}" for m in methods[1:])]
         line += [*(f"{own[score]['value']:.2f}" for score in ("wmcc", "coverage", "acceptance")), cosine]
         sweep.append([*line, *(f"{own['mcc']['nulls'][null]:.2f}" for null in _nulls(result))])
     best = result["sites"][result["best"]]
@@ -52,9 +52,9 @@ def truth_cells(result: Data) -> dict[str, list[list[str]]]:
     at_best += [[name, *(_spread(scores[score]) for score in SHOWN)] for name, scores in scored]
     criteria = [["criterion", "score", "value", "nulls", "n"]]
     criteria += [
-        [criterion, name, _spread(one), _told(one["nulls"]), f"{one['n']} {one['unit']}"]
+        [criterion, name, _spread(score), _told(score["nulls"]), f"{score['n']} {score['unit']}"]
         for criterion, scores in result["criteria"].items()
-        for name, one in scores.items()
+        for name, score in scores.items()
     ]
     return {"sweep": sweep, "best": at_best, "criteria": criteria}
 
@@ -198,10 +198,10 @@ def _name(key: str) -> str:
     return NAMES.get(key, key)
 
 
-def _spread(one: Data) -> str:
-    interval = one["interval"]
+def _spread(score: Data) -> str:
+    interval = score["interval"]
     spread = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
-    return _number(one["value"]) + spread + mark(one["value"], one["nulls"], one.get("better", "higher"))
+    return _number(score["value"]) + spread + mark(score["value"], score["nulls"], score.get("better", "higher"))
 
 
 def _number(value: float) -> str:
