@@ -61,13 +61,13 @@ def _described(path: Path, description: dict[str, Any]) -> tuple[Dictionary, str
         raise InputError(f"{path}: an entry is missing or of the wrong type ({error})") from error
 
 
-def _check_shapes(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    if found.keys() != expected.keys():
-        raise InputError(f"{path} holds tensors {sorted(found)}, expected {sorted(expected)}")
+def _check_shapes(path: Path, tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    if tensors.keys() != expected.keys():
+        raise InputError(f"{path} holds tensors {sorted(tensors)}, expected {sorted(expected)}")
     for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            raise InputError(f"{path}: {name} has shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}")
-        if not torch.isfinite(found[name]).all():
+        if tensors[name].shape != tensor.shape:
+            raise InputError(f"{path}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
+        if not torch.isfinite(tensors[name]).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
 
 

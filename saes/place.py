@@ -341,7 +341,7 @@ def output_width(d_in: int, d_out: int | None) -> int:
     return d_in if d_out is None else d_out
 
 
-def require_model(trained_on: Mapping[str, Any], model: HookedModel | ModelPair, what: str) -> None:
+def require_model(trained_on: Mapping[str, Any], model: HookedModel | ModelPair, kind: str) -> None:
     """Refuse a model that is not the one of a fingerprint, as far as the fingerprint tells.
 
     Raises:
@@ -350,7 +350,7 @@ def require_model(trained_on: Mapping[str, Any], model: HookedModel | ModelPair,
     fingerprint = model.fingerprint()
     if key := differing(trained_on, fingerprint):
         raise InputError(
-            f"the {what} was trained on {trained_on.get('name')!r} ({key} {trained_on[key]}) "
+            f"the {kind} was trained on {trained_on.get('name')!r} ({key} {trained_on[key]}) "
             f"and the model is {model.name!r} ({key} {fingerprint[key]}): load the model it was trained on"
         )
 

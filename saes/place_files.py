@@ -27,15 +27,15 @@ def place_json(place: Place) -> dict[str, Any]:
     return {"kind": place.kind, **{name: [_port_json(port) for port in ports] for name, ports in sides.items()}}
 
 
-def place_from_json(told: Mapping[str, Any]) -> Place:
+def place_from_json(values: Mapping[str, Any]) -> Place:
     """The place that `place_json` wrote.
 
     Raises:
         InputError: an unknown site, or ports that fit no place.
         KeyError, TypeError: an entry is missing or unknown.
     """
-    sources, targets = (tuple(map(_port, told[name])) for name in ("sources", "targets"))
-    return Place(sources, targets, told["kind"])
+    sources, targets = (tuple(map(_port, values[name])) for name in ("sources", "targets"))
+    return Place(sources, targets, values["kind"])
 
 
 def read_origin(description: Mapping[str, Any], unnamed: Place) -> tuple[Place, dict[str, Any]]:
@@ -51,13 +51,13 @@ def read_origin(description: Mapping[str, Any], unnamed: Place) -> tuple[Place, 
     provenance = dict(description["provenance"])
     if "place" in description:
         return place_from_json(description["place"]), provenance
-    told = {name: provenance.pop(name, None) for name in OF_SITES}
-    reads = told["sources"] or ([told["site"]] if told["site"] else [])
-    predicts = told["targets"] or ([told["target"]] if told["target"] else [])
-    limits, scales = told["norm_limits"] or {}, told["scales"] or [None] * len(unnamed.sources)
+    origin = {name: provenance.pop(name, None) for name in OF_SITES}
+    reads = origin["sources"] or ([origin["site"]] if origin["site"] else [])
+    predicts = origin["targets"] or ([origin["target"]] if origin["target"] else [])
+    limits, scales = origin["norm_limits"] or {}, origin["scales"] or [None] * len(unnamed.sources)
     sources = _ports(unnamed.sources, reads, limits)
     if sources[0].norm_limit is None:
-        sources = (replace(sources[0], norm_limit=told["norm_limit"]), *sources[1:])
+        sources = (replace(sources[0], norm_limit=origin["norm_limit"]), *sources[1:])
     sources = tuple(replace(port, scale=scale) for port, scale in zip(sources, scales, strict=True))
     # an autoencoder that names a target has the site it reads there
     targets = _ports(unnamed.targets, predicts, limits) if unnamed.targets else ()
@@ -75,5 +75,5 @@ def _port_json(port: Port) -> dict[str, Any]:
     return {**asdict(port), "site": None if port.site is None else str(port.site)}
 
 
-def _port(told: Mapping[str, Any]) -> Port:
-    return Port(**{**told, "site": None if told["site"] is None else Site.parse(told["site"])})
+def _port(values: Mapping[str, Any]) -> Port:
+    return Port(**{**values, "site": None if values["site"] is None else Site.parse(values["site"])})

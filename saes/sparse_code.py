@@ -114,7 +114,7 @@ class SparseCode:
         return SparseCode(indptr, self.indices[entries], self.values[entries], self.n_latents, self.width)
 
 
-def beside(codes: Sequence[SparseCode]) -> SparseCode:
+def side_by_side(codes: Sequence[SparseCode]) -> SparseCode:
     """Codes of the same rows over several blocks of latents as one code over all of them, in order."""
     counts = [code.indptr.diff() for code in codes]
     indptr = torch.cat([counts[0].new_zeros(1), torch.stack(counts).sum(0).cumsum(0)])

@@ -111,20 +111,20 @@ def diff(
     kept = torch.ones(len(first), dtype=torch.bool) if alive is None else alive.cpu()
     first, second = first[kept], second[kept]
     order = torch.randperm(len(first), generator=generator(seed, "shuffled latents")).to(first.device)
-    mine, shuffled = _scores(first, second), _scores(first, second[order])
+    own, shuffled = _scores(first, second), _scores(first, second[order])
     others = {name: _scores(*source_rows(null)) for name, null in (nulls or {}).items()}
-    found = {
+    scores = {
         name: Evidence(
             name, known_mean(values), mean_interval(values, seed=seed),
             {"shuffled": known_mean(shuffled[name])}
             | {null: known_mean(s[name]) for null, s in others.items() if name in s},
             int(np.isfinite(values).sum()), "latents", held_out, "higher" if name.startswith("shared") else "lower",
         )
-        for name, values in mine.items()
+        for name, values in own.items()
     }  # fmt: skip
     if x is not None:
-        found["genuine"] = _genuine(dictionary, x, kept, held_out, seed)
-    return found
+        scores["genuine"] = _genuine(dictionary, x, kept, held_out, seed)
+    return scores
 
 
 @torch.no_grad()
@@ -189,8 +189,8 @@ def _scores(first: Tensor, second: Tensor) -> dict[str, np.ndarray]:
     norms = [rows.norm(dim=1) for rows in (first, second)]
     relative = norms[1] / (norms[0] + norms[1]).clamp_min(1e-12)
     both = (relative - 0.5).abs() < SHARED
-    found = {"only_first": relative < EXCLUSIVE, "only_second": relative > 1 - EXCLUSIVE, "shared": both}
-    values = {name: mask.double().cpu().numpy() for name, mask in found.items()}
+    masks = {"only_first": relative < EXCLUSIVE, "only_second": relative > 1 - EXCLUSIVE, "shared": both}
+    values = {name: mask.double().cpu().numpy() for name, mask in masks.items()}
     if first.shape == second.shape:
         cosines = F.cosine_similarity(first, second, dim=1).double()
         values["shared_cosine"] = cosines.masked_fill(~both, torch.nan).cpu().numpy()

@@ -79,13 +79,13 @@ def measure_meta(
         )
     rng = generator(config.seed, "meta nulls")
     nulls = {"random_rows": random_rows(rows, rng), "shuffled": shuffled_coordinates(rows, rng)}
-    found = explained(rows, config, progress).evidence(
+    evidence = explained(rows, config, progress).evidence(
         {name: explained(null, config, progress) for name, null in nulls.items()},
         held_out="nothing: the meta-SAE was trained on the rows it explains",
         seed=config.seed,
     )["explained_variance"]
     name = "meta_explained_variance"
-    return {name: replace(found, name=name, n=len(rows), unit="latents", better="lower")}
+    return {name: replace(evidence, name=name, n=len(rows), unit="latents", better="lower")}
 
 
 def unit_rows(dictionary: Dictionary) -> Float[Tensor, "rows d"]:
@@ -120,6 +120,6 @@ def explained(rows: Float[Tensor, "rows d"], config: MetaConfig, progress: bool 
             waiting = torch.cat([waiting, torch.randperm(len(rows), generator=rng)])
         chosen, waiting = waiting.split([batch, len(waiting) - batch])
         trainer.step(Batch({SITE: rows[chosen]}, torch.stack([chosen, torch.zeros_like(chosen)], 1)))
-    found = Reconstruction(trainer.folded(), SITE)
-    found.add(rows, torch.arange(len(rows)))
-    return found
+    measured = Reconstruction(trainer.folded(), SITE)
+    measured.add(rows, torch.arange(len(rows)))
+    return measured

@@ -47,11 +47,11 @@ class Basis(Dictionary):
     def fit(cls, x: Float[Tensor, "rows d"], k: int, sources: tuple[int, ...] = ()) -> Self:
         """The whole basis around the mean of the rows, k codes kept a row (at most d); `sources` as in the config."""
         width = x.shape[1]
-        found = cls(SAEConfig(width, width, min(k, width), sources=sources))
+        basis = cls(SAEConfig(width, width, min(k, width), sources=sources))
         mean = x.double().mean(0)
-        found.b_dec.copy_(mean)
-        found.W_dec.copy_(cls.axes(x, mean))
-        return found.to(x.device)
+        basis.b_dec.copy_(mean)
+        basis.W_dec.copy_(cls.axes(x, mean))
+        return basis.to(x.device)
 
     @staticmethod
     def axes(x: Float[Tensor, "rows d"], mean: Float64[Tensor, " d"]) -> Float[Tensor, "d d"]:

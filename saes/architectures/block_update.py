@@ -75,8 +75,8 @@ def gradient_rows(
     for latents, codes, out in parts:
         counts = fired[latents]
         counts.index_add_(0, codes[1].long(), (codes[2] != 0).long())
-        found = latent_gradients(codes, out, x, scale, len(counts))
-        blocks.append(found._replace(latents=found.latents + (latents.start or 0)))
+        gradients = latent_gradients(codes, out, x, scale, len(counts))
+        blocks.append(gradients._replace(latents=gradients.latents + (latents.start or 0)))
     rows = blocks[0] if len(blocks) == 1 else RowGradients(*(torch.cat(kind) for kind in zip(*blocks, strict=True)))
     return rows if extra is None else rows.plus(extra), fired
 

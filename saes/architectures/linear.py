@@ -41,7 +41,7 @@ class Linear(Dictionary):
     def fit(cls, x: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_out"]) -> Self:
         """The map with the least squared error on these rows, its penalty included, fp64."""
         rank = min(x.shape[1], target.shape[1])
-        found = cls(SAEConfig(x.shape[1], rank, rank, d_out=target.shape[1])).to(x.device)
+        linear = cls(SAEConfig(x.shape[1], rank, rank, d_out=target.shape[1])).to(x.device)
         exact, goal = x.double(), target.double()
         mean, goal_mean = exact.mean(0), goal.mean(0)
         exact, goal = exact - mean, goal - goal_mean
@@ -49,11 +49,11 @@ class Linear(Dictionary):
         covariance.diagonal().add_(RIDGE * covariance.diagonal().mean() + 1e-12)
         read, size, written = torch.linalg.svd(torch.linalg.solve(covariance, exact.T @ goal), full_matrices=False)
         encoder = (read * size).T
-        found.W_enc.copy_(encoder)
-        found.b_enc.copy_(-(encoder @ mean))
-        found.W_dec.copy_(written)
-        found.b_dec.copy_(goal_mean)
-        return found
+        linear.W_enc.copy_(encoder)
+        linear.b_enc.copy_(-(encoder @ mean))
+        linear.W_dec.copy_(written)
+        linear.b_dec.copy_(goal_mean)
+        return linear
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> SparseCode:

@@ -105,17 +105,17 @@ class MatchingPursuit(SparseAutoencoder):
         """Values and columns in order of selection, a latent perhaps more than once; after a stop values are 0."""
         n, (k, tolerance) = self.n_latents, (self.config.k, self.config.tolerance or WHATEVER_IS_LEFT)
         gram = self.W_dec @ self.W_dec.T if n <= len(centred) * k and 4 * n * n <= GRAM_BYTES else None
-        found = pursuit(centred, self.W_dec, k, gram=gram, nonnegative=True, tolerance=tolerance)
-        done = torch.zeros_like(found.columns, dtype=torch.bool)
+        pursued = pursuit(centred, self.W_dec, k, gram=gram, nonnegative=True, tolerance=tolerance)
+        done = torch.zeros_like(pursued.columns, dtype=torch.bool)
         if self.config.residual_threshold:
-            lost = found.values.square() * (2 - self.W_dec.square().sum(1)[found.columns.long()])
+            lost = pursued.values.square() * (2 - self.W_dec.square().sum(1)[pursued.columns.long()])
             left = centred.float().square().sum(1, keepdim=True) - lost.cumsum(1)
             done |= left < self.config.residual_threshold**2
         if self.config.once:
-            order = found.columns.argsort(dim=1, stable=True)
-            done |= torch.zeros_like(done).scatter_(1, order, ~_starts(found.columns.gather(1, order)))
+            order = pursued.columns.argsort(dim=1, stable=True)
+            done |= torch.zeros_like(done).scatter_(1, order, ~_starts(pursued.columns.gather(1, order)))
         late = done.cumsum(1) > done.long()  # cutting the sequence of choices short does not change what it begins with
-        return Codes(found.values.masked_fill(late, 0), found.columns)
+        return Codes(pursued.values.masked_fill(late, 0), pursued.columns)
 
 
 def merged(steps: Codes, n_latents: int) -> SparseCode:

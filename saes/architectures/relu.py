@@ -92,6 +92,6 @@ class PenalisedReLU(PenalisedObjective):
 
     def gradients(self, rows: TrainingRows, decoder: Tensor, low_precision: LowPrecisionCopy | None) -> Gradients:
         """Add the penalty's slope to every code's gradient."""
-        found = super().gradients(rows, decoder, low_precision)
-        slope = found.code.values.clamp_min(SMALLEST).pow(self.p - 1).mul_(self.p)
-        return found.plus(slope * self.weight(found.code))
+        gradients = super().gradients(rows, decoder, low_precision)
+        slope = gradients.code.values.clamp_min(SMALLEST).pow(self.p - 1).mul_(self.p)
+        return gradients.plus(slope * self.weight(gradients.code))

@@ -170,10 +170,10 @@ def keep_above(
 ) -> SparseCode:
     """Every pre-activation above its latent's bound."""
     precision = choose(centred.device, dictionary.precision).encode
-    found = encode_above(
+    code = encode_above(
         centred, dictionary.W_enc, dictionary.b_enc, bound, precision=precision, low_precision=low_precision
     )
-    return SparseCode(*found, dictionary.n_latents)
+    return SparseCode(*code, dictionary.n_latents)
 
 
 def select_rows(

@@ -152,12 +152,12 @@ class Gap:
 
     def __str__(self) -> str:
         spread = f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]" if self.interval else ""
-        told = {"first": f"{self.first} is better", "second": f"{self.second} is better"}.get(
+        verdict = {"first": f"{self.first} is better", "second": f"{self.second} is better"}.get(
             self.verdict, self.verdict
         )
         return (
             f"{self.score}: {self.first} - {self.second} = {self.difference:.4g}{spread}, "
-            f"seed noise {self.noise:.4g} ({self.seeds[0]} and {self.seeds[1]} seeds): {told}"
+            f"seed noise {self.noise:.4g} ({self.seeds[0]} and {self.seeds[1]} seeds): {verdict}"
         )
 
 

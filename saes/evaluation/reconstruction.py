@@ -237,14 +237,14 @@ class Reconstruction:
         Raises:
             InputError: no rows were seen.
         """
-        mine = self.metrics()
+        own = self.metrics()
         others = {name: null.metrics() for name, null in (nulls or {}).items()}
-        found = {}
-        for name, value in mine.items():
+        by_name = {}
+        for name, value in own.items():
             if name == "rows" or name in COMPLEMENTS:
                 continue
             measure = self.scores.get(name)
-            found[name] = Evidence(
+            by_name[name] = Evidence(
                 name,
                 value,
                 interval=self.sums.interval(measure.formula, seed=seed) if measure else None,
@@ -254,7 +254,7 @@ class Reconstruction:
                 held_out=held_out,
                 better=measure.better if measure else "lower",
             )
-        return found | {name: _complement(name, found[of]) for name, of in COMPLEMENTS.items()}
+        return by_name | {name: _complement(name, by_name[of]) for name, of in COMPLEMENTS.items()}
 
     def density_histogram(self) -> dict[str, list[float]]:
         """How many latents lie in each half decade of density: `edges` (log10, one more) and `latents`.
@@ -263,8 +263,8 @@ class Reconstruction:
         """
         edges = np.arange(2 * DECADES + 1) / 2 - DECADES
         density = self.density.cpu().numpy()
-        found, _ = np.histogram(np.log10(density[density > 0]).clip(-DECADES, 0), edges)
-        return {"edges": edges.tolist(), "latents": found.tolist()}
+        latents, _ = np.histogram(np.log10(density[density > 0]).clip(-DECADES, 0), edges)
+        return {"edges": edges.tolist(), "latents": latents.tolist()}
 
     def _parts(self) -> dict[Site, slice]:
         place = self.place

@@ -88,25 +88,25 @@ def recovery(
     """
     if rows < 2:
         raise InputError(f"rows must be at least 2, got {rows}")
-    mine = _Scored.measure(dictionary, planted, rows)
+    own = _Scored.measure(dictionary, planted, rows)
     if nulls is None:
-        k = max(1, round(mine.l0))
+        k = max(1, round(own.l0))
         x = planted.sample(min(rows, ROWS_AT_ONCE), part=2 * PARTS).x.to(dictionary.W_dec.device)
         nulls = {"random": untrained(dictionary, x, k, generator(seed, "random dictionary"))}
     theirs = {name: _Scored.measure(null, planted, rows) for name, null in nulls.items()}
-    found = {}
-    for name, values in mine.features.items():
+    scores = {}
+    for name, values in own.features.items():
         others = {null: known_mean(scored.features[name]) for null, scored in theirs.items()}
-        found[name] = Evidence(
+        scores[name] = Evidence(
             name, known_mean(values), mean_interval(values, seed=seed), others, int(np.isfinite(values).sum()),
             "features", HELD_OUT, "higher",
         )  # fmt: skip
     for name, better in {"uniqueness": "higher", "dead": "lower"}.items():
         others = {null: scored.latents[name] for null, scored in theirs.items()}
-        found[name] = Evidence(
-            name, mine.latents[name], None, others, dictionary.n_latents, "latents", HELD_OUT, better
+        scores[name] = Evidence(
+            name, own.latents[name], None, others, dictionary.n_latents, "latents", HELD_OUT, better
         )
-    return found
+    return scores
 
 
 class _Scored(NamedTuple):
@@ -123,10 +123,10 @@ class _Scored(NamedTuple):
         near = torch.zeros(planted.config.n_features, dtype=torch.float64)
         near[pairs.features] = (pairs.cosines >= FOUND).double()
         counts = _Counts.over(dictionary, planted, pairs, rows)
-        hits, told, true = counts.hits.double(), counts.latent[pairs.latents], counts.feature[pairs.features]
+        hits, fired, true = counts.hits.double(), counts.latent[pairs.latents], counts.feature[pairs.features]
         # a feature absent from the rows says nothing; a latent silent on its feature's rows has precision 0
         absent = true == 0
-        firing = {"precision": hits / told.clamp_min(1), "recall": hits / true, "f1": 2 * hits / (told + true)}
+        firing = {"precision": hits / fired.clamp_min(1), "recall": hits / true, "f1": 2 * hits / (fired + true)}
         features = {
             "mcc": pairs.cosines.double(),
             "recovered": near,
@@ -152,16 +152,16 @@ class _Counts(NamedTuple):
     @classmethod
     def over(cls, dictionary: Dictionary, planted: Planted, pairs: Match, rows: int) -> _Counts:
         n = len(pairs.latents)
-        found = cls(*(torch.zeros(m, dtype=torch.int64) for m in (dictionary.n_latents, planted.config.n_features, n)))
+        counts = cls(*(torch.zeros(m, dtype=torch.int64) for m in (dictionary.n_latents, planted.config.n_features, n)))
         for part, begin in enumerate(range(0, rows, ROWS_AT_ONCE)):
             x, truth = planted.sample(min(ROWS_AT_ONCE, rows - begin), part=PARTS + part)
             code = dictionary.encode(x.to(dictionary.W_dec.device))
-            found.latent.add_(code.firing_counts().cpu())
-            found.feature.add_(truth.firing_counts())
-            mine = _cells(code, pairs.latents)
-            both = mine[torch.isin(mine, _cells(truth, pairs.features))]
-            found.hits.add_(torch.bincount(both % n, minlength=n))
-        return found
+            counts.latent.add_(code.firing_counts().cpu())
+            counts.feature.add_(truth.firing_counts())
+            cells = _cells(code, pairs.latents)
+            both = cells[torch.isin(cells, _cells(truth, pairs.features))]
+            counts.hits.add_(torch.bincount(both % n, minlength=n))
+        return counts
 
 
 def _cells(code: SparseCode, chosen: Int64[Tensor, " pairs"]) -> Int64[Tensor, " active"]:

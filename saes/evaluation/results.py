@@ -72,8 +72,8 @@ class Evaluation:
         for name, evidence in self.scores.items():
             interval = evidence.interval
             spread = f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else ""
-            beside = (f"{evidence.nulls[null]:.4g}" if null in evidence.nulls else "" for null in nulls)
-            rows.append([name, f"{evidence.value:.4g}", spread, *beside])
+            null_cells = (f"{evidence.nulls[null]:.4g}" if null in evidence.nulls else "" for null in nulls)
+            rows.append([name, f"{evidence.value:.4g}", spread, *null_cells])
         return rows
 
     def _footer(self) -> str:
@@ -99,13 +99,13 @@ class Evaluation:
 
 def flat(scores: Mapping[str, Evidence]) -> dict[str, float | int | None]:
     """Evidence by name as one level of JSON values (see `Evaluation.to_json`)."""
-    found: dict[str, float | int | None] = {}
+    level: dict[str, float | int | None] = {}
     for name, evidence in scores.items():
         low, high = evidence.interval or (None, None)
-        found |= {name: _finite(evidence.value), f"{name}_low": _finite(low), f"{name}_high": _finite(high)}
-        found |= {f"{name}_null_{null}": _finite(value) for null, value in evidence.nulls.items()}
-        found[f"{name}_n"] = evidence.n
-    return found
+        level |= {name: _finite(evidence.value), f"{name}_low": _finite(low), f"{name}_high": _finite(high)}
+        level |= {f"{name}_null_{null}": _finite(value) for null, value in evidence.nulls.items()}
+        level[f"{name}_n"] = evidence.n
+    return level
 
 
 def _finite(value: float | None) -> float | None:

@@ -297,7 +297,10 @@ class SpecialTokens:
 
     def save(self, folder: Path) -> None:
         """Write `special_tokens.json`: every score of every subject."""
-        scores = {name: {score: one.to_json() for score, one in self.evidence(name).items()} for name in self.subjects}
+        scores = {
+            name: {score: evidence.to_json() for score, evidence in self.evidence(name).items()}
+            for name in self.subjects
+        }
         write_json(folder / "special_tokens.json", scores)
 
     @torch.no_grad()
@@ -367,23 +370,23 @@ class SpecialTokens:
             InputError: nothing was measured yet, or an unknown subject.
         """
         total = self._total()
-        found = {}
+        scores = {}
         for score in (f"{kind}.{tokens}" for kind in SCORES for tokens in SETS):
             formula = self.formula(name, score)
-            beside = {label: self.formula(null, score)(total) for label, null in (nulls or {}).items()}
+            null_values = {label: self.formula(null, score)(total) for label, null in (nulls or {}).items()}
             value, n, interval = formula(total), self._present(score), self.sums.interval(formula, seed=seed)
-            found[score] = Evidence(score, value, interval, beside, n, "conversations", held_out)
-        return found
+            scores[score] = Evidence(score, value, interval, null_values, n, "conversations", held_out)
+        return scores
 
     def gap(self, first: str, second: str, score: str, *, held_out: str = "", seed: int = 0) -> Evidence:
         """The score of one subject less that of another on the same conversations, resampled together.
 
         The null is what no difference gives. A gap of `log2_mse` is the logarithm of a ratio of errors.
         """
-        mine, theirs = self.formula(first, score), self.formula(second, score)
+        of_first, of_second = self.formula(first, score), self.formula(second, score)
 
         def difference(sums: Mapping[str, np.ndarray]) -> float:
-            return mine(sums) - theirs(sums)
+            return of_first(sums) - of_second(sums)
 
         value, n, interval = difference(self._total()), self._present(score), self.sums.interval(difference, seed=seed)
         nulls = {"no_difference": 0.0}

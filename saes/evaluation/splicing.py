@@ -72,10 +72,10 @@ class SpliceLosses:
             nulls: names of spliced dictionaries to stand beside it. The ablations stand there always, except
                 in the scores that are relative to them.
         """
-        total, found = self.sums.total, {}
+        total, scores = self.sums.total, {}
         for score, measure in measures(name).items():
             controls = [null for null in (*ABLATIONS, *nulls) if not score.endswith(f"_{null}")]
-            found[score] = Evidence(
+            scores[score] = Evidence(
                 score,
                 measure.formula(total),
                 interval=self.sums.interval(measure.formula, seed=seed),
@@ -84,25 +84,25 @@ class SpliceLosses:
                 held_out=held_out,
                 better=measure.better,
             )
-        return found
+        return scores
 
 
 def measures(name: str) -> dict[str, Measure]:
     """Every score of one variant, from summed columns."""
     ce, kl = f"ce_{name}", f"kl_{name}"
-    found = {
+    scores = {
         "ce_increase": Measure(lambda s: ratio(s[ce] - s["ce_clean"], s["predictions"])),
         "kl": Measure(lambda s: ratio(s[kl], s["predictions"])),
     }
     for ablation in ABLATIONS:
         ce_ablated, kl_ablated = f"ce_{ablation}", f"kl_{ablation}"
-        found[f"ce_recovered_{ablation}"] = Measure(
+        scores[f"ce_recovered_{ablation}"] = Measure(
             lambda s, ablated=ce_ablated: ratio(s[ablated] - s[ce], s[ablated] - s["ce_clean"]), "higher"
         )
-        found[f"kl_score_{ablation}"] = Measure(
+        scores[f"kl_score_{ablation}"] = Measure(
             lambda s, ablated=kl_ablated: ratio(s[ablated] - s[kl], s[ablated]), "higher"
         )
-    return found
+    return scores
 
 
 class Splices:
@@ -349,12 +349,12 @@ def losses(
     logits: Float[Tensor, "n vocab"], clean: Float[Tensor, "n vocab"], target: Int64[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Cross-entropy of `target` and KL(clean || these), in nats; `clean` holds log-probabilities."""
-    found = []
+    parts = []
     for rows, reference, wanted in zip(*(t.split(LOSS_ROWS) for t in (logits, clean, target)), strict=True):
         log_p = rows.float().log_softmax(1)
         divergence = (reference.exp() * (reference - log_p)).sum(1)
-        found.append((-log_p.gather(1, wanted[:, None])[:, 0], divergence))
-    if not found:
+        parts.append((-log_p.gather(1, wanted[:, None])[:, 0], divergence))
+    if not parts:
         return logits.new_zeros(0), logits.new_zeros(0)
-    entropy, divergence = zip(*found, strict=True)
+    entropy, divergence = zip(*parts, strict=True)
     return torch.cat(entropy), torch.cat(divergence)

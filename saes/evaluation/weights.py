@@ -39,29 +39,29 @@ def max_cosine(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     unit = F.normalize(rows.float(), dim=1)
     if len(unit) < 2:
         return unit.new_full((len(unit),), torch.nan)
-    found = []
+    maxima = []
     for begin in range(0, len(unit), max(1, CELLS // len(unit))):
         part = unit[begin : begin + max(1, CELLS // len(unit))]
         cosines = part @ unit.T
         cosines.diagonal(begin).fill_(-torch.inf)
-        found.append(cosines.amax(1))
-    return torch.cat(found)
+        maxima.append(cosines.amax(1))
+    return torch.cat(maxima)
 
 
 def weight_scores(dictionary: Dictionary) -> dict[str, float]:
     """Every score; those of the encoder only where there is one `W_enc [n_latents, d_in]`."""
     if dictionary.place.kind == CROSS_LAYER:
         each = [weight_scores(block) for block in cast("CrossLayer", dictionary).layers]
-        return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+        return {name: sum(part[name] for part in each) / len(each) for name in each[0]}
     decoder = dictionary.W_dec.detach()
     encoder = getattr(dictionary, "W_enc", None)
-    found = {"decoder_max_cosine": float(max_cosine(decoder).mean())}
+    scores = {"decoder_max_cosine": float(max_cosine(decoder).mean())}
     if isinstance(encoder, Tensor) and encoder.shape == (dictionary.n_latents, dictionary.d_in):
         encoder = encoder.detach()
-        found["encoder_max_cosine"] = float(max_cosine(encoder).mean())
+        scores["encoder_max_cosine"] = float(max_cosine(encoder).mean())
     if isinstance(encoder, Tensor) and encoder.shape == decoder.shape and not dictionary.place.targets:
-        found["encoder_decoder_cosine"] = float(F.cosine_similarity(encoder.float(), decoder.float()).mean())
-    return found
+        scores["encoder_decoder_cosine"] = float(F.cosine_similarity(encoder.float(), decoder.float()).mean())
+    return scores
 
 
 def weight_evidence(dictionary: Dictionary, nulls: Mapping[str, Dictionary]) -> dict[str, Evidence]:

@@ -108,9 +108,9 @@ def _example_columns(features: Features) -> dict[str, Any]:
 
 
 def _examples(table: pa.Table, drawn: str) -> ExampleTable:
-    mine = np.flatnonzero(np.array(table["drawn"].to_pylist()) == drawn)
-    windows = Windows(*(_array(table, name)[mine] for name in Windows._fields))
-    latent, octave, copies = (_array(table, name)[mine] for name in ("latent", "octave", "copies"))
+    chosen = np.flatnonzero(np.array(table["drawn"].to_pylist()) == drawn)
+    windows = Windows(*(_array(table, name)[chosen] for name in Windows._fields))
+    latent, octave, copies = (_array(table, name)[chosen] for name in ("latent", "octave", "copies"))
     return ExampleTable(latent, octave, copies, windows)
 
 
@@ -124,8 +124,8 @@ def _write(path: Path, columns: dict[str, Any]) -> None:
         return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), column.shape[1])
 
     table = pa.table({name: arrow(column) for name, column in columns.items()})
-    with atomic_path(path) as beside:
-        pq.write_table(table, beside, compression="zstd", row_group_size=ROW_GROUP)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
 
 
 def _read(path: Path) -> pa.Table:

@@ -43,9 +43,9 @@ def load(path: Path) -> Raw:
         path = files[0]
     tensors = read_tensors(path, "safetensors file of weights")
     if not TABLE.keys() <= tensors.keys():
-        found = ", ".join(sorted(tensors)) or "nothing"
+        held = ", ".join(sorted(tensors)) or "nothing"
         raise InputError(
-            f"{path} is not circuit-tracer's, which holds {', '.join(TABLE)} (this has {found}): of a dictionary with a"
+            f"{path} is not circuit-tracer's, which holds {', '.join(TABLE)} (this has {held}): of a dictionary with a"
             " config beside its weights give the folder"
         )
     return Raw(path, tensors, {})

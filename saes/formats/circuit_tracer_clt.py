@@ -33,12 +33,12 @@ def load(path: Path) -> Raw:
     Raises:
         InputError: there are none, or one of a layer is missing.
     """
-    found = {entry.name for entry in path.iterdir() if _FILE.fullmatch(entry.name)} if path.is_dir() else set()
-    if not found:
+    names = {entry.name for entry in path.iterdir() if _FILE.fullmatch(entry.name)} if path.is_dir() else set()
+    if not names:
         raise InputError(f"{path} is no folder with W_enc_0.safetensors, W_dec_0.safetensors and so on")
-    layers = max(sum(name.startswith(f"W_{side}_") for name in found) for side in ("enc", "dec"))
+    layers = max(sum(name.startswith(f"W_{side}_") for name in names) for side in ("enc", "dec"))
     expected = [_file(side, layer) for layer in range(layers) for side in ("enc", "dec")]
-    if missing := [name for name in expected if name not in found]:
+    if missing := [name for name in expected if name not in names]:
         raise InputError(f"{path} holds a cross-layer transcoder of {layers} layers and lacks {', '.join(missing)}")
     tensors: dict[str, Tensor] = {}
     for name in expected:

@@ -32,8 +32,8 @@ from .reading import converted
 from .released import SCHEME as RELEASED
 
 FORMATS: dict[str, Format] = {
-    one.name: one
-    for one in (
+    form.name: form
+    for form in (
         sae_lens.FORMAT,
         sparsify.FORMAT,
         dictionary_learning.FORMAT,
@@ -47,7 +47,7 @@ FORMATS: dict[str, Format] = {
 }
 """Every format by name, in the order in which `recognise` asks them."""
 
-FILES = tuple(sorted({DESCRIPTION, WEIGHTS}.union(*(one.files for one in FORMATS.values()))))
+FILES = tuple(sorted({DESCRIPTION, WEIGHTS}.union(*(form.files for form in FORMATS.values()))))
 """Names of the files that a folder of a dictionary may hold, ours and theirs."""
 
 
@@ -65,7 +65,7 @@ class Conversion:
 
 def recognise(path: Path | str) -> Format | None:
     """The format whose files lie at `path` (a folder or a file), judged by their names; None if none does."""
-    return next((one for one in FORMATS.values() if one.recognise(Path(path))), None)
+    return next((form for form in FORMATS.values() if form.recognise(Path(path))), None)
 
 
 def read(path: Path | str, format: str | None = None, lossy: bool = False) -> Dictionary:
@@ -105,10 +105,10 @@ def located(path: Path | str) -> Path:
 
 
 def _read(path: Path, name: str | None, losses: Losses) -> Dictionary:
-    found = recognise(path) if name is None else FORMATS[name]
-    if found is None:
+    form = recognise(path) if name is None else FORMATS[name]
+    if form is None:
         raise InputError(f"{path} holds no dictionary: neither dictionary.json nor the files of {', '.join(FORMATS)}")
-    return converted(found.load(path), found.parse, losses)
+    return converted(form.load(path), form.parse, losses)
 
 
 def require_new(folder: Path) -> None:
@@ -135,16 +135,16 @@ def write(dictionary: Dictionary, folder: Path | str, to: str, lossy: bool = Fal
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
-    one, folder = FORMATS[to], Path(folder)
-    if one.compose is None or one.store is None:
+    form, folder = FORMATS[to], Path(folder)
+    if form.compose is None or form.store is None:
         writable = ", ".join(name for name, other in FORMATS.items() if other.compose)
         raise InputError(f"{to} files are only read here; these are written: {writable}")
     require_new(folder)
     losses = Losses(f"writing as {to}", lossy)
-    raw = one.compose(parts_of(dictionary), losses)
+    raw = form.compose(parts_of(dictionary), losses)
     if not losses.lost:
-        check(one.parse(raw, Losses(f"writing as {to}", True)), dictionary, f"writing as {to}")
-    with atomic_path(folder) as beside:
-        beside.mkdir(parents=True)
-        one.store(raw, beside)
+        check(form.parse(raw, Losses(f"writing as {to}", True)), dictionary, f"writing as {to}")
+    with atomic_path(folder) as temporary:
+        temporary.mkdir(parents=True)
+        form.store(raw, temporary)
     return Conversion(to, folder, tuple(losses.lost), tuple(losses.rounded))

@@ -83,19 +83,19 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     if name not in CLASSES:
         raise unknown("dictionary_learning class", name, CLASSES)
     kind = CLASSES[name]
-    told: dict[str, Any] = {} if kind.centred else {"centre_input": False}
+    config: dict[str, Any] = {} if kind.centred else {"centre_input": False}
     for count in kind.counts:
         if count not in raw.tensors or raw.tensors[count].is_floating_point():
             raise InputError(f"{raw.path} holds no whole-number {count}, which a {name} has")
-        told[count] = raw.tensors[count].tolist()
+        config[count] = raw.tensors[count].tolist()
     tensors = take(raw, kind.table, losses, ignored=kind.counts)
     kept: dict[str, Any] = {"format": NAME, "class": name, "config": raw.config, "dtypes": dtypes(raw)}
-    if "group_sizes" in told:
-        told["prefixes"] = tuple(accumulate(told.pop("group_sizes")))
+    if "group_sizes" in config:
+        config["prefixes"] = tuple(accumulate(config.pop("group_sizes")))
     if kind.architecture == "topk":
         kept["threshold"] = float(tensors.pop("threshold"))  # in the file, unused by its forward
     model = {"name": trainer["lm_name"]} if trainer.get("lm_name") else {}
-    return Portable(kind.architecture, tensors, told, Provenance(model, {IMPORTED: kept}),
+    return Portable(kind.architecture, tensors, config, Provenance(model, {IMPORTED: kept}),
                     file_place(_site(trainer)))  # fmt: skip
 
 
@@ -156,8 +156,8 @@ def _config(portable: Portable, name: str) -> dict[str, Any]:
 
 def store(raw: Raw, folder: Path) -> None:
     """Write both files, the config last."""
-    with atomic_path(folder / WEIGHTS) as beside:
-        torch.save(raw.tensors, beside)
+    with atomic_path(folder / WEIGHTS) as temporary:
+        torch.save(raw.tensors, temporary)
     write_json(folder / CONFIG, raw.config)
 
 

@@ -83,8 +83,8 @@ def check(portable: Portable, dictionary: Dictionary, subject: str) -> None:
     """
     x = probes(portable)
     with _in_fp32(dictionary):
-        expected, found = reference(portable, x), dictionary(x.to(dictionary.b_dec.device)).cpu()
-    error = ((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)).median()
+        expected, given = reference(portable, x), dictionary(x.to(dictionary.b_dec.device)).cpu()
+    error = ((given - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)).median()
     if not error <= TOLERANCE:
         raise InputError(
             f"{subject}: the converted dictionary differs by {float(error):.1e} (relative) from the file's"

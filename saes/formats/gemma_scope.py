@@ -75,7 +75,7 @@ def compose(portable: Portable, losses: Losses) -> Raw:
 
 def store(raw: Raw, folder: Path) -> None:
     """Write the archive."""
-    with atomic_path(folder / ARCHIVE) as beside, open(beside, "wb") as file:
+    with atomic_path(folder / ARCHIVE) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **{name: tensor.numpy() for name, tensor in raw.tensors.items()})
 
 

@@ -99,7 +99,7 @@ def _what_is_there(place: Reference) -> str:
 
 
 @contextmanager
-def one_sentence(place: Reference, what: str = "is not in the local cache") -> Iterator[None]:
+def one_sentence(place: Reference, failure: str = "is not in the local cache") -> Iterator[None]:
     """Errors of the hub client become one `InputError` each."""
     from huggingface_hub import errors
 
@@ -123,7 +123,7 @@ def one_sentence(place: Reference, what: str = "is not in the local cache") -> I
         if isinstance(error, errors.HfHubHTTPError):
             raise _refused(place, error) from None
         raise InputError(
-            f"{place} {what}, for the hub is out of reach: check the network, and HF_HUB_OFFLINE"
+            f"{place} {failure}, for the hub is out of reach: check the network, and HF_HUB_OFFLINE"
         ) from None
 
 

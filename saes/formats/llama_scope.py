@@ -42,8 +42,8 @@ TABLES = (
 def load(path: Path) -> Raw:
     """Read the config and the weights."""
     config, weights = (HYPERPARAMS, CHECKPOINT) if (path / HYPERPARAMS).is_file() else (CONFIG, WEIGHTS)
-    told = read_config(path / config, "Llama Scope config")
-    return Raw(path / weights, read_tensors(path / weights, "Llama Scope weight file"), told)
+    settings = read_config(path / config, "Llama Scope config")
+    return Raw(path / weights, read_tensors(path / weights, "Llama Scope weight file"), settings)
 
 
 def parse(raw: Raw, losses: Losses) -> Portable:

@@ -75,8 +75,8 @@ def compose(portable: Portable, losses: Losses) -> Raw:
 
 def store(raw: Raw, folder: Path) -> None:
     """Write the file."""
-    with atomic_path(folder / WEIGHTS) as beside:
-        torch.save({**raw.tensors, **raw.config}, beside)
+    with atomic_path(folder / WEIGHTS) as temporary:
+        torch.save({**raw.tensors, **raw.config}, temporary)
 
 
 def _recognise(path: Path) -> bool:

@@ -33,9 +33,9 @@ class Reader(NamedTuple):
     parse: Callable[[Raw, Losses, Released], Portable]
 
 
-def _of(one: Format) -> Reader:
+def _of(form: Format) -> Reader:
     """A format that says it all."""
-    return Reader(one.files, lambda path, _: one.load(path), lambda raw, losses, _: one.parse(raw, losses))
+    return Reader(form.files, lambda path, _: form.load(path), lambda raw, losses, _: form.parse(raw, losses))
 
 
 def _scaled(portable: Portable, factor: float) -> Portable:
@@ -103,10 +103,10 @@ def _state_dict(kind: state_dicts.StateDict, site: str | None) -> Reader:
 
 
 def _layer(released: Released) -> int:
-    found = re.search(r"(?:layer_?|[_-][lL])(\d+)", released.path) or re.search(r"layer_?(\d+)", released.name)
-    if found is None:
+    match = re.search(r"(?:layer_?|[_-][lL])(\d+)", released.path) or re.search(r"layer_?(\d+)", released.name)
+    if match is None:
         raise InputError(f"{released}: neither its name nor its path tells a layer")
-    return int(found[1])
+    return int(match[1])
 
 
 def _at(portable: Portable, site: str | None, target: str | None = None) -> Portable:

@@ -45,12 +45,12 @@ def registry() -> dict[str, Any]:
     Raises:
         InputError: sae_lens is not installed.
     """
-    found = find_spec("sae_lens")
-    if found is None or found.origin is None:
+    spec = find_spec("sae_lens")
+    if spec is None or spec.origin is None:
         raise InputError("names of releases are SAELens': pip install 'monosem[lens]', or give hf:ORG/REPO/FOLDER")
     import yaml
 
-    with open(Path(found.origin).with_name("pretrained_saes.yaml")) as file:
+    with open(Path(spec.origin).with_name("pretrained_saes.yaml")) as file:
         return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
@@ -60,16 +60,16 @@ def resolve(name: str) -> Released:
     Raises:
         InputError: no such release or id (the nearest are named), or sae_lens is not installed.
     """
-    release, _, one = name.removeprefix(SCHEME).partition("/")
+    release, _, name_in_release = name.removeprefix(SCHEME).partition("/")
     if release not in registry():
         raise unknown("SAELens release", release, registry())
     said = registry()[release]
     entries = {str(entry["id"]): entry for entry in said["saes"]}
-    if one not in entries:
-        raise unknown(f"dictionary of {release}", one, entries)
-    entry = entries[one]
+    if name_in_release not in entries:
+        raise unknown(f"dictionary of {release}", name_in_release, entries)
+    entry = entries[name_in_release]
     return Released(
-        f"{release}/{one}",
+        f"{release}/{name_in_release}",
         said["repo_id"],
         str(entry["path"]),
         said["model"],

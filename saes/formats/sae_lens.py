@@ -88,18 +88,18 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     if (norm := config.get("normalize_activations") or "none") != "none":
         losses.lose(NORMALISED.get(norm, f"normalize_activations is {norm!r}, which is unknown here"))
     tensors = take(_tidy(raw), table, losses, sizes=_sizes(raw, config))
-    told: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     across = name.endswith("transcoder")
     if not config.get("apply_b_dec_to_input", not across):
-        told["centre_input"] = False
+        fields["centre_input"] = False
     if name == "matching_pursuit":
-        told |= sae_lens_pursuit.steps(raw.path.parent / CONFIG, config)
-        sae_lens_pursuit.drop_unused_bias(tensors, told, losses)
+        fields |= sae_lens_pursuit.steps(raw.path.parent / CONFIG, config)
+        sae_lens_pursuit.drop_unused_bias(tensors, fields, losses)
     if name in WITH_K:
-        told["k"] = _whole(raw.path, config, losses)
+        fields["k"] = _whole(raw.path, config, losses)
     if name == "matryoshka_batchtopk":
-        told["prefixes"] = config.get("matryoshka_widths") or (tensors["W_dec"].shape[0],)
-    portable = Portable(architecture, tensors, told, *_origin(raw, config))
+        fields["prefixes"] = config.get("matryoshka_widths") or (tensors["W_dec"].shape[0],)
+    portable = Portable(architecture, tensors, fields, *_origin(raw, config))
     if name in WITH_K and config.get("rescale_acts_by_decoder_norm", name.endswith("batchtopk")):
         portable = _rescaled(portable, losses)
     return _as_it_was(portable.as_transcoder() if across else portable, config)

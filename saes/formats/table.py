@@ -58,20 +58,20 @@ def take(
     Raises:
         InputError: a tensor is missing, unexpected, of another shape, not finite or (unless lossy) of more than fp32.
     """
-    found = {name: tensor for name, tensor in raw.tensors.items() if name not in ignored}
+    tensors = {name: tensor for name, tensor in raw.tensors.items() if name not in ignored}
     for name in table:
-        if name not in found:
-            raise InputError(f"{raw.path} holds no {name}: its tensors are {', '.join(sorted(found)) or 'none'}")
-    if extra := sorted(set(found) - set(table)):
+        if name not in tensors:
+            raise InputError(f"{raw.path} holds no {name}: its tensors are {', '.join(sorted(tensors)) or 'none'}")
+    if extra := sorted(set(tensors) - set(table)):
         raise InputError(f"{raw.path} holds {', '.join(extra)}, which no {'/'.join(table)} dictionary has")
     known = _sizes(raw, table, sizes or {})
     ours = {}
     for name, key in table.items():
-        shape, expected = tuple(found[name].shape), tuple(known[axis] for axis in key.axes)
+        shape, expected = tuple(tensors[name].shape), tuple(known[axis] for axis in key.axes)
         if shape != expected:
             turned = " (it looks transposed)" if len(shape) == 2 and shape == expected[::-1] else ""
             raise InputError(f"{raw.path}: {name} has shape {shape}, expected {expected}{turned}")
-        tensor = _single(found[name], name, losses)
+        tensor = _single(tensors[name], name, losses)
         ours[key.ours] = tensor.T.contiguous() if _turned(key) else tensor
         if not torch.isfinite(ours[key.ours]).all():
             raise InputError(f"{raw.path}: {name} holds values that are not finite")
@@ -85,8 +85,8 @@ def _turned(key: Key) -> bool:
     return len(set(key.axes)) == 2 and key.axes != ours and key.axes[::-1] in (ours, ours.replace("o", "d"))
 
 
-def _sizes(raw: Raw, table: Mapping[str, Key], told: Mapping[str, int]) -> dict[str, int]:
-    sizes = dict(told)
+def _sizes(raw: Raw, table: Mapping[str, Key], known: Mapping[str, int]) -> dict[str, int]:
+    sizes = dict(known)
     for name, key in sorted(table.items(), key=lambda item: len(item[1].axes)):
         shape = raw.tensors[name].shape
         if len(shape) != len(key.axes):

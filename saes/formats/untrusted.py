@@ -15,15 +15,15 @@ from ...lab.models.sites import Site
 from ...lab.storage import read_json
 
 
-def read_config(path: Path, what: str) -> dict[str, Any]:
+def read_config(path: Path, kind: str) -> dict[str, Any]:
     """A JSON file that holds an object; numbers that are not finite become text.
 
     Raises:
         InputError: it is missing, damaged, or holds something else.
     """
-    config = read_json(path, what, finite=True)
+    config = read_json(path, kind, finite=True)
     if not isinstance(config, dict):
-        raise InputError(f"{path} is not a {what}: it holds a {type(config).__name__}, expected an object")
+        raise InputError(f"{path} is not a {kind}: it holds a {type(config).__name__}, expected an object")
     return config
 
 
@@ -36,16 +36,16 @@ def read_pt(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no such torch file: {path}")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader of a damaged file fails in whatever way the damage leads it
         if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
             raise InputError(
                 f"{path} needs unpickling, which can run code: save its state dict (tensors only) and give that"
             ) from None
         raise InputError(f"{path} is not a torch file of tensors: {_first_sentence(error)}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}, expected a state dict")
-    return found
+    if not isinstance(state, dict):
+        raise InputError(f"{path} holds a {type(state).__name__}, expected a state dict")
+    return state
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:

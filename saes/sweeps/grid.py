@@ -171,15 +171,15 @@ def require_distinct(members: Iterable[Member]) -> None:
 
 def _values(name: str, value: Any) -> list[Any]:
     """The values of one axis. A field that is a tuple takes one list as its value, and a list of lists as an axis."""
-    of_tuples = name in {one.name for kind in trainable().values() for one in fields(kind.config_type)
-                         if str(one.type).startswith("tuple")}  # fmt: skip
+    of_tuples = name in {entry.name for kind in trainable().values() for entry in fields(kind.config_type)
+                         if str(entry.type).startswith("tuple")}  # fmt: skip
     listed = isinstance(value, list | tuple)
     if of_tuples:
-        listed = listed and all(isinstance(one, list | tuple) for one in value)
-    found = list(value) if listed else [value]
-    if not found:
+        listed = listed and all(isinstance(entry, list | tuple) for entry in value)
+    values = list(value) if listed else [value]
+    if not values:
         raise InputError(f"the axis {name} has no values: leave it out or give some")
-    return [tuple(one) if isinstance(one, list) else one for one in found]
+    return [tuple(entry) if isinstance(entry, list) else entry for entry in values]
 
 
 def _member(point: dict[str, Any], training: TrainConfig) -> Member:

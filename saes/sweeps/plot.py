@@ -48,8 +48,8 @@ def against_l0(
     for member in members:
         label = member.label if front is not None else f"{member.label}, {member.site}"
         traces.setdefault(label, []).append(member)
-    for colour, (label, mine) in zip(itertools.cycle(COLOURS), traces.items(), strict=False):
-        figure.add_trace(Scatter(name=plain(label), **_trace(mine, evaluations, score, colour)))
+    for colour, (label, trace) in zip(itertools.cycle(COLOURS), traces.items(), strict=False):
+        figure.add_trace(Scatter(name=plain(label), **_trace(trace, evaluations, score, colour)))
     nulls = {} if front is None else _nulls([evaluations[member.name] for member in members], score)
     for number, (name, places) in enumerate(nulls.items()):
         x, y = zip(*sorted(places), strict=True)
@@ -74,8 +74,8 @@ def in_training(lines: Mapping[str, Sequence[Mapping[str, Any]]], score: str) ->
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    for colour, (name, mine) in zip(itertools.cycle(COLOURS), lines.items(), strict=False):
-        shown = [line for line in mine if line.get(score) is not None]
+    for colour, (name, course) in zip(itertools.cycle(COLOURS), lines.items(), strict=False):
+        shown = [line for line in course if line.get(score) is not None]
         if not shown:
             continue
         figure.add_trace(
@@ -106,12 +106,12 @@ def _trace(members: Sequence[Member], evaluations: Mapping[str, Evaluation], sco
     ends: list[tuple[float, float] | None] = []
     texts: list[str | None] = []
     for line in lines.values():
-        for member in sorted(line, key=lambda one: evaluations[one.name]["l0"].value):
-            found = evaluations[member.name][score]
+        for member in sorted(line, key=lambda point: evaluations[point.name]["l0"].value):
+            evidence = evaluations[member.name][score]
             x.append(evaluations[member.name]["l0"].value)
-            y.append(found.value)
-            ends.append(found.interval)
-            texts.append(_hover(member, evaluations[member.name]["l0"], found))
+            y.append(evidence.value)
+            ends.append(evidence.interval)
+            texts.append(_hover(member, evaluations[member.name]["l0"], evidence))
         for column in (x, y, ends, texts):
             column.append(None)
     return {
@@ -122,16 +122,16 @@ def _trace(members: Sequence[Member], evaluations: Mapping[str, Evaluation], sco
     }  # fmt: skip
 
 
-def _hover(member: Member, l0: Evidence, found: Evidence) -> str:
-    spread = f" [{found.interval[0]:.4g}, {found.interval[1]:.4g}]" if found.interval else ""
-    return f"{plain(member.name)}<br>L0 {l0.value:.4g}<br>{found.name} {found.value:.4g}{spread}"
+def _hover(member: Member, l0: Evidence, evidence: Evidence) -> str:
+    spread = f" [{evidence.interval[0]:.4g}, {evidence.interval[1]:.4g}]" if evidence.interval else ""
+    return f"{plain(member.name)}<br>L0 {l0.value:.4g}<br>{evidence.name} {evidence.value:.4g}{spread}"
 
 
 def _nulls(evaluations: Iterable[Evaluation], score: str) -> dict[str, set[tuple[float, float]]]:
     """Where each null lies, those that several members share once; one without codes has no place on this axis."""
-    found: dict[str, set[tuple[float, float]]] = {}
+    points: dict[str, set[tuple[float, float]]] = {}
     for evaluation in evaluations:
         for name, value in evaluation[score].nulls.items():
             if evaluation["l0"].nulls.get(name, 0) > 0:
-                found.setdefault(name, set()).add((evaluation["l0"].nulls[name], value))
-    return found
+                points.setdefault(name, set()).add((evaluation["l0"].nulls[name], value))
+    return points

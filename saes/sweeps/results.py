@@ -95,15 +95,15 @@ class SweepResult:
 
         `fvu_noise` is what two seeds differ by, sqrt(2) times the standard deviation; None for a single seed.
         """
-        found = []
+        rows = []
         for recipe, names in self._seeds().items():
             row: dict[str, Any] = {"recipe": recipe, "seeds": len(names)}
             for score in self._scores(names):
                 values = np.array([self.evaluations[name].scores[score].value for name in names])
                 row[score] = _finite(float(values.mean()))
                 row[f"{score}_noise"] = _finite(float(2**0.5 * values.std(ddof=1))) if len(values) > 1 else None
-            found.append(row)
-        return found
+            rows.append(row)
+        return rows
 
     def gaps(self, scores: Sequence[str] = PLOTTED) -> list[dict[str, Any]]:
         """Every two recipes of one place, size and asked k beside their seed noise (see `compare.seed_gap`).
@@ -113,14 +113,14 @@ class SweepResult:
         """
         several = {recipe: names for recipe, names in self._seeds().items() if len(names) > 1}
         alike = {m.recipe: (m.site, m.n_latents, m.k) for m in self.members}
-        found = []
+        gaps = []
         for first, second in itertools.combinations(several, 2):
             if alike[first] == alike[second]:
                 l0 = [float(np.mean([self.evaluations[n]["l0"].value for n in several[r]])) for r in (first, second)]
                 sides = {recipe: several[recipe] for recipe in (first, second)}
                 common = self._scores([name for names in sides.values() for name in names])
-                found += [{**self._gap(score, sides), "l0": l0} for score in scores if score in common]
-        return found
+                gaps += [{**self._gap(score, sides), "l0": l0} for score in scores if score in common]
+        return gaps
 
     def _gap(self, score: str, sides: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         values = [[self.evaluations[name][score] for name in names] for names in sides.values()]
@@ -181,7 +181,7 @@ class SweepResult:
         from .plot import against_l0
 
         several = site is None and len(self.sites()) > 1
-        names = {name for one in (self.sites() if several else [site]) for name in self.at_site(one)}
+        names = {name for place in (self.sites() if several else [site]) for name in self.at_site(place)}
         if not any(score in self.evaluations[name].scores for name in names):
             raise unknown("score", score, self.evaluations[min(names)].scores)
         members = [m for m in self.members if m.name in names and score in self.evaluations[m.name].scores]
@@ -205,11 +205,11 @@ class SweepResult:
         about = {"model": any_of.model, "held_out": any_of.held_out} if any_of else {}
         folders = {name: str(path.relative_to(self.run.folder)) for name, path in self.run.dictionaries.items()}
         rows = [{**row, "dictionary": folders.get(row["name"])} for row in self.table()]
-        found: dict[str, Any] = {"schema": SCHEMA, **about, "members": rows}
+        values: dict[str, Any] = {"schema": SCHEMA, **about, "members": rows}
         if self.evaluations:
             fronts = {site: {score: self.pareto(score, site) for score in self.plotted(site)} for site in self.sites()}
-            found |= {"recipes": self.recipes(), "gaps": self.gaps(), "pareto": fronts}
-        return _finite(found)
+            values |= {"recipes": self.recipes(), "gaps": self.gaps(), "pareto": fronts}
+        return _finite(values)
 
     def save(self, folder: Path | str | None = None) -> Path:
         """Write `results.json` and `results.csv` into `folder`, by default the run's, and every dictionary's
@@ -217,7 +217,7 @@ class SweepResult:
         folder = Path(folder or self.run.folder)
         write_json(folder / "results.json", self.to_json())
         rows = _finite(self.table())
-        with atomic_path(folder / "results.csv") as beside, open(beside, "w", newline="") as file:
+        with atomic_path(folder / "results.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()
             writer.writerows(rows)
@@ -236,31 +236,31 @@ class SweepResult:
 
     def _scores(self, names: Sequence[str]) -> list[str]:
         """Names of the scores that each of these members has."""
-        found = [self.evaluations[name].scores for name in names if name in self.evaluations]
-        return [score for score in (found[0] if found else ()) if all(score in scores for scores in found)]
+        evaluated = [self.evaluations[name].scores for name in names if name in self.evaluations]
+        return [score for score in (evaluated[0] if evaluated else ()) if all(score in scores for scores in evaluated)]
 
     def _seeds(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        by_recipe: dict[str, list[str]] = {}
         for member in self.members:
-            found.setdefault(member.recipe, []).append(member.name)
-        return found
+            by_recipe.setdefault(member.recipe, []).append(member.name)
+        return by_recipe
 
     def _course(self) -> dict[str, list[dict[str, Any]]]:
         """Every member's metrics by its name, wherever it was trained, up to where it had its rows."""
         runs = [self.run, *(Run(path.parent) for path in sorted(self.run.folder.glob(f"{PASSES}/*/config.json")))]
-        found: dict[str, list[dict[str, Any]]] = {member.name: [] for member in self.members}
+        courses: dict[str, list[dict[str, Any]]] = {member.name: [] for member in self.members}
         wanted = {member.name: member.training.rows for member in self.members}
         for line in itertools.chain.from_iterable(run.metrics() for run in runs):
-            mine = found.get(line["consumer"])
-            if mine is not None and (not mine or mine[-1]["rows"] < wanted[line["consumer"]]):
-                mine.append(line)
-        return found
+            course = courses.get(line["consumer"])
+            if course is not None and (not course or course[-1]["rows"] < wanted[line["consumer"]]):
+                course.append(line)
+        return courses
 
 
 def _finite(value: Any) -> Any:
     """JSON values, with None for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

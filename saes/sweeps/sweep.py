@@ -112,10 +112,10 @@ def plan(
     groups = [list(members[start : start + most]) for start in range(0, len(members), most)]
     for member in members:
         require_streamed(member.place, stream)
-    sizes = {one.name: held_bytes(one, stream.widths, device) for one in members}
+    sizes = {member.name: held_bytes(member, stream.widths, device) for member in members}
     buffer = stream.config.buffer * sum(stream.widths.values()) * stream.dtype.itemsize
     place = torch.device(device)
-    work = max(4 * one.n_latents * chunk_rows(one.n_latents, place.type) for one in members) + buffer
+    work = max(4 * member.n_latents * chunk_rows(member.n_latents, place.type) for member in members) + buffer
     needed = max(sum(sizes[member.name] for member in group) for group in groups) + work
     available = available_memory(place) if available is None else available
     log.info("%d dictionaries in %d pass(es), %.2f GB at most", len(members), len(groups), needed / 1e9)
@@ -175,7 +175,7 @@ def sweep(
         part = run if len(groups) == 1 else _pass(run, number, group)
         if part is run or part.manifest is None:
             source = first if number == 1 or isinstance(stream, ActivationStream) else stream()
-            trainers = [member_trainer(source, one, device) for one in group]
+            trainers = [member_trainer(source, member, device) for member in group]
             longest = max(member.training.rows for member in group)
             train(source, trainers, part, steps=-(-longest // source.config.batch), **options)
         if part is not run:
@@ -201,5 +201,5 @@ def _remember(run: Run, members: Sequence[Member]) -> None:
 def _plain(value: Any) -> Any:
     """The value as a round trip through JSON returns it: lists for tuples."""
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

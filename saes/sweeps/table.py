@@ -23,14 +23,14 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     scores = [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
     settings = dict.fromkeys(key for row in rows for key in list(row)[: list(row).index("train_fvu")])
     differing = [key for key in settings if key == "name" or len({str(row.get(key)) for row in rows}) > 1]
-    told = [] if scores else list(TRAINED)
-    headings = [*(TRAINED[name] for name in told), *map(score_label, scores)]
-    found = [[*differing, *headings, *([f"nulls of {score_label(BESIDE)}"] if scores else [])]]
+    trained = [] if scores else list(TRAINED)
+    headings = [*(TRAINED[name] for name in trained), *map(score_label, scores)]
+    lines = [[*differing, *headings, *([f"nulls of {score_label(BESIDE)}"] if scores else [])]]
     for row in rows:
-        line = [_text(row.get(key)) for key in (*differing, *told)]
+        line = [_text(row.get(key)) for key in (*differing, *trained)]
         line += [_with_interval(row, score) for score in scores]
-        found.append([*line, *([_nulls(row)] if scores else [])])
-    return found
+        lines.append([*line, *([_nulls(row)] if scores else [])])
+    return lines
 
 
 def _nulls(row: Row) -> str:
@@ -40,8 +40,8 @@ def _nulls(row: Row) -> str:
 def _nulls_of(row: Row, score: str) -> dict[str, float]:
     """The nulls of a score by name."""
     start = f"{score}_null_"
-    found = {key.removeprefix(start): value for key, value in row.items() if key.startswith(start)}
-    return {name: value for name, value in found.items() if value is not None}
+    nulls = {key.removeprefix(start): value for key, value in row.items() if key.startswith(start)}
+    return {name: value for name, value in nulls.items() if value is not None}
 
 
 def _with_interval(row: Row, score: str) -> str:

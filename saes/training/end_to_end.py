@@ -73,11 +73,11 @@ def later_sites(model: HookedModel, site: Site | str) -> tuple[Site, ...]:
     site = model.site(site)
     if site.kind == PATH:
         raise InputError(f"which blocks run after {site} is not known: name a site of a layer, or leave downstream 0")
-    found = tuple(model.site(f"resid_post.{layer}") for layer in range(site.layer, model.n_layers))
-    found = tuple(later for later in found if later > site)
-    if not found:
+    later_ones = tuple(model.site(f"resid_post.{layer}") for layer in range(site.layer, model.n_layers))
+    later_ones = tuple(later for later in later_ones if later > site)
+    if not later_ones:
         raise InputError(f"no block runs after {site}: leave downstream at 0")
-    return found
+    return later_ones
 
 
 class EndToEnd:
@@ -173,8 +173,8 @@ class EndToEnd:
             spread[clean.rows] = (slope * error).to(spread.dtype)
             outputs.append(seen[site])
             seeds.append(spread.view_as(seen[site]))
-        (found,) = torch.autograd.grad(outputs, [leaf], seeds)
-        return found.float(), loss, downstream
+        (gradient,) = torch.autograd.grad(outputs, [leaf], seeds)
+        return gradient.float(), loss, downstream
 
     def metrics(self) -> dict[str, int | float]:
         """Metrics of the trainer, and the mean loss since the last call in nats a token."""
@@ -194,9 +194,9 @@ class EndToEnd:
 
     def save(self, folder: Path) -> None:
         """Write the folded dictionary, with the loss in its provenance."""
-        found = self.trainer.folded()
-        found.provenance.training["end_to_end"] = asdict(self.config)
-        found.save(folder)
+        folded = self.trainer.folded()
+        folded.provenance.training["end_to_end"] = asdict(self.config)
+        folded.save(folder)
 
 
 @contextlib.contextmanager

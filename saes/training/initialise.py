@@ -104,6 +104,6 @@ def _answers(
     rows = torch.randn(dictionary.n_latents, goal.shape[1], generator=generator).to(x.device)
     code = dictionary.training_code(x, None)
     nothing = Residual(goal, goal[:, 0], torch.zeros_like(code.values))
-    found = latent_gradients((code.indptr, code.indices, code.values), nothing, x, 1.0, len(rows))
-    rows[found.latents] = found.W_dec
+    gradients = latent_gradients((code.indptr, code.indices, code.values), nothing, x, 1.0, len(rows))
+    rows[gradients.latents] = gradients.W_dec
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)

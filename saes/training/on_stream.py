@@ -141,7 +141,7 @@ def widths_of(place: Place, stream: ActivationStream) -> dict[str, Any]:
 
 def own_fields(kind: type[Dictionary]) -> tuple[str, ...]:
     """Fields of a dictionary's config that the stream does not decide."""
-    return tuple(one.name for one in fields(kind.config_type) if one.name not in FROM_STREAM)
+    return tuple(option.name for option in fields(kind.config_type) if option.name not in FROM_STREAM)
 
 
 def known_from(
@@ -199,7 +199,7 @@ def _trainer_of(kind: type[Dictionary]) -> Any:
 
 def _divided(kind: type[Dictionary], trainer: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options that are the dictionary's, and those of training."""
-    own, training = trainer.dictionary_fields(kind), tuple(one.name for one in fields(trainer.config_type))
+    own, training = trainer.dictionary_fields(kind), tuple(option.name for option in fields(trainer.config_type))
     for name in options:
         if name in FROM_STREAM:
             raise InputError(f"{name} follows from the place and the stream: leave it out")

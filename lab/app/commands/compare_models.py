@@ -234,7 +234,7 @@ class ModelComparer:
     def _evidence(self, a: _Side, b: _Side, i: str, j: str) -> dict[str, Evidence]:
         scores: dict[str, Evidence] = {}
         rows, seed = [name for name in self.measures if name != JACCARD], self.config.seed
-        x, y = a.prepared.found, b.prepared.found
+        x, y = a.prepared.representations, b.prepared.representations
         if rows:
             names = (f"{i} of {x.name}", f"{j} of {y.name}")
             scores = compare_rows(x.acts[i], y.acts[j], x.documents, self.config, measures=rows, names=names)

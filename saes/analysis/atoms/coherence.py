@@ -38,8 +38,8 @@ class Coherence(NamedTuple):
 
     def scores(self) -> dict[str, tuple[float, dict[str, float]]]:
         """Quantiles, maximum and root mean square under `data`, each with that of every null."""
-        mine, others = summary(self.data), {name: summary(stats) for name, stats in self.nulls.items()}
-        return {score: (value, {name: other[score] for name, other in others.items()}) for score, value in mine.items()}
+        own, others = summary(self.data), {name: summary(stats) for name, stats in self.nulls.items()}
+        return {score: (value, {name: other[score] for name, other in others.items()}) for score, value in own.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Summaries under every inner product."""
@@ -50,8 +50,8 @@ class Coherence(NamedTuple):
 
 def summary(stats: GramStats) -> dict[str, float]:
     """The quantiles of `QUANTILES`, the maximum and the root mean square."""
-    found = {name: stats.steps.quantile(q) for name, q in QUANTILES.items()}
-    return found | {"coherence_max": stats.maximum, "coherence_rms": stats.rms}
+    quantiles = {name: stats.steps.quantile(q) for name, q in QUANTILES.items()}
+    return quantiles | {"coherence_max": stats.maximum, "coherence_rms": stats.rms}
 
 
 def measure_coherence(atoms: Float[Tensor, "n d"], product: AtomicInnerProduct, seed: int = 0) -> Coherence:

@@ -31,16 +31,16 @@ def in_activation_units(
 
     Decoder rows have unit norm under the inner product, not in activation units.
     """
-    found = type(sae)(sae.config).to(sae.W_dec.device)
-    found.load_state_dict(sae.state_dict())
+    folded = type(sae)(sae.config).to(sae.W_dec.device)
+    folded.load_state_dict(sae.state_dict())
     whitening, back = product.whitening, product.unwhitening
-    found.W_enc.copy_(sae.W_enc.double() @ whitening.T)
-    found.W_dec.copy_(sae.W_dec.double() @ back)
-    found.b_dec.copy_(centre.double() + sae.b_dec.double() @ back)
-    told = {"whitened": {"ridge": product.ridge, "condition": product.condition}}
-    found.place = sae.place
-    found.provenance = replace(sae.provenance, training={**sae.provenance.training, **told})
-    return found
+    folded.W_enc.copy_(sae.W_enc.double() @ whitening.T)
+    folded.W_dec.copy_(sae.W_dec.double() @ back)
+    folded.b_dec.copy_(centre.double() + sae.b_dec.double() @ back)
+    whitening_facts = {"whitened": {"ridge": product.ridge, "condition": product.condition}}
+    folded.place = sae.place
+    folded.provenance = replace(sae.provenance, training={**sae.provenance.training, **whitening_facts})
+    return folded
 
 
 class WhitenedTrainer:

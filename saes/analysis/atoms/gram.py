@@ -62,10 +62,10 @@ def gram_stats(
         part = unit[begin : begin + block]
         cosines = (part @ unit[begin:].T).abs_()
         above = torch.ones_like(cosines, dtype=torch.bool).triu_(1)
-        found = cosines[above]
-        squares = squares + found.double().square().sum()
-        maximum = torch.maximum(maximum, found.max().double())
-        counts += torch.bincount((found * BINS).long().clamp_(max=BINS - 1), minlength=BINS)
+        distinct = cosines[above]
+        squares = squares + distinct.double().square().sum()
+        maximum = torch.maximum(maximum, distinct.max().double())
+        counts += torch.bincount((distinct * BINS).long().clamp_(max=BINS - 1), minlength=BINS)
     pairs = n * (n - 1) // 2
     edges = np.arange(1, BINS + 1) / BINS
     return GramStats(Steps.of(edges, counts.cpu().numpy()), float(maximum), math.sqrt(float(squares) / pairs), pairs, n)

@@ -25,17 +25,18 @@ def coherence_figure(subjects: Sequence[AtomsOf]) -> Figure:
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    for colour, one in zip(COLOURS, subjects, strict=False):
-        for name, stats, dash in ((one.name, one.coherence.data, "solid"),
-                                  (f"{one.name}, random null", one.coherence.nulls["random"], "dot")):  # fmt: skip
+    for colour, subject in zip(COLOURS, subjects, strict=False):
+        for name, stats, dash in ((subject.name, subject.coherence.data, "solid"),
+                                  (f"{subject.name}, random null", subject.coherence.nulls["random"], "dot"),
+                                  ):  # fmt: skip
             x, y = _survival(stats)
             figure.add_trace(
                 Scatter(x=x, y=y, name=plain(name), mode="lines", line={"color": colour, "dash": dash, "width": 1.7})
             )
-        limit = 1 / (2 * max(one.scores["l0"].value, 1) - 1)
+        limit = 1 / (2 * max(subject.scores["l0"].value, 1) - 1)
         figure.add_trace(
             Scatter(
-                x=[limit, limit], y=[1e-6, 1], name=f"{plain(one.name)}, limit at mean L0", mode="lines",
+                x=[limit, limit], y=[1e-6, 1], name=f"{plain(subject.name)}, limit at mean L0", mode="lines",
                 line={"color": colour, "dash": "dash", "width": 1},
             )
         )  # fmt: skip
@@ -56,16 +57,16 @@ def faithfulness_figure(subjects: Sequence[AtomsOf]) -> Figure:
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    names = [plain(one.name) for one in subjects]
+    names = [plain(subject.name) for subject in subjects]
     for (score, title), colour in zip(R2.items(), COLOURS, strict=False):
-        found = [(plain(one.name), one.scores[score]) for one in subjects if score in one.scores]
+        scored = [(plain(subject.name), subject.scores[score]) for subject in subjects if score in subject.scores]
         figure.add_bar(
-            x=[name for name, _ in found], y=[evidence.value for _, evidence in found], name=title,
+            x=[name for name, _ in scored], y=[evidence.value for _, evidence in scored], name=title,
             marker={"color": colour}, offsetgroup=score,
-            error_y=intervals([evidence.value for _, evidence in found], [evidence.interval for _, evidence in found]),
+            error_y=intervals([shown.value for _, shown in scored], [shown.interval for _, shown in scored]),
         )  # fmt: skip
     for null in ("untrained", "pca", "neurons", "rotation"):
-        y = [one.scores["r2"].nulls.get(null) for one in subjects]
+        y = [subject.scores["r2"].nulls.get(null) for subject in subjects]
         figure.add_trace(
             Scatter(x=names, y=y, name=f"null: {null_label(null)} (fresh)", mode="markers",
                     marker=null_look(null).trace(10)["marker"])

@@ -56,9 +56,9 @@ def refit(
         held = steps < lengths[rows][:, None]
         place = (support.indptr[rows][:, None] + steps).where(held, 0)
         chosen = atoms[support.indices[place].long()].double() * held[..., None]
-        found = _least_squares(chosen, target[rows], held)
-        values[place[held]] = found[held]
-        x_hat[rows] = (found[:, None] @ chosen)[:, 0]
+        coefficients = _least_squares(chosen, target[rows], held)
+        values[place[held]] = coefficients[held]
+        x_hat[rows] = (coefficients[:, None] @ chosen)[:, 0]
         begin += len(rows)
     return Refit(replace(support, values=values.float(), width=None), values, x_hat + base)
 
@@ -78,8 +78,8 @@ def _least_squares(
     scale = gram.diagonal(dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(gram.dtype).tiny)
     factor, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed((~held).double() * scale[:, None]))
     thin = factor.diagonal(dim1=1, dim2=2).amin(1).square() < 1e-12 * scale
-    found = torch.cholesky_solve(products, factor)
+    solution = torch.cholesky_solve(products, factor)
     if (dependent := (failed > 0) | thin).any():
         inverse = torch.linalg.pinv(gram[dependent], rtol=1e-12, hermitian=True)
-        found[dependent] = inverse @ products[dependent]
-    return found[..., 0]
+        solution[dependent] = inverse @ products[dependent]
+    return solution[..., 0]

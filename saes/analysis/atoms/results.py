@@ -55,21 +55,21 @@ class AtomsReport:
     """Rows of the inner product, fresh, seen, and with massive activations."""
 
     def __getitem__(self, name: str) -> AtomsOf:
-        for one in self.subjects:
-            if one.name == name:
-                return one
-        raise unknown("dictionary in the report", name, [one.name for one in self.subjects])
+        for subject in self.subjects:
+            if subject.name == name:
+                return subject
+        raise unknown("dictionary in the report", name, [subject.name for subject in self.subjects])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "site": self.site, "held_out": self.held_out, "counts": self.counts, "ridge": self.product.ridge,
-            "condition": self.product.condition, "subjects": [one.to_json() for one in self.subjects],
+            "condition": self.product.condition, "subjects": [subject.to_json() for subject in self.subjects],
         }  # fmt: skip
 
     def table(self) -> list[list[str]]:
         """A heading and a line a dictionary; nulls in brackets, by `LEGEND`."""
-        return [list(COLUMNS), *(_line(one) for one in self.subjects)]
+        return [list(COLUMNS), *(_line(subject) for subject in self.subjects)]
 
 
 COLUMNS = (
@@ -82,18 +82,25 @@ LEGEND = (
 )
 
 
-def _line(one: AtomsOf) -> list[str]:
+def _line(subject: AtomsOf) -> list[str]:
     def cell(name: str) -> str:
-        found = one.scores.get(name)
-        if found is None:
+        evidence = subject.scores.get(name)
+        if evidence is None:
             return ""
-        nulls = " ".join(f"{value:.3f}" for value in found.nulls.values())
-        marked = mark(found.value, found.nulls, found.better)
-        return f"{found.value:.3f}" + (f" ({nulls})" if nulls else "") + marked
+        nulls = " ".join(f"{value:.3f}" for value in evidence.nulls.values())
+        marked = mark(evidence.value, evidence.nulls, evidence.better)
+        return f"{evidence.value:.3f}" + (f" ({nulls})" if nulls else "") + marked
 
     shown = [cell(name) for name in ("r2", "r2_seen", "r2_refit", "r2_dimension", "r2_whitened", "r2_with_sinks",
                                      "q_star", "q_star_tenth", "coherence_max")]  # fmt: skip
-    rows = "" if one.trained_rows is None else f"{one.trained_rows:,}"
-    feasible = one.threshold is not None and one.threshold.feasible
-    verdicts = ["yes" if one.verdict.by_maximum else "no", "feasible" if feasible else "infeasible"]
-    return [one.name, str(one.scores["coherence_max"].n), rows, f"{one.scores['l0'].value:.1f}", *shown, *verdicts]
+    rows = "" if subject.trained_rows is None else f"{subject.trained_rows:,}"
+    feasible = subject.threshold is not None and subject.threshold.feasible
+    verdicts = ["yes" if subject.verdict.by_maximum else "no", "feasible" if feasible else "infeasible"]
+    return [
+        subject.name,
+        str(subject.scores["coherence_max"].n),
+        rows,
+        f"{subject.scores['l0'].value:.1f}",
+        *shown,
+        *verdicts,
+    ]

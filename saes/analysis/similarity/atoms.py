@@ -125,12 +125,12 @@ def jaccard(
             leaves no row or no atom.
     """
     require_same_text(a, b)
-    for one in (a, b):
-        if not len(one.identities):
-            raise InputError(f"{one.name} has no atoms: grow it on more rows, or lower its threshold")
+    for atoms in (a, b):
+        if not len(atoms.identities):
+            raise InputError(f"{atoms.name} has no atoms: grow it on more rows, or lower its threshold")
     warm_up = checked_warm_up(warm_up, max(a.width, b.width), min(a.rows, b.rows))
     apart = "; read in different orders" if a.order != b.order else ""
-    found = {}
+    scores = {}
     for name, begin in (("jaccard", warm_up), ("jaccard_raw", 0)):
         ours, theirs = a.past(begin).places(), b.past(begin).places()
         if not ours and not theirs:
@@ -143,8 +143,8 @@ def jaccard(
             nulls["shuffled"] = index(ours, shuffled.past(begin).places())
         documents, interval = _over_documents(ours, theirs, seed)
         note = f"{len(ours)} and {len(theirs)} atoms past row {begin} of {min(a.rows, b.rows)}{apart}"
-        found[name] = Evidence(name, index(ours, theirs), interval, nulls, documents, better="higher", note=note)
-    return found
+        scores[name] = Evidence(name, index(ours, theirs), interval, nulls, documents, better="higher", note=note)
+    return scores
 
 
 def checked_warm_up(warm_up: int | None, width: int, rows: int) -> int:

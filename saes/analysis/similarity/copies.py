@@ -63,7 +63,7 @@ class Copy:
         return self.kind if self.share is None else f"{self.kind}:{self.share:g}"
 
 
-def copied(found: Representations, how: Copy, seed: int = 0) -> Representations:
+def copied(original: Representations, how: Copy, seed: int = 0) -> Representations:
     """Rotated or noisy rows; for `weights` see `moved_weights`.
 
     Raises:
@@ -81,8 +81,8 @@ def copied(found: Representations, how: Copy, seed: int = 0) -> Representations:
 
     change: Callable[[str, Tensor], Tensor] = rotated if how.kind == "rotated" else noisy
     with one_thread():
-        acts = {site: change(site, x) for site, x in found.acts.items()}
-    return replace(found, name=f"{found.name} {how}", acts=acts)
+        acts = {site: change(site, x) for site, x in original.acts.items()}
+    return replace(original, name=f"{original.name} {how}", acts=acts)
 
 
 @torch.no_grad()

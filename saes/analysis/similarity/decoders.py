@@ -44,13 +44,13 @@ def compare_decoders(
     Raises:
         InputError: different widths, rows that are zero or not finite, or too many latents to pair.
     """
-    first, second = (_unit(one, name) for one, name in ((a, "the first"), (b, "the second")))
+    first, second = (_unit(side, name) for side, name in ((a, "the first"), (b, "the second")))
     require_one_width(first, second)
     others = {"random": _random(second, None, generator(seed, "random rows"))}
     if activations is not None:
         require_one_width(first, activations)
         others["covariance"] = _random(second, activations, generator(seed, "rows of that covariance"))
-    found = {
+    scores = {
         "mmcs": _evidence("mmcs", nearest(first, second), {n: nearest(first, o) for n, o in others.items()}, seed),
         "mmcs_back": _evidence(
             "mmcs_back", nearest(second, first), {n: nearest(o, first) for n, o in others.items()}, seed
@@ -58,11 +58,11 @@ def compare_decoders(
     }
     if len(first) * len(second) <= LARGEST_PAIRING:
         pairs = match(first, second).cosines.double()
-        beside = {name: match(first, other).cosines.double() for name, other in others.items()}
-        found["one_to_one"] = _evidence("one_to_one", pairs, beside, seed)
-        close = {name: (cosines >= FOUND).double() for name, cosines in beside.items()}
-        found["found"] = _evidence("found", (pairs >= FOUND).double(), close, seed)
-    return found
+        null_cosines = {name: match(first, other).cosines.double() for name, other in others.items()}
+        scores["one_to_one"] = _evidence("one_to_one", pairs, null_cosines, seed)
+        close = {name: (cosines >= FOUND).double() for name, cosines in null_cosines.items()}
+        scores["found"] = _evidence("found", (pairs >= FOUND).double(), close, seed)
+    return scores
 
 
 def nearest(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> Float64[Tensor, " n"]:
@@ -83,8 +83,8 @@ def require_one_width(first: Tensor, second: Tensor) -> None:
         )
 
 
-def _unit(one: Dictionary | Tensor, name: str) -> Tensor:
-    rows = (one.W_dec if isinstance(one, Dictionary) else one).detach().float().cpu()
+def _unit(decoder: Dictionary | Tensor, name: str) -> Tensor:
+    rows = (decoder.W_dec if isinstance(decoder, Dictionary) else decoder).detach().float().cpu()
     norms = rows.norm(dim=1, keepdim=True)
     bad = (~(norms.isfinite() & (norms > 0)))[:, 0].nonzero()
     if len(bad):
@@ -102,10 +102,10 @@ def _random(like: Tensor, activations: Tensor | None, rng: torch.Generator) -> T
 
 
 def _evidence(name: str, values: Tensor, nulls: dict[str, Tensor], seed: int) -> Evidence:
-    mine = values.numpy()
-    interval = bootstrap(lambda weights: float(weights @ mine / weights.sum()), len(mine), seed=seed)
-    beside = {null: float(found.mean()) for null, found in nulls.items()}
-    return Evidence(name, float(mine.mean()), interval, beside, len(mine), "latents", better="higher")
+    scores = values.numpy()
+    interval = bootstrap(lambda weights: float(weights @ scores / weights.sum()), len(scores), seed=seed)
+    null_means = {null: float(null_values.mean()) for null, null_values in nulls.items()}
+    return Evidence(name, float(scores.mean()), interval, null_means, len(scores), "latents", better="higher")
 
 
 def pairing(

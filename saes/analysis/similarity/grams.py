@@ -33,13 +33,13 @@ def products(first: Sequence[Kernel], second: Sequence[Kernel]) -> Float64[Tenso
 
     Entries are fp32, sums over blocks of rows fp64.
     """
-    found = torch.zeros(len(first), len(second), dtype=torch.float64)
+    inner = torch.zeros(len(first), len(second), dtype=torch.float64)
     for begin in range(0, len(first[0].left), BLOCK):
         part = slice(begin, begin + BLOCK)
         ours = torch.stack([kernel.rows(part) for kernel in first])
         theirs = ours if second is first else torch.stack([kernel.rows(part) for kernel in second])
-        found += (ours @ theirs.T).double()
-    return found
+        inner += (ours @ theirs.T).double()
+    return inner
 
 
 def cka_grids(rows: Sequence[Float[Tensor, "rows d"]]) -> dict[str, Float64[Tensor, "n n"]]:
@@ -52,5 +52,5 @@ def cka_grids(rows: Sequence[Float[Tensor, "rows d"]]) -> dict[str, Float64[Tens
     diagonal = torch.stack([x.double().square().sum(1) for x in centred])
     overlap, sums = diagonal @ diagonal.T, diagonal.sum(1)
     apart = inner - overlap + torch.outer(sums, sums) / ((n - 1) * (n - 2)) - 2 / (n - 2) * overlap
-    return {name: found / found.diagonal().sqrt().outer(found.diagonal().sqrt())
-            for name, found in {"cka": inner, "cka_unbiased": apart}.items()}  # fmt: skip
+    return {name: grid / grid.diagonal().sqrt().outer(grid.diagonal().sqrt())
+            for name, grid in {"cka": inner, "cka_unbiased": apart}.items()}  # fmt: skip

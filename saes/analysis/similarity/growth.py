@@ -19,7 +19,7 @@ BATCH = 512
 
 
 def grow_atoms(
-    found: Representations,
+    representations: Representations,
     config: GrowthConfig | None = None,
     *,
     sites: Sequence[str] | None = None,
@@ -35,19 +35,27 @@ def grow_atoms(
     Raises:
         InputError: a threshold that no row of a site's width can exceed.
     """
-    order = torch.arange(len(found))
+    order = torch.arange(len(representations))
     if shuffle is not None:
-        order = torch.randperm(len(found), generator=generator(shuffle, "order of the rows"))
+        order = torch.randperm(len(representations), generator=generator(shuffle, "order of the rows"))
     atoms = {}
-    for text in tqdm(sites or list(found.acts), f"ITDA of {found.name}", unit="layer", disable=not progress):
-        site, x = Site.parse(text), found.acts[text]
+    for text in tqdm(
+        sites or list(representations.acts), f"ITDA of {representations.name}", unit="layer", disable=not progress
+    ):
+        site, x = Site.parse(text), representations.acts[text]
         trainer = ITDATrainer(x.shape[1], site, config)
-        for part in torch.arange(len(found)).split(BATCH):
-            trainer.step(Batch({site: x[order[part]]}, found.places[part]))
+        for part in torch.arange(len(representations)).split(BATCH):
+            trainer.step(Batch({site: x[order[part]]}, representations.places[part]))
             if trainer.done:
                 break
-        name = f"{text} of {found.name}"
+        name = f"{text} of {representations.name}"
         atoms[text] = AtomSet(
-            trainer.identities, found.text, len(found), trainer.arrivals, x.shape[1], name, trainer.order_hash
+            trainer.identities,
+            representations.text,
+            len(representations),
+            trainer.arrivals,
+            x.shape[1],
+            name,
+            trainer.order_hash,
         )
     return atoms

@@ -86,10 +86,10 @@ def layer_match(grids: Sequence[Grid], *, name: str = "layer_match", seed: int =
         if grid.shape != (layers, layers) or layers < 2:
             raise InputError(f"a grid has shape {tuple(grid.shape)}: layer matching needs as many layers, at least 2")
         _require_finite(grid)
-    found = torch.stack([_hits(grid) for grid in grids]).mean(0).numpy()
-    interval = bootstrap(lambda weights: float(weights @ found / weights.sum()), layers, seed=seed)
+    hits = torch.stack([_hits(grid) for grid in grids]).mean(0).numpy()
+    interval = bootstrap(lambda weights: float(weights @ hits / weights.sum()), layers, seed=seed)
     note = f"{len(grids)} ordered pairs of models"
-    return Evidence(name, float(found.mean()), interval, {"chance": 1 / layers}, layers, "layers",
+    return Evidence(name, float(hits.mean()), interval, {"chance": 1 / layers}, layers, "layers",
                     better="higher", note=note)  # fmt: skip
 
 
@@ -123,14 +123,14 @@ def depth_agreement(across: Grid, back: Grid, seed: int = 0) -> Evidence:
 class Prepared:
     """Everything that is made of one model's layers once, whatever it is compared with."""
 
-    found: Representations
+    representations: Representations
     rows: list[Tensor]
     states: dict[str, list[Any]]
 
     @classmethod
     def of(
         cls,
-        found: Representations,
+        representations: Representations,
         split: Split,
         config: SimilarityConfig | None = None,
         measures: Sequence[str] = MEASURES,
@@ -146,12 +146,14 @@ class Prepared:
         check_measures(measures)
         states: dict[str, list[Any]] = {name: [] for name in measures if name in FITTED}
         with one_thread():
-            for x in tqdm(found.acts.values(), f"prepare {found.name}", unit="layer", disable=not progress):
+            for x in tqdm(
+                representations.acts.values(), f"prepare {representations.name}", unit="layer", disable=not progress
+            ):
                 fold = split.fold(x)
                 factors = factor(fold)
                 for name, held in states.items():
                     held.append(FITTED[name].prepare(factors, fold, config))
-        return cls(found, list(found.acts.values()) if set(CKA) & set(measures) else [], states)
+        return cls(representations, list(representations.acts.values()) if set(CKA) & set(measures) else [], states)
 
 
 def layer_grids(a: Prepared, b: Prepared, *, progress: bool = False) -> dict[str, LayerGrid]:
@@ -160,10 +162,12 @@ def layer_grids(a: Prepared, b: Prepared, *, progress: bool = False) -> dict[str
     Raises:
         InputError: other text, other rows, or constant layers.
     """
-    if a.found.text != b.found.text or not torch.equal(a.found.places, b.found.places):
+    if a.representations.text != b.representations.text or not torch.equal(
+        a.representations.places, b.representations.places
+    ):
         raise InputError(
-            f"{a.found.name} and {b.found.name} are not on the same rows "
-            f"(text {a.found.text} and {b.found.text}): align them first"
+            f"{a.representations.name} and {b.representations.name} are not on the same rows "
+            f"(text {a.representations.text} and {b.representations.text}): align them first"
         )
     whole: dict[str, Tensor] = {}
     if a.rows and b.rows:
@@ -177,7 +181,10 @@ def layer_grids(a: Prepared, b: Prepared, *, progress: bool = False) -> dict[str
     if "svcca" in states:
         with one_thread():
             whole["svcca"] = _symmetric(states["svcca"], progress)
-    models, sites = (a.found.name, b.found.name), (tuple(a.found.acts), tuple(b.found.acts))
+    models, sites = (
+        (a.representations.name, b.representations.name),
+        (tuple(a.representations.acts), tuple(b.representations.acts)),
+    )
     return {name: _cut(name, grid, models, sites) for name, grid in whole.items()}
 
 
@@ -190,24 +197,24 @@ def atom_grids(
         InputError: atoms of different texts.
     """
     sets = [*a.values(), *b.values()]
-    for one in sets:
-        require_same_text(sets[0], one)
-    found = {}
+    for atoms in sets:
+        require_same_text(sets[0], atoms)
+    grids = {}
     for name, begin in (("jaccard", warm_up), ("jaccard_raw", 0)):
-        places = [one.past(begin).places() for one in sets]
+        places = [atoms.past(begin).places() for atoms in sets]
         grid = torch.tensor([[index(first, second) for second in places] for first in places], dtype=torch.float64)
-        found[name] = _cut(name, grid.nan_to_num(0), models, (tuple(a), tuple(b)))
-    return found
+        grids[name] = _cut(name, grid.nan_to_num(0), models, (tuple(a), tuple(b)))
+    return grids
 
 
 def _symmetric(states: Sequence[Whitened], progress: bool) -> Grid:
     """SVCCA of every two; both ways it is the same."""
-    found = torch.zeros(len(states), len(states), dtype=torch.float64)
+    correlations = torch.zeros(len(states), len(states), dtype=torch.float64)
     for i, first in enumerate(tqdm(states, "svcca", unit="layer", disable=not progress)):
         for j, second in enumerate(states[: i + 1]):
             sums = {name: column.double().sum(0).numpy() for name, column in correlated(first, second).items()}
-            found[i, j] = found[j, i] = mean_correlation(sums)
-    return found
+            correlations[i, j] = correlations[j, i] = mean_correlation(sums)
+    return correlations
 
 
 def _cut(

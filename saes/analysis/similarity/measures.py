@@ -132,13 +132,13 @@ def compare_rows(
     documents = torch.arange(len(x)) if documents is None else documents
     split = split_documents(documents, config.held_out, config.seed)
     with one_thread():
-        found = _scores(x, y, documents, split, config, measures)
+        scores = _scores(x, y, documents, split, config, measures)
         geometric = [name for name in measures if name in GEOMETRIC]
         for null, other in controls(x, y, config.seed).items():
             seen = geometric if null == "random_map" else measures
-            for name, one in _scores(x, other, documents, split, config, seen, intervals=False).items():
-                found[name] = replace(found[name], nulls=found[name].nulls | {null: one.value})
-    return {name: found[name] for name in measures}
+            for name, evidence in _scores(x, other, documents, split, config, seen, intervals=False).items():
+                scores[name] = replace(scores[name], nulls=scores[name].nulls | {null: evidence.value})
+    return {name: scores[name] for name in measures}
 
 
 def controls(
@@ -174,10 +174,10 @@ def _scores(
     *,
     intervals: bool = True,
 ) -> dict[str, Evidence]:
-    found = cka(x, y, documents) if set(CKA) & set(measures) else {}
+    scores = cka(x, y, documents) if set(CKA) & set(measures) else {}
     chosen = {name: FITTED[name] for name in measures if name in FITTED}
     if not chosen:
-        return found
+        return scores
     folds = [split.fold(side) for side in (x, y)]
     factors = [factor(fold) for fold in folds]
     for name, measure in chosen.items():
@@ -186,5 +186,5 @@ def _scores(
         sums.add(documents[split.test], measure.columns(a, b))
         interval = sums.interval(measure.score, seed=config.seed) if intervals else None
         value = measure.score(sums.total)
-        found[name] = Evidence(name, value, interval, {}, len(sums), "documents", HELD_OUT, "higher")
-    return found
+        scores[name] = Evidence(name, value, interval, {}, len(sums), "documents", HELD_OUT, "higher")
+    return scores

@@ -101,10 +101,10 @@ class CrossMoments:
         groups = [self._group_of.setdefault(d, len(self._group_of) % GROUPS) for d in documents.tolist()]
         place = torch.tensor(groups)
         for group in place.unique().tolist():
-            mine = place == group
-            found = _Sums.of(x[mine].double() - self._shift[0], y[mine].double() - self._shift[1])
+            in_group = place == group
+            sums = _Sums.of(x[in_group].double() - self._shift[0], y[in_group].double() - self._shift[1])
             held = self._groups[group]
-            self._groups[group] = found if held is None else held.plus(found)
+            self._groups[group] = sums if held is None else held.plus(sums)
 
     def merge(self, other: CrossMoments) -> None:
         """Add the moments of rows of later documents; `other` stays as it is.
@@ -148,17 +148,17 @@ class CrossMoments:
         for group in groups[1:]:
             total = total.plus(group)
         left = [rest for group in groups if (rest := total.plus(group, -1)).n >= 4] if len(groups) > 1 else []
-        found = {}
+        scores = {}
         for name, score in {"cka": _Sums.biased, "cka_unbiased": _Sums.unbiased}.items():
             value = score(total)
             if not np.isfinite(value):
                 raise InputError("every row of a representation is the same: constant features have nothing to compare")
             interval = _jackknife(value, [score(rest) for rest in left])
             note = f"interval: jackknife over {len(left)} groups of documents"
-            found[name] = Evidence(
+            scores[name] = Evidence(
                 name, value, interval, {}, len(self._group_of), held_out=held_out, better="higher", note=note
             )
-        return found
+        return scores
 
 
 def cka(

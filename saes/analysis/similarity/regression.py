@@ -68,10 +68,12 @@ def r_squared_grid(regressors: Sequence[Regressor]) -> Float64[Tensor, "n n"]:
     With H = smooth basis', the squared error is |Y|^2 - 2 <H, Y_test Y_fit'> + <H'H, Y_fit Y_fit'>: inner products of
     kernels over rows, of which each is made once, instead of a regression a pair.
     """
-    smoothers = [Kernel(one.smooth, one.basis) for one in regressors]
-    targets = [Kernel(one.test, one.fit) for one in regressors]
-    squares = [Kernel(one.basis @ (one.smooth.T @ one.smooth), one.basis) for one in regressors]
-    fitted = [Kernel(one.fit, one.fit) for one in regressors]
-    total = torch.stack([one.test.double().square().sum() for one in regressors])
+    smoothers = [Kernel(regressor.smooth, regressor.basis) for regressor in regressors]
+    targets = [Kernel(regressor.test, regressor.fit) for regressor in regressors]
+    squares = [
+        Kernel(regressor.basis @ (regressor.smooth.T @ regressor.smooth), regressor.basis) for regressor in regressors
+    ]
+    fitted = [Kernel(regressor.fit, regressor.fit) for regressor in regressors]
+    total = torch.stack([regressor.test.double().square().sum() for regressor in regressors])
     lost = total - 2 * products(smoothers, targets) + products(squares, fitted)
     return 1 - lost / total

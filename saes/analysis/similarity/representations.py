@@ -64,16 +64,16 @@ def harvest(
     Raises:
         InputError: no sites, a site the model has not, or rows that are constant, not finite or fewer than 4.
     """
-    found = tuple(dict.fromkeys(model.site(site) for site in sites))
-    if not found:
+    distinct = tuple(dict.fromkeys(model.site(site) for site in sites))
+    if not distinct:
         raise InputError("nothing to compare: give at least one site, such as resid_post.12")
-    source = Harvest(model, corpus, found, torch.float32, torch.device("cpu"), 10.0, 1)
-    acts: dict[str, list[Tensor]] = {str(site): [] for site in found}
+    source = Harvest(model, corpus, distinct, torch.float32, torch.device("cpu"), 10.0, 1)
+    acts: dict[str, list[Tensor]] = {str(site): [] for site in distinct}
     origin: list[Tensor] = []
     count = 0
     with tqdm(total=rows, desc=model.name, unit="row", unit_scale=True, disable=not progress) as bar:
         for chunk in source.chunks(None, {}):
-            for site in found:
+            for site in distinct:
                 acts[str(site)].append(chunk.acts[site])
             origin.append(chunk.origin)
             count += len(chunk.origin)

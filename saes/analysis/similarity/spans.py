@@ -46,11 +46,11 @@ class Spans:
             InputError: no such document, or a conversation.
         """
         if document not in self._ends:
-            found = next(self.corpus.source.read(document), None)
-            if found is None or found.id != document or not isinstance(found.content, str):
+            read = next(self.corpus.source.read(document), None)
+            if read is None or read.id != document or not isinstance(read.content, str):
                 raise InputError(f"{self.corpus.source.name} has no document {document} of plain text")
             options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-            offsets = self.tokenizer(found.content, **options)["offset_mapping"]
+            offsets = self.tokenizer(read.content, **options)["offset_mapping"]
             self._ends[document] = np.array([end for _, end in offsets], dtype=np.int64)
         return self._ends[document]
 

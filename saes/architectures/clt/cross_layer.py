@@ -24,7 +24,7 @@ from ....lab.models.sites import Site
 from ...dictionary import Block, Dictionary, DictionaryConfig
 from ...place import Place, output_width
 from ...registry import register
-from ...sparse_code import SparseCode, beside
+from ...sparse_code import SparseCode, side_by_side
 from ..batchtopk import BatchTopK
 from ..jumprelu import JumpReLU, JumpReLUConfig
 from ..relu import ReLU, ReLUConfig
@@ -82,7 +82,7 @@ class CrossLayerConfig(DictionaryConfig):
         Raises:
             InputError: a field that it has not, or a value that it refuses.
         """
-        known = [one.name for one in fields(cls)]
+        known = [field.name for field in fields(cls)]
         for name in config:
             if name not in known:
                 raise unknown("cross-layer transcoder config field", name, known)
@@ -170,7 +170,7 @@ class CrossLayer(Dictionary):
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d_in"] | Mapping[Site, Tensor]) -> SparseCode:
         """Codes over all layers' latents: by the layers' rows side by side, or by site."""
-        return beside(self.select(self.rows(x)))
+        return side_by_side(self.select(self.rows(x)))
 
     def written(self, code: SparseCode) -> Iterator[Float[Tensor, "rows d_reached"]]:
         """Sums that the codes of each layer in turn add to the outputs from that layer on."""

@@ -35,24 +35,24 @@ def select_jointly(
     k, n = blocks[0].config.k, blocks[0].n_latents
     first = min(n, HEADROOM * k)
     given = list(zip(blocks, rows, low_precision_copies, strict=True))
-    found = [_largest(block, x, low_precision, first) for block, x, low_precision in given]
+    largest = [_largest(block, x, low_precision, first) for block, x, low_precision in given]
     wanted = len(rows[0]) * k * len(blocks)
-    kept, kth = _cut(found, wanted)
+    kept, kth = _cut(largest, wanted)
     full = [first < n and len(code.values) == len(x) * first for code, x in zip(kept, rows, strict=True)]
     if kth is None or not any(full):
         return kept
     bound = (kth.value.clamp_min(0) * (1 - MARGIN)).nan_to_num(torch.inf)
     again = [
         keep_above(block, x, bound, low_precision) if more else code
-        for (block, x, low_precision), code, more in zip(given, found, full, strict=True)
+        for (block, x, low_precision), code, more in zip(given, largest, full, strict=True)
     ]
     return _cut(again, wanted)[0]
 
 
 def _largest(block: SparseAutoencoder, x: Tensor, low_precision: LowPrecisionCopy | None, k: int) -> SparseCode:
     precision = choose(x.device, block.precision).encode
-    found = encode_batch_topk(x, block.W_enc, block.b_enc, k, precision=precision, low_precision=low_precision)
-    return SparseCode(*found, block.n_latents)
+    code = encode_batch_topk(x, block.W_enc, block.b_enc, k, precision=precision, low_precision=low_precision)
+    return SparseCode(*code, block.n_latents)
 
 
 def _cut(codes: Sequence[SparseCode], wanted: int) -> tuple[list[SparseCode], Kth | None]:

@@ -89,13 +89,13 @@ class ITDA(Dictionary):
         norms = atoms.float().norm(dim=1, keepdim=True)
         if not bool((norms.isfinite() & (norms > 0)).all()):
             raise InputError("an atom must be a finite row that is not zero: leave the others out")
-        found = cls(ITDAConfig(atoms.shape[1], len(atoms), **config)).to(atoms.device)
-        found.W_dec.copy_(atoms.float() / norms)
+        itda = cls(ITDAConfig(atoms.shape[1], len(atoms), **config)).to(atoms.device)
+        itda.W_dec.copy_(atoms.float() / norms)
         if identities is not None:
-            found.identities.copy_(identities)
+            itda.identities.copy_(identities)
         if arrivals is not None:
-            found.arrivals.copy_(arrivals)
-        return found
+            itda.arrivals.copy_(arrivals)
+        return itda
 
     def with_encoder(
         self, k: int | None = None, encoder: Encoder | None = None, tolerance: float | None = None
@@ -106,21 +106,21 @@ class ITDA(Dictionary):
             InputError: a value that the config refuses.
         """
         now = self.config
-        found = type(self).of(
+        itda = type(self).of(
             self.W_dec, self.identities, self.arrivals,
             k=now.k if k is None else k,
             encoder=encoder or now.encoder,
             tolerance=now.tolerance if tolerance is None else tolerance,
         )  # fmt: skip
-        found.W_dec.copy_(self.W_dec)  # normalising again would move the last bit
-        found.place, found.provenance = self.place, self.provenance
-        return found
+        itda.W_dec.copy_(self.W_dec)  # normalising again would move the last bit
+        itda.place, itda.provenance = self.place, self.provenance
+        return itda
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d"]) -> SparseCode:
         """Codes of every row by the encoder of the config; an atom chosen twice has the sum of both."""
-        found = self.steps(x)
-        return merged(Codes(found.values, found.columns), self.n_latents)
+        steps = self.steps(x)
+        return merged(Codes(steps.values, steps.columns), self.n_latents)
 
     @torch.no_grad()
     def steps(self, x: Float[Tensor, "*batch d"]) -> Pursuit:

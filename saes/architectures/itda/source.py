@@ -53,9 +53,9 @@ def place_in_text(
 def _require_same_text(text: dict[str, Any], corpus: Corpus) -> None:
     if "hash" not in text:
         raise InputError("this ITDA does not know its text: build it from a stream of a model and a corpus")
-    found = corpus.fingerprint()
-    mine, theirs = _decides(text), _decides(found)
-    for name, value in mine.items():
+    fingerprint = corpus.fingerprint()
+    ours, theirs = _decides(text), _decides(fingerprint)
+    for name, value in ours.items():
         if value != theirs[name]:
             raise InputError(
                 f"the corpus is not the one the atoms are from: its {name} is {theirs[name]}, the atoms' {value};"

@@ -38,15 +38,15 @@ def fit_cross_layer_nulls(
     device = dictionary.b_dec.device
     x, goal = dictionary.rows(x.to(device)), target.to(device).float()
     require_rows(x)
-    found = {
+    nulls = {
         "own_layer": own_layer(dictionary, x, goal),
         "untrained": untrained_layers(dictionary, x, goal, generator(seed, "untrained null")),
         "linear": linear_layers(dictionary.config, x, goal),
     }
-    for name, null in found.items():
+    for name, null in nulls.items():
         null.place = dictionary.place
         null.provenance = replace(dictionary.provenance, training={"null": name, "rows": len(x), "seed": seed})
-    return dict(found)
+    return dict(nulls)
 
 
 @torch.no_grad()
@@ -54,10 +54,10 @@ def own_layer(
     dictionary: CrossLayer, x: Float32[Tensor, "rows d_in"], goal: Float32[Tensor, "rows d_out"]
 ) -> CrossLayer:
     """A copy whose decoder rows for later layers are zero."""
-    found, width = copy.deepcopy(dictionary), dictionary.d_out // dictionary.config.layers
-    for block in found.layers:
+    null, width = copy.deepcopy(dictionary), dictionary.d_out // dictionary.config.layers
+    for block in null.layers:
         block.W_dec[:, width:] = 0
-    return _centred(found, x, goal)
+    return _centred(null, x, goal)
 
 
 @torch.no_grad()
@@ -70,15 +70,15 @@ def untrained_layers(
     """Untrained transcoders of the same sizes; all layers that reach an output get equal parts of it to explain."""
     layers, width = dictionary.config.layers, dictionary.d_out // dictionary.config.layers
     ragged = dictionary.layers[0].ragged
-    found = CrossLayer(replace(dictionary.config, base="batchtopk" if ragged else "topk", joint=False, skip=False)).to(
+    whole = CrossLayer(replace(dictionary.config, base="batchtopk" if ragged else "topk", joint=False, skip=False)).to(
         x.device
     )
     for layer, (block, own) in enumerate(zip(dictionary.layers, x.chunk(layers, 1), strict=True)):
         writers = torch.arange(layer + 1, layers + 1, device=x.device).repeat_interleave(width)
         k = max(1, round(len(block.encode(own).values) / len(own)))
-        found.blocks[layer] = null = untrained(block, own, k, rng, goal[:, layer * width :] / writers)
+        whole.blocks[layer] = null = untrained(block, own, k, rng, goal[:, layer * width :] / writers)
         null.b_dec.zero_()
-    return _centred(found, x, goal)
+    return _centred(whole, x, goal)
 
 
 @torch.no_grad()
@@ -89,13 +89,13 @@ def linear_layers(
     shape = CrossLayerConfig(
         config.d_in, config.layers, 1, d_out=config.d_out, layers=config.layers, base="relu", skip=True
     )
-    found = CrossLayer(shape).to(x.device)
-    assert found.W_skip is not None, "it has a skip"
+    null = CrossLayer(shape).to(x.device)
+    assert null.W_skip is not None, "it has a skip"
     parts = zip(x.chunk(config.layers, 1), goal.chunk(config.layers, 1), strict=True)
     for layer, (own, output) in enumerate(parts):
         fitted = Linear.fit(own, output)
-        found.W_skip[layer] = (fitted.W_enc.T @ fitted.W_dec).T
-    return _centred(found, x, goal)
+        null.W_skip[layer] = (fitted.W_enc.T @ fitted.W_dec).T
+    return _centred(null, x, goal)
 
 
 def _centred(

@@ -159,7 +159,9 @@ def _measure(
     variants: dict[str, Edits] = {
         "zero": constants({site: torch.zeros_like(value) for site, value in means.items()}),
         "mean": constants(means),
-        **{name: replacing(one, sources, targets).at(editable.mask) for name, one in dictionaries.items()},
+        **{
+            name: replacing(dictionary, sources, targets).at(editable.mask) for name, dictionary in dictionaries.items()
+        },
     }
     score_edits(logits, variants, clean, batch, predicts, sums)
     return counted(predicts, editable.counts)

@@ -24,7 +24,7 @@ from ...architectures.clt.cross_layer import CrossLayer, CrossLayerConfig
 from ...architectures.clt.selection import select_jointly
 from ...dictionary import Dictionary, Provenance
 from ...place import CROSS_LAYER, Place
-from ...sparse_code import SparseCode, beside
+from ...sparse_code import SparseCode, side_by_side
 from ..config import TrainConfig
 from ..on_stream import Asked, known_from, own_fields, warn_unknown
 from ..trainer import total_variance
@@ -56,9 +56,9 @@ class CrossLayerTrainer:
         provenance: Provenance | None = None,
     ) -> None:
         layers = dictionary.config.layers
-        for given, what in ((sites, "sites"), (targets, "targets")):
+        for given, kind in ((sites, "sites"), (targets, "targets")):
             if len(given) != layers:
-                raise InputError(f"{dictionary!r} has {layers} layers, got {len(given)} {what}: give one for each")
+                raise InputError(f"{dictionary!r} has {layers} layers, got {len(given)} {kind}: give one for each")
         self.dictionary, self.config = dictionary, config or TrainConfig()
         for option in ("cuda_graph", "resample_every"):
             if getattr(self.config, option):
@@ -165,7 +165,7 @@ class CrossLayerTrainer:
         """The codes of each layer; a threshold for inference follows the smallest that competed with them."""
         if self.dictionary.config.joint:
             codes = select_jointly(self.dictionary.layers, read, [layer.low_precision for layer in self.layers])
-            competing = [beside(codes)] * len(codes)
+            competing = [side_by_side(codes)] * len(codes)
         else:
             codes = competing = [layer.select(x) for layer, x in zip(self.layers, read, strict=True)]
         for layer, code in zip(self.layers, competing, strict=True):
@@ -188,10 +188,12 @@ class CrossLayerTrainer:
         """Means since the last call: fvu over all outputs at their training scale, and of each; l0 over all layers and
         of each; aux loss and dead share, means over layers; the learning rate now."""
         squares, variance, *_ = torch.stack([layer.sums for layer in self.layers]).sum(0).tolist()
-        found = [layer.metrics() for layer in self.layers]
-        mean = {name: sum(one[name] for one in found) / len(found) for name in ("aux", "dead", "lr")}
-        fvus = {f"fvu_{site}": one["fvu"] for site, one in zip(self.targets, found, strict=True)}
-        l0s = {f"l0_{site}": one["l0"] for site, one in zip(self.sources, found, strict=True)}
+        layers = [layer.metrics() for layer in self.layers]
+        mean = {
+            name: sum(layer_metrics[name] for layer_metrics in layers) / len(layers) for name in ("aux", "dead", "lr")
+        }
+        fvus = {f"fvu_{site}": layer_metrics["fvu"] for site, layer_metrics in zip(self.targets, layers, strict=True)}
+        l0s = {f"l0_{site}": layer_metrics["l0"] for site, layer_metrics in zip(self.sources, layers, strict=True)}
         return {"fvu": squares / max(variance, 1e-30), "l0": sum(l0s.values()), **mean, **fvus, **l0s}
 
     def state_dict(self) -> dict[str, Any]:
@@ -221,7 +223,7 @@ class CrossLayerTrainer:
             copy.W_skip.copy_(torch.stack(weights))
             copy.b_dec.add_(torch.cat(biases))
         counts = [block.provenance.training for block in folded]
-        training = {**counts[0], "dead_fraction": sum(one["dead_fraction"] for one in counts) / len(counts)}
+        training = {**counts[0], "dead_fraction": sum(count["dead_fraction"] for count in counts) / len(counts)}
         if (units := self.layers[0].units) is None:
             copy.place = self.place
         else:

@@ -69,14 +69,14 @@ class GrowingAtoms:
             raise ValueError("rows are admitted one after another only with a Gram matrix")
         self.reserve(min(len(x), room))
         atoms, gram = self.buffer.cpu(), self.gram.cpu()  # the very buffers, where they are on the host
-        found = admit(
+        admitted = admit(
             x.cpu(), atoms, gram, self.n, k, threshold.limit,
             cosine=threshold.cosine, nonnegative=nonnegative, tolerance=threshold.enough, room=room,
         ).to(x.device)  # fmt: skip
-        added = slice(self.n, self.n + len(found))
+        added = slice(self.n, self.n + len(admitted))
         self.buffer[added] = atoms[added].to(x.device)
         self._settle(added.stop)
-        return found
+        return admitted
 
     def _settle(self, n: int) -> None:
         """Count rows up to n as atoms, and write their part of the Gram matrix."""

@@ -200,9 +200,9 @@ class ITDATrainer:
     def metrics(self) -> dict[str, int | float]:
         """Atoms now, and since the last call the share of rows that were lost and that became atoms."""
         rows = max(self.sums["rows"], 1)
-        found = {"atoms": self.atoms.n, "lost": self.sums["lost"] / rows, "added": self.sums["added"] / rows}
+        means = {"atoms": self.atoms.n, "lost": self.sums["lost"] / rows, "added": self.sums["added"] / rows}
         self.sums = dict.fromkeys(SUMS, 0)
-        return found
+        return means
 
     def state_dict(self) -> State:
         """Everything a continued run needs to end in the same bytes; inner products are computed again."""
@@ -211,7 +211,7 @@ class ITDATrainer:
             "identities": self.identities,
             "arrivals": self.arrivals,
             "sizes": list(self.atoms.sizes),
-            "recent": [list(one) for one in self.recent],
+            "recent": [list(entry) for entry in self.recent],
             "sums": dict(self.sums),
             "counts": {"rows": self.rows, "warmup_atoms": self.warmup_atoms, "capacity": len(self.atoms.buffer)},
             "order_hash": self.order_hash,
@@ -232,7 +232,7 @@ class ITDATrainer:
         counts = state["counts"]
         self.atoms.restore(atoms, state["sizes"], counts["capacity"])
         self.identities, self.arrivals = state["identities"].clone(), state["arrivals"].clone()
-        self.recent, self.sums = [list(one) for one in state["recent"]], dict(state["sums"])
+        self.recent, self.sums = [list(entry) for entry in state["recent"]], dict(state["sums"])
         self.rows, self.warmup_atoms = counts["rows"], counts["warmup_atoms"]
         self.order_hash = state["order_hash"]
 
@@ -245,17 +245,17 @@ class ITDATrainer:
         if not self.atoms.n:
             raise InputError(f"{self.name} has no atom: it saw {self.rows} rows that are not zero, give it some")
         config = self.config
-        found = ITDA(
+        itda = ITDA(
             ITDAConfig(self.d_in, self.atoms.n, config.k, encoder=config.encoder, tolerance=config.tolerance)
         ).to(self.atoms.buffer.device)
-        found.W_dec.copy_(self.atoms.rows)
-        found.identities.copy_(self.identities)
-        found.arrivals.copy_(self.arrivals)
+        itda.W_dec.copy_(self.atoms.rows)
+        itda.identities.copy_(self.identities)
+        itda.arrivals.copy_(self.arrivals)
         training = {"config": asdict(config), "rows": self.rows, "stopped": self.stopped,
                     "warmup_atoms": self.warmup_atoms, "order_hash": self.order_hash, "text": self.text}  # fmt: skip
-        found.place = self.place
-        found.provenance = replace(self.provenance, training=training)
-        return found
+        itda.place = self.place
+        itda.provenance = replace(self.provenance, training=training)
+        return itda
 
     @property
     def d_in(self) -> int:

@@ -123,8 +123,8 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; the weights are already restored."""
-        for mine, saved in ((self.moments.first, state["first"]), (self.moments.second, state["second"])):
-            for name, tensor in (mine._asdict() if mine else {}).items():
+        for moments, saved in ((self.moments.first, state["first"]), (self.moments.second, state["second"])):
+            for name, tensor in (moments._asdict() if moments else {}).items():
                 tensor.copy_(saved[name])
         if self.moments.touched is not None:
             self.moments.touched.copy_(state["touched"]["at"])

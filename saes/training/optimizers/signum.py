@@ -89,8 +89,8 @@ class ScheduleFreeSignum(DenseOptimizer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        for mine, saved in ((self.x, state["x"]), (self.z, state["z"])):
-            for name, tensor in mine._asdict().items():
+        for weights, saved in ((self.x, state["x"]), (self.z, state["z"])):
+            for name, tensor in weights._asdict().items():
                 tensor.copy_(saved[name])
         self.weight_sum = state["weight_sum"]
         self.bias_moments.copy_(state["bias_moments"])

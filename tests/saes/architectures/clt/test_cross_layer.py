@@ -14,7 +14,7 @@ from monosem.saes.architectures.clt.cross_layer import CrossLayer, CrossLayerCon
 from monosem.saes.architectures.clt.selection import select_jointly
 from monosem.saes.files import load
 from monosem.saes.registry import build
-from monosem.saes.sparse_code import SparseCode, beside
+from monosem.saes.sparse_code import SparseCode, side_by_side
 from monosem.saes.training.clt.trainer import CrossLayerTrainer
 from monosem.saes.training.trainer import TrainConfig
 from planted_layers import LAYERS, OUT, READ, WRITES, WRITTEN, D, K, feed, fvu, planted, trained, trainer_of
@@ -95,12 +95,12 @@ def test_codes_beside_each_other_are_the_dense_ones(blocks: int, rows: int, fixe
         else SparseCode.from_dense(part)
         for part in dense
     ]
-    found = beside(codes)
-    assert torch.equal(found.to_dense(), torch.cat(dense, 1)) and found.n_latents == sum(p.shape[1] for p in dense)
+    joined = side_by_side(codes)
+    assert torch.equal(joined.to_dense(), torch.cat(dense, 1)) and joined.n_latents == sum(p.shape[1] for p in dense)
     for row in range(rows):
-        entries = found.indices[found.indptr[row] : found.indptr[row + 1]]
+        entries = joined.indices[joined.indptr[row] : joined.indptr[row + 1]]
         assert (entries.diff() > 0).all()
-    assert (found.width is not None) == fixed
+    assert (joined.width is not None) == fixed
 
 
 @pytest.mark.parametrize("tilt", [0.0, 5.0])
