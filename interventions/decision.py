@@ -97,7 +97,7 @@ class Decision:
         kind = written.pop("kind", None) if isinstance(written, dict) else None
         if kind in KINDS:
             import_module(KINDS[kind], __package__)
-        known = {one.kind: one for one in _kinds(cls)}
+        known = {subclass.kind: subclass for subclass in _kinds(cls)}
         if kind is None or (kind not in known and cls is not Decision):
             raise InputError(f"{path} holds no decision on {cls.kind}" if cls is not Decision else
                              f"{path} holds no decision")  # fmt: skip
@@ -116,24 +116,24 @@ class Decision:
     @classmethod
     def _of(cls, written: dict[str, Any]) -> Self:
         """The decision of a file's values; subclasses read their own fields and derive the general ones."""
-        evidence = {name: evidence_of(one) for name, one in written.get("evidence", {}).items()}
+        evidence = {name: evidence_of(score) for name, score in written.get("evidence", {}).items()}
         effect = {
-            name: Effect(**{**one, "change": evidence_of(one["change"])})
-            for name, one in written.get("effect", {}).items()
+            name: Effect(**{**effect, "change": evidence_of(effect["change"])})
+            for name, effect in written.get("effect", {}).items()
         }
-        known = {one.name for one in fields(cls)}
+        known = {field.name for field in fields(cls)}
         return cls(**{**{name: value for name, value in written.items() if name in known},
                       "evidence": evidence, "effect": effect})  # fmt: skip
 
     def __repr__(self) -> str:
-        chosen = ", ".join(f"{what} {_short(where)}" for what, where in self.chosen.items())
-        effects = "; ".join(str(one.change) for one in self.effect.values())
+        chosen = ", ".join(f"{heading} {_short(where)}" for heading, where in self.chosen.items())
+        effects = "; ".join(str(effect.change) for effect in self.effect.values())
         return f"{type(self).__name__}({chosen or 'nothing chosen'}{effects and ': '}{effects})"
 
     def _repr_html_(self) -> str:
-        scores = {**self.evidence, **{name: one.change for name, one in self.effect.items()}}
-        rows = {**{what: _short(where) for what, where in self.chosen.items()},
-                **{name: str(one) for name, one in scores.items()},
+        scores = {**self.evidence, **{name: score.change for name, score in self.effect.items()}}
+        rows = {**{heading: _short(where) for heading, where in self.chosen.items()},
+                **{name: str(score) for name, score in scores.items()},
                 **{name: _short(value) for name, value in self.about.items()}}  # fmt: skip
         return facts_table(rows, self.kind)
 
@@ -149,17 +149,17 @@ def fingerprints(model: HookedModel, dictionaries: Mapping[str, Dictionary] | No
     Returns:
         {"model": fingerprint, "dictionaries": {name: {"architecture": ..., "sha256": hash of all tensors}}}
     """
-    found = {name: {"architecture": one.architecture, "sha256": _tensor_hash(one)}
-             for name, one in (dictionaries or {}).items()}  # fmt: skip
-    return {"model": model.fingerprint(), "dictionaries": found}
+    described = {name: {"architecture": dictionary.architecture, "sha256": _tensor_hash(dictionary)}
+             for name, dictionary in (dictionaries or {}).items()}  # fmt: skip
+    return {"model": model.fingerprint(), "dictionaries": described}
 
 
 def _tensor_hash(dictionary: Dictionary) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(dictionary.tensors().items()):
-        found.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def evidence_of(written: Mapping[str, Any]) -> Evidence:

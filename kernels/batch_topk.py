@@ -46,8 +46,8 @@ def encode_batch_topk(
     if not 1 <= k <= n:
         raise ValueError(f"k must be from 1 to the {n} latents, got {k}")
     width = min(n, HEADROOM * k)
-    found = encode_topk(x, W_enc, b_enc, width, precision=precision, low_precision=low_precision)
-    pool = Ragged(torch.arange(batch + 1, device=x.device) * width, found.columns.flatten(), found.values.flatten())
+    largest = encode_topk(x, W_enc, b_enc, width, precision=precision, low_precision=low_precision)
+    pool = Ragged(torch.arange(batch + 1, device=x.device) * width, largest.columns.flatten(), largest.values.flatten())
     whole = torch.full((batch,), width == n, device=x.device)  # rows of which every possible candidate is in the pool
     while batch:
         kth = kth_largest(pool.values, min(batch * k, len(pool.values)))
@@ -70,16 +70,16 @@ def _filter(codes: Ragged, keep: Tensor) -> Ragged:
     return Ragged(before[codes.indptr], codes.indices[keep], codes.values[keep])
 
 
-def _replace(codes: Ragged, rows: Tensor, found: Ragged) -> Ragged:
-    """`codes` with all of `rows` (ascending) replaced by `found`."""
+def _replace(codes: Ragged, rows: Tensor, renewed: Ragged) -> Ragged:
+    """`codes` with all of `rows` (ascending) replaced by `renewed`."""
     counts = codes.indptr.diff()
     replaced = torch.zeros_like(counts, dtype=torch.bool).index_fill(0, rows, True)
     stays = ~replaced.repeat_interleave(counts)
-    counts = counts.index_copy(0, rows, found.indptr.diff())
+    counts = counts.index_copy(0, rows, renewed.indptr.diff())
     enters = replaced.repeat_interleave(counts)
     indices, values = codes.indices.new_empty(len(enters)), codes.values.new_empty(len(enters))
-    indices[enters], indices[~enters] = found.indices, codes.indices[stays]
-    values[enters], values[~enters] = found.values, codes.values[stays]
+    indices[enters], indices[~enters] = renewed.indices, codes.indices[stays]
+    values[enters], values[~enters] = renewed.values, codes.values[stays]
     return Ragged(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), indices, values)
 
 

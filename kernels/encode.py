@@ -90,8 +90,8 @@ def _encode(x, W_enc, b_enc, k, precision, s_enc, s_scale, s_norm, mask):
     for start in range(0, len(x), chunk):
         part = x[start : start + chunk]
         pre = product(part, weight, held[: len(part)])
-        for whole, found in zip(out, topk(pre, k, bias=b_enc, mask=mask), strict=True):
-            whole[start : start + chunk] = found
+        for whole, piece in zip(out, topk(pre, k, bias=b_enc, mask=mask), strict=True):
+            whole[start : start + chunk] = piece
     return tuple(out)
 
 

@@ -38,8 +38,8 @@ def _topk(step: str, encode: str, n: int, k: int) -> str:
     if step == "triton":
         from .gpu.topk import plan
 
-        found = plan(n, k)
-        return f"{found.route}: {found.why}"
+        planned = plan(n, k)
+        return f"{planned.route}: {planned.why}"
     if step == "reference":
         return "a stable sort"
     if encode == "int8":

@@ -80,16 +80,16 @@ def _compiled(
 ) -> Tensor:  # fmt: skip
     from .cpu.growth import admit_rows
 
-    chunk, found = chunk_rows(len(atoms)), []
+    chunk, admitted = chunk_rows(len(atoms)), []
     for start in range(0, len(x), chunk):
         rows = x[start : start + chunk]
         part = admit_rows(rows, atoms, gram, n, room, k, limit, cosine, nonnegative, tolerance)
         atoms[n : n + len(part)] = _unit(rows[part])
         n, room = n + len(part), room - len(part)
-        found.append(start + part)
+        admitted.append(start + part)
         if not room:
             break
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+    return torch.cat(admitted) if admitted else torch.empty(0, dtype=torch.int64)
 
 
 def reference(

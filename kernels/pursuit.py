@@ -91,8 +91,8 @@ def _pursuit(x, atoms, k, gram, nonnegative, tolerance):
         part = x[start : start + chunk]
         values, columns = run(part, atoms, k, gram, nonnegative, tolerance)
         squares = _residual_squares(part, atoms, values, columns)
-        found = Pursuit(values.masked_fill(~squares.isfinite()[:, None], torch.nan), columns, squares)
-        for whole, piece in zip(out, found, strict=True):
+        pursued = Pursuit(values.masked_fill(~squares.isfinite()[:, None], torch.nan), columns, squares)
+        for whole, piece in zip(out, pursued, strict=True):
             whole[start : start + chunk] = piece
     return tuple(out)
 

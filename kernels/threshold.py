@@ -69,9 +69,9 @@ def above(pre: Float32[Tensor, "rows n"], bias: Float32[Tensor, " n"], bound: Fl
 
 
 def _some(pre: Tensor, bias: Tensor, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    found = torch.library.get_ctx().new_dynamic_size()
+    size = torch.library.get_ctx().new_dynamic_size()
     indptr = pre.new_empty(len(pre) + 1, dtype=torch.int64)
-    return indptr, pre.new_empty(found, dtype=torch.int32), pre.new_empty(found)
+    return indptr, pre.new_empty(size, dtype=torch.int32), pre.new_empty(size)
 
 
 @operator("above(Tensor pre, Tensor bias, Tensor bound) -> (Tensor, Tensor, Tensor)", fake=_some)

@@ -73,8 +73,8 @@ class RowGradients(NamedTuple):
         """The sum: a row for each latent of either (accumulation, other ranks, the dead-latent aid)."""
         latents, place = torch.cat([self.latents, other.latents]).unique(return_inverse=True)
         parts = (
-            mine.new_zeros(len(latents), mine.shape[1]).index_add_(0, place, torch.cat([mine, theirs]))
-            for mine, theirs in zip(self[1:], other[1:], strict=True)
+            ours.new_zeros(len(latents), ours.shape[1]).index_add_(0, place, torch.cat([ours, theirs]))
+            for ours, theirs in zip(self[1:], other[1:], strict=True)
         )
         return RowGradients(latents, *parts)
 

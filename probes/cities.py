@@ -71,14 +71,14 @@ def city_facts(n: int = 300, per_country: int = 12) -> Facts:
     countries = source.get_countries()
     continents = {code: continent["name"] for code, continent in source.get_continents().items()}
     taken: Counter[str] = Counter()
-    found: dict[str, tuple[str, str, str]] = {}
+    facts: dict[str, tuple[str, str, str]] = {}
     for city in sorted(source.get_cities().values(), key=lambda city: (-city["population"], city["geonameid"])):
         country = countries[city["countrycode"]]
         language = LANGUAGES.get(country["languages"].split(",")[0].split("-")[0])
-        if language and city["name"] not in found and taken[country["name"]] < per_country:
+        if language and city["name"] not in facts and taken[country["name"]] < per_country:
             taken[country["name"]] += 1
-            found[city["name"]] = (country["name"], continents[country["continentcode"]], language)
-        if len(found) == n:
+            facts[city["name"]] = (country["name"], continents[country["continentcode"]], language)
+        if len(facts) == n:
             break
-    columns = zip(*found.values(), strict=True)
-    return Facts(list(found), dict(zip(TEMPLATES, map(list, columns), strict=True)), TEMPLATES)
+    columns = zip(*facts.values(), strict=True)
+    return Facts(list(facts), dict(zip(TEMPLATES, map(list, columns), strict=True)), TEMPLATES)

@@ -27,8 +27,8 @@ def roc_figure(read_outs: Mapping[str, Measured], labels: Labels) -> Figure:
         Scatter(x=[0, 1], y=[0, 1], name="chance", mode="lines", hoverinfo="skip", line={"color": GREY, "dash": "dot"})
     )
     colours = itertools.cycle(COLOURS)
-    for name, found in read_outs.items():
-        y, read = labels.y[found.tested].numpy(), found.read.double().numpy()
+    for name, measured in read_outs.items():
+        y, read = labels.y[measured.tested].numpy(), measured.read.double().numpy()
         for label, scores, own in _one_against_rest(name, read, y, labels.classes):
             x, height = roc_curve(scores, own)
             figure.add_trace(
@@ -62,10 +62,10 @@ def reliability_figure(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
     for colour, (name, held) in zip(itertools.cycle(COLOURS), bins.items(), strict=False):
         figure.add_trace(
             Scatter(
-                x=[one["chance"] for one in held], y=[one["positive"] for one in held], name=plain(name),
+                x=[bin["chance"] for bin in held], y=[bin["positive"] for bin in held], name=plain(name),
                 mode="lines+markers",
                 line={"color": colour, "width": 1.5}, marker={"color": colour, "size": 7},
-                text=[f"{one['units']} units" for one in held],
+                text=[f"{bin['units']} units" for bin in held],
                 hovertemplate="chance %{x:.3f}<br>positive %{y:.3f}<br>%{text}<extra></extra>",
             )
         )  # fmt: skip
@@ -77,10 +77,10 @@ def predicted_figure(read_outs: Mapping[str, Measured], labels: Labels, output: 
     from plotly.graph_objects import Figure, Scatter
 
     figure = Figure()
-    for colour, (name, found) in zip(itertools.cycle(COLOURS), read_outs.items(), strict=False):
+    for colour, (name, measured) in zip(itertools.cycle(COLOURS), read_outs.items(), strict=False):
         figure.add_trace(
             Scatter(
-                x=labels.y[found.tested, output].tolist(), y=found.read[:, output].tolist(), name=plain(name),
+                x=labels.y[measured.tested, output].tolist(), y=measured.read[:, output].tolist(), name=plain(name),
                 mode="markers",
                 marker={"color": colour, "size": 5, "opacity": 0.6},
             )

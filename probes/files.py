@@ -15,7 +15,7 @@ from .fitting.scaling import Scaling
 from .labels import Source
 from .probe import DESCRIPTION, SCALE, SCHEMA, WEIGHTS, Probe
 
-FORMS: dict[str, type[Probe]] = {one.form: one for one in (Probe, MLPProbe, AttentionProbe)}
+FORMS: dict[str, type[Probe]] = {form.form: form for form in (Probe, MLPProbe, AttentionProbe)}
 """Every form of read-out by name."""
 
 
@@ -33,26 +33,26 @@ def load(folder: Path | str, model: HookedModel | None = None, site: Site | str 
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
         raise InputError(f"{folder} holds no probe (no {DESCRIPTION}): give the folder of one, such as RUN/probes/NAME")
-    told = read_json(folder / DESCRIPTION, "probe description")
-    if not isinstance(told, dict) or told.get("schema") != SCHEMA:
-        schema = told.get("schema") if isinstance(told, dict) else None
+    description = read_json(folder / DESCRIPTION, "probe description")
+    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
+        schema = description.get("schema") if isinstance(description, dict) else None
         raise InputError(f"{folder / DESCRIPTION} has schema {schema!r}, this version reads {SCHEMA}")
-    if told.get("form") not in FORMS:
-        raise unknown(f"form of probe in {folder / DESCRIPTION}", told.get("form"), FORMS)
+    if description.get("form") not in FORMS:
+        raise unknown(f"form of probe in {folder / DESCRIPTION}", description.get("form"), FORMS)
     tensors = read_tensors(folder / WEIGHTS, "probe weight file")
-    if file_sha256(folder / WEIGHTS) != told.get("sha256"):
+    if file_sha256(folder / WEIGHTS) != description.get("sha256"):
         raise InputError(
             f"{folder / WEIGHTS} is not the file its description was written for: restore both from one save"
         )
     try:
         mean, spread = (tensors.pop(name) for name in SCALE)
-        probe = FORMS[told["form"]](
-            kind=told["kind"], classes=tuple(told["classes"]), source=Source(**told["source"]),
-            scaling=Scaling(told["scaling"], mean, spread), training=told["training"], **tensors,
+        probe = FORMS[description["form"]](
+            kind=description["kind"], classes=tuple(description["classes"]), source=Source(**description["source"]),
+            scaling=Scaling(description["scaling"], mean, spread), training=description["training"], **tensors,
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / DESCRIPTION}: an entry is missing or of the wrong type ({error})") from error
-    if not all(bool(torch.isfinite(one).all()) for one in probe.tensors().values()):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in probe.tensors().values()):
         raise InputError(f"{folder / WEIGHTS} holds values that are not finite")
     if model is not None:
         probe.matching_site(model)

@@ -61,8 +61,8 @@ def decoder(dictionary: Dictionary, like: Tensor) -> Float[Tensor, "n_latents d"
 
 def nulls_of(dictionary: Dictionary, x: Float[Tensor, "rows d"], seed: int) -> dict[str, Dictionary]:
     """The nulls that metrics with labels measure, fitted on these rows, with as many codes a row."""
-    found = fit_nulls(x, dictionary, seed)
-    return {name: found[name] for name in NULLS}
+    fitted = fit_nulls(x, dictionary, seed)
+    return {name: fitted[name] for name in NULLS}
 
 
 def matched(
@@ -75,10 +75,10 @@ def matched(
     rate = rates.double().cpu().numpy()
     free = np.ones(len(rate), dtype=bool)
     free[chosen.cpu().numpy()] = False
-    found = []
+    partners = []
     for latent in chosen.tolist()[: int(free.sum())]:
         distance = np.where(free, np.abs(rate - rate[latent]), np.inf)
         near = np.argsort(distance, kind="stable")[: min(NEIGHBOURS, int(free.sum()))]
-        found.append(int(rng.choice(near)))
-        free[found[-1]] = False
-    return torch.tensor(found, dtype=torch.int64)
+        partners.append(int(rng.choice(near)))
+        free[partners[-1]] = False
+    return torch.tensor(partners, dtype=torch.int64)

@@ -113,21 +113,23 @@ def measure(
     if not bool((units.x != units.x[0]).any()):
         raise InputError(f"every unit has the same values at {units.source}: pool otherwise, or probe another site")
     splits = config.splits(labels)
-    beside: dict[str, Mapping[str, Mapping[str, float]]] = {"shuffled_labels": _shuffled(units, kinds, splits, config)}
+    nulls_by_name: dict[str, Mapping[str, Mapping[str, float]]] = {
+        "shuffled_labels": _shuffled(units, kinds, splits, config)
+    }
     given = dict(nulls or {})
     if labels.tokens is not None and "token_count" not in given:
         given["token_count"] = counted(labels)
-    for name, one in given.items():
-        beside[name] = null_scores(one, kinds, config) if isinstance(one, Units) else one
-    found = {}
+    for name, null_units in given.items():
+        nulls_by_name[name] = null_scores(null_units, kinds, config) if isinstance(null_units, Units) else null_units
+    measured = {}
     tested = torch.from_numpy(np.sort(np.concatenate([test for _, test in splits])))
     whole = fit_all(kinds, units, config.fit) if config.folds is not None else {}
     for kind, (read, probe) in _out_of_fold(units, kinds, splits, config.fit).items():
-        told, scored = labels.take(tested), read[tested]
-        null = {name: scores[kind] for name, scores in beside.items() if kind in scores}
-        scores = _evidence(scored.double().numpy(), told, null, _held_out(splits, labels, config), config)
-        found[kind] = Measured(whole.get(kind, probe), scores, scored, tested)
-    return found
+        labels_tested, scored = labels.take(tested), read[tested]
+        null = {name: scores[kind] for name, scores in nulls_by_name.items() if kind in scores}
+        scores = _evidence(scored.double().numpy(), labels_tested, null, _held_out(splits, labels, config), config)
+        measured[kind] = Measured(whole.get(kind, probe), scores, scored, tested)
+    return measured
 
 
 def null_scores(units: Units, kinds: Sequence[str], config: MeasureConfig) -> dict[str, dict[str, float]]:
@@ -138,8 +140,8 @@ def null_scores(units: Units, kinds: Sequence[str], config: MeasureConfig) -> di
     bags = isinstance(units, Bags)
     stands = {kind: "logistic" if kind == "attention" and not bags else kind for kind in kinds}
     fitting = [kind for kind in dict.fromkeys(stands.values()) if (kind == "attention") == bags]
-    found = _scores_of(units, units.labels, fitting, config.splits(units.labels), config) if fitting else {}
-    return {kind: found[stand] for kind, stand in stands.items() if stand in found}
+    scores = _scores_of(units, units.labels, fitting, config.splits(units.labels), config) if fitting else {}
+    return {kind: scores[stand] for kind, stand in stands.items() if stand in scores}
 
 
 def counted(labels: Labels) -> PooledRows:
@@ -162,15 +164,15 @@ def _out_of_fold(
     Args:
         labels: what to train on in place of the units' own.
     """
-    told = units if labels is None else units.relabelled(labels)
-    found: dict[str, tuple[Tensor, Probe]] = {}
+    relabelled = units if labels is None else units.relabelled(labels)
+    read_outs: dict[str, tuple[Tensor, Probe]] = {}
     for train, test in splits:
-        for kind, probe in fit_all(kinds, told.take(train), _fitting(fit, units)).items():
+        for kind, probe in fit_all(kinds, relabelled.take(train), _fitting(fit, units)).items():
             said = probe.read(units.take(test))
-            read = found[kind][0] if kind in found else torch.full((len(units), said.shape[1]), torch.nan)
+            read = read_outs[kind][0] if kind in read_outs else torch.full((len(units), said.shape[1]), torch.nan)
             read[torch.from_numpy(test)] = said
-            found[kind] = (read, probe)
-    return found
+            read_outs[kind] = (read, probe)
+    return read_outs
 
 
 def _fitting(fit: FitConfig, units: Units) -> FitConfig:
@@ -205,10 +207,10 @@ def _shuffled(
             rng = generator(config.seed, "shuffled labels", draw, number)
             y = units.labels.y.clone()
             y[torch.from_numpy(train)] = y[torch.from_numpy(train)[torch.randperm(len(train), generator=rng)]]
-            told = Labels(y, units.labels.classes, units.labels.groups, units.labels.tokens)
-            scores.append(_scores_of(units, units.labels, kinds, [(train, test)], config, told))
+            shuffled = Labels(y, units.labels.classes, units.labels.groups, units.labels.tokens)
+            scores.append(_scores_of(units, units.labels, kinds, [(train, test)], config, shuffled))
         draws += scores
-    return {kind: {name: float(np.mean([one[kind][name] for one in draws])) for name in draws[0][kind]}
+    return {kind: {name: float(np.mean([scores_of[kind][name] for scores_of in draws])) for name in draws[0][kind]}
             for kind in kinds}  # fmt: skip
 
 
@@ -253,20 +255,20 @@ def _columns(values: Any) -> np.ndarray:
 
 
 def _evidence(
-    read: np.ndarray, told: Labels, nulls: Mapping[str, Mapping[str, float]], held_out: str, config: MeasureConfig
+    read: np.ndarray, labels: Labels, nulls: Mapping[str, Mapping[str, float]], held_out: str, config: MeasureConfig
 ) -> dict[str, Evidence]:
-    y = told.y.numpy()
-    group = np.unique(told.groups.numpy(), return_inverse=True)[1].reshape(-1)
+    y = labels.y.numpy()
+    group = np.unique(labels.groups.numpy(), return_inverse=True)[1].reshape(-1)
     n = int(group.max()) + 1
-    found = {}
-    for name, score in scores_for(told).items():
+    evidence = {}
+    for name, score in scores_for(labels).items():
         interval = bootstrap(
             lambda weights, score=score: score(read, y, weights[group]), n, seed=config.seed, resamples=config.resamples
         )
-        beside = {null: scores[name] for null, scores in nulls.items()}
+        null_values = {null: scores[name] for null, scores in nulls.items()}
         value = score(read, y, np.ones(len(y)))
-        found[name] = Evidence(name, value, interval, beside, n, "groups of test units", held_out, "higher")
-    return found
+        evidence[name] = Evidence(name, value, interval, null_values, n, "groups of test units", held_out, "higher")
+    return evidence
 
 
 def _held_out(splits: Sequence[Split], labels: Labels, config: MeasureConfig) -> str:

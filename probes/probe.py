@@ -152,11 +152,11 @@ class Probe:
     def to(self, device: torch.device | str) -> Probe:
         """The probe with its weights on a device."""
         scaling = replace(self.scaling, mean=self.scaling.mean.to(device), spread=self.scaling.spread.to(device))
-        return replace(self, scaling=scaling, **{name: one.to(device) for name, one in self.tensors().items()})
+        return replace(self, scaling=scaling, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights by name."""
-        return {one.name: value for one in fields(self) if isinstance(value := getattr(self, one.name), Tensor)}
+        return {entry.name: value for entry in fields(self) if isinstance(value := getattr(self, entry.name), Tensor)}
 
     def save(self, folder: Path | str) -> Path:
         """Write the probe into `folder`, which is created; `probe.json` is written last.
@@ -180,5 +180,5 @@ class Probe:
         return folder
 
     def __repr__(self) -> str:
-        told = ", ".join(self.classes) or f"{len(self.weight)} numbers"
-        return f"{type(self).__name__}({self.kind} of {told} @ {self.source}, {self.source.pooling}, d={self.d})"
+        outputs = ", ".join(self.classes) or f"{len(self.weight)} numbers"
+        return f"{type(self).__name__}({self.kind} of {outputs} @ {self.source}, {self.source.pooling}, d={self.d})"

@@ -70,9 +70,9 @@ def _series(sweep: ProbeSweep, score: str) -> tuple[Series, bool]:
     lines: Series = {}
     for number, (place, kinds) in enumerate(sweep.measured.items()):
         x = sites[place].layer if by_layer else number
-        for kind, found in kinds.items():
+        for kind, scores in kinds.items():
             label = f"{kind}, {_family(place, sites[place])}" if several else kind
-            lines.setdefault(label, []).append((x, place, found[score]))
+            lines.setdefault(label, []).append((x, place, scores[score]))
     return {label: sorted(points, key=lambda point: point[0]) for label, points in lines.items()}, by_layer
 
 
@@ -82,11 +82,12 @@ def _family(place: str, site: Site) -> str:
 
 
 def _line(points: Sequence[tuple[float, str, Evidence]], colour: str) -> dict[str, Any]:
+    scores = [evidence for _, _, evidence in points]
     return {
-        "x": [x for x, _, _ in points], "y": [one.value for _, _, one in points], "mode": "lines+markers",
-        "text": [f"{plain(place)}<br>{one}" for _, place, one in points], "hovertemplate": "%{text}<extra></extra>",
+        "x": [x for x, _, _ in points], "y": [score.value for score in scores], "mode": "lines+markers",
+        "text": [f"{plain(place)}<br>{score}" for _, place, score in points], "hovertemplate": "%{text}<extra></extra>",
         "marker": {"color": colour, "size": 7}, "line": {"color": colour, "width": 1.8},
-        "error_y": intervals([one.value for _, _, one in points], [one.interval for _, _, one in points]),
+        "error_y": intervals([score.value for score in scores], [score.interval for score in scores]),
     }  # fmt: skip
 
 
@@ -94,8 +95,8 @@ def _nulls(lines: Mapping[str, Sequence[tuple[float, str, Evidence]]]) -> dict[s
     """Every null at its highest over the lines."""
     highest: dict[str, dict[float, float]] = {}
     for points in lines.values():
-        for x, _, one in points:
-            for null, value in one.nulls.items():
+        for x, _, evidence in points:
+            for null, value in evidence.nulls.items():
                 held = highest.setdefault(null, {})
                 held[x] = max(value, held.get(x, value))
     return {null: sorted(held.items()) for null, held in highest.items()}

@@ -104,33 +104,33 @@ def rescore(x, weight, bias, columns, which, count, values):
 
 
 @inlined
-def decide(x, s, z, weight, bias, scale_w, norm_w, k, estimates, columns, found, out_values, out_columns, scratch):
-    """Exact top-k of a row from its `found` candidates, ascending by column, whose estimates are `estimates`.
+def decide(x, s, z, weight, bias, scale_w, norm_w, k, estimates, columns, candidates, out_values, out_columns, scratch):
+    """Exact top-k of a row from its `candidates` candidates, ascending by column, whose estimates are `estimates`.
 
     s, z: the row's scale and norm. An estimate that is NaN is recomputed too.
-    scratch: (values fp32, keys int32, which int32, flags bool), each at least `found` long.
+    scratch: (values fp32, keys int32, which int32, flags bool), each at least `candidates` long.
     """
     margin = np.float32(MARGIN)
     values, keys, which, flags = scratch
     bound = np.empty(1, np.float32)
-    flip_all(estimates[:found].view(np.int32), keys)
-    bound.view(np.int32)[0] = flip(kth_key(keys[:found], k, k >> 4))
-    for i in range(found):
+    flip_all(estimates[:candidates].view(np.int32), keys)
+    bound.view(np.int32)[0] = flip(kth_key(keys[:candidates], k, k >> 4))
+    for i in range(candidates):
         values[i] = -np.inf
         flags[i] = not (estimates[i] < bound[0])
-    count = places(flags[:found], which)
+    count = places(flags[:candidates], which)
     rescore(x, weight, bias, columns, which, count, values)
     reach = np.float32(np.inf)
     for i in range(count):
         reach = min(reach, values[which[i]])
-    for i in range(found):
+    for i in range(candidates):
         c = columns[i]
         upper = estimates[i] + margin * (s * norm_w[c] + z * scale_w[c])
         flags[i] = (estimates[i] < bound[0]) & (upper >= reach)
-    count = places(flags[:found], which)
+    count = places(flags[:candidates], which)
     rescore(x, weight, bias, columns, which, count, values)
-    flip_all(values[:found].view(np.int32), keys)
-    keep_best(keys, columns, found, k)
+    flip_all(values[:candidates].view(np.int32), keys)
+    keep_best(keys, columns, candidates, k)
     flip_all(keys[:k], out_values.view(np.int32))
     out_columns[:] = columns[:k]
 
@@ -161,14 +161,14 @@ def screen_rows(
             bound[0] = -np.inf
         flip_all(keys, bits)
         flag_groups(maxima, group_norm, group_scale, s, z, bound[0], flags)
-        found = 0
+        candidates = 0
         for g in range(groups):
             if flags[g]:
                 part = row[g * GROUP : min((g + 1) * GROUP, n)]
                 limit = bound[0] - (s * group_norm[g] + z * group_scale[g])
-                found = gather_reaching(part, limit, g * GROUP, found, estimates, columns)
+                candidates = gather_reaching(part, limit, g * GROUP, candidates, estimates, columns)
         decide(
-            x[r], s, z, weight, bias, scale_w, norm_w, k, estimates, columns, found, out_values[r], out_columns[r],
+            x[r], s, z, weight, bias, scale_w, norm_w, k, estimates, columns, candidates, out_values[r], out_columns[r],
             scratch,
         )  # fmt: skip
 

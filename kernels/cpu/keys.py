@@ -94,12 +94,12 @@ def kth_key(keys, k, slack):
 
 
 @inlined
-def gather_reaching(part, bound, base, found, values, columns):
+def gather_reaching(part, bound, base, filled, values, columns):
     """Append the entries of one group (keys or numbers) that reach `bound`. Returns the new count. Without branches.
 
     `values` and `columns` have room for one entry more than can be found.
     """
-    slot = np.uintp(found)
+    slot = np.uintp(filled)
     for i in range(part.shape[0]):
         values[slot] = part[i]
         columns[slot] = base + i
@@ -118,19 +118,19 @@ def places(flags, out):
 
 
 @inlined
-def keep_best(keys, columns, found, k):
-    """Move the k best of `found` candidates to the front, in the order they came. Returns the count.
+def keep_best(keys, columns, candidates, k):
+    """Move the k best of `candidates` candidates to the front, in the order they came. Returns the count.
 
     Ties at the k-th key go to those that came first.
     """
-    if found <= k:
-        return found
-    bound = kth_key(keys[:found], k, 0)
+    if candidates <= k:
+        return candidates
+    bound = kth_key(keys[:candidates], k, 0)
     ties = k
-    for i in range(found):
+    for i in range(candidates):
         ties -= keys[i] > bound
     slot = np.uintp(0)
-    for i in range(found):
+    for i in range(candidates):
         key = keys[i]
         tie = (key == bound) & (ties > 0)
         ties -= tie

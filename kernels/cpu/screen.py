@@ -117,7 +117,7 @@ def screen_tiles(
     estimates, columns = lists[0, base : last_tile * ROWS].view(np.float32), lists[1, base : last_tile * ROWS]
     room = columns.shape[1]
     full = room - PANEL
-    found, enough = np.zeros(tiles * ROWS, np.int64), np.full(tiles * ROWS, min(4 * k, full), np.int64)
+    filled, enough = np.zeros(tiles * ROWS, np.int64), np.full(tiles * ROWS, min(4 * k, full), np.int64)
     bounds = np.full(tiles * ROWS, np.inf, np.float32)  # infinite for rows that are not there
     bounds[:rows] = -np.inf
     packed_x = np.zeros((tiles, steps * ROWS), np.int32)
@@ -145,12 +145,12 @@ def screen_tiles(
                 valid = np.uint32((np.uint64(1) << np.uint64(min(PANEL, n - c))) - np.uint64(1))
                 screen_tile(  # pyright: ignore[reportCallIssue]
                     packed_x[t], packed_w[p], steps, start[p], scales[p], biases[p], scale_x[own], limits, np.int32(c),
-                    valid, estimates[own], columns[own], found[own],
+                    valid, estimates[own], columns[own], filled[own],
                 )  # fmt: skip
                 for i in range(t * ROWS, (t + 1) * ROWS):
-                    if found[i] > enough[i]:
-                        listed = i, slice(0, found[i])
-                        found[i], bounds[i] = thin(
+                    if filled[i] > enough[i]:
+                        listed = i, slice(0, filled[i])
+                        filled[i], bounds[i] = thin(
                             estimates[listed],
                             columns[listed],
                             k,
@@ -161,15 +161,15 @@ def screen_tiles(
                             keys,
                             flags,
                         )
-                        enough[i] = min(2 * found[i] + PANEL, full)
-                        if found[i] > full:
-                            spilled[base + i], found[i], bounds[i] = True, 0, np.inf
+                        enough[i] = min(2 * filled[i] + PANEL, full)
+                        if filled[i] > full:
+                            spilled[base + i], filled[i], bounds[i] = True, 0, np.inf
     scratch = np.empty(room, np.float32), keys, np.empty(room, np.int32), flags
     for i in range(rows):
         r = base + i
         if not spilled[r]:
             decide(
-                x[r], scale_x[i], norm_x[i], weight, bias, scale_w, norm_w, k, estimates[i], columns[i], found[i],
+                x[r], scale_x[i], norm_x[i], weight, bias, scale_w, norm_w, k, estimates[i], columns[i], filled[i],
                 out_values[r], out_columns[r], scratch,
             )  # fmt: skip
 
@@ -185,8 +185,8 @@ def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, low_precision: 
     out, spilled = _screen(x, fixed, k, min(whole, 8 * k + 512))
     again = spilled.nonzero()[:, 0]
     if len(again):
-        for found, rest in zip(out, _screen(x[again], fixed, k, whole)[0], strict=True):
-            found[again] = rest
+        for whole_row, rest in zip(out, _screen(x[again], fixed, k, whole)[0], strict=True):
+            whole_row[again] = rest
     return out
 
 

@@ -25,10 +25,10 @@ GROUP = 128
 @inlined
 def count_above(pre, bias, bound):
     """How many entries of pre + bias are above their bound, or NaN."""
-    found = np.int32(0)
+    above = np.int32(0)
     for c in range(pre.shape[0]):
-        found += np.int32(not (pre[c] + bias[c] <= bound[c]))
-    return found
+        above += np.int32(not (pre[c] + bias[c] <= bound[c]))
+    return above
 
 
 @compiled
@@ -66,10 +66,10 @@ def reaches(products, scale_x, norm_x, scale_w, norm_w, offset, out):
 @inlined
 def count_not_negative(values):
     """How many entries are not below zero: an integer sum, which becomes vector instructions."""
-    found = np.int32(0)
+    total = np.int32(0)
     for i in range(values.shape[0]):
-        found += np.int32(values[i] >= 0)
-    return found
+        total += np.int32(values[i] >= 0)
+    return total
 
 
 @compiled
@@ -81,7 +81,7 @@ def screen_rows(start, stop, products, x, scale_x, norm_x, scale_w, norm_w, offs
     n = products.shape[1]
     reach = np.empty(GROUP, np.float32)
     for r in range(start, stop):
-        row, found = products[r], 0
+        row, filled = products[r], 0
         whole = not np.isfinite(dot(x[r], x[r]))
         for first in range(0, n, GROUP):
             last = min(first + GROUP, n)
@@ -91,9 +91,9 @@ def screen_rows(start, stop, products, x, scale_x, norm_x, scale_w, norm_w, offs
             if whole or count_not_negative(part):
                 for i in range(last - first):
                     if whole or part[i] >= 0:
-                        row[found] = first + i
-                        found += 1
-        counts[r] = found
+                        row[filled] = first + i
+                        filled += 1
+        counts[r] = filled
 
 
 @compiled
@@ -129,11 +129,11 @@ def encode_above(x: Tensor, W_enc: Tensor, b_enc: Tensor, bound: Tensor, low_pre
     parts = []
     for start in range(0, max(batch, 1), chunk):
         rows = slice(start, min(start + chunk, batch))
-        products, found = held[: rows.stop - start], counts[: rows.stop - start]
+        products, filled = held[: rows.stop - start], counts[: rows.stop - start]
         torch._int_mm(rounded[rows], low_precision.W_enc.T, out=products)
-        screen = (products, x[rows], scale[rows], norm[rows], *columns, found)
+        screen = (products, x[rows], scale[rows], norm[rows], *columns, filled)
         run_rows(screen_rows, len(products), *(part.numpy() for part in screen))
-        maybe = _empty(found)
+        maybe = _empty(filled)
         rescore = (products, x[rows], W_enc, b_enc, *maybe)
         run_rows(rescore_rows, len(products), *(part.numpy() for part in rescore))
         parts.append(_kept(maybe, bound))

@@ -40,7 +40,7 @@ def has_vnni() -> bool:
 
 @intrinsic
 def screen_tile(
-    typingctx, x, weights, steps, start, scale_w, bias, scale_x, limits, first, valid, estimates, columns, found
+    typingctx, x, weights, steps, start, scale_w, bias, scale_x, limits, first, valid, estimates, columns, filled
 ):  # fmt: skip
     """Append to the lists of ROWS rows those of PANEL latents whose estimate is not below the row's limit.
 
@@ -51,7 +51,7 @@ def screen_tile(
     estimates (fp32), columns (int32): the lists [ROWS, room], written up to PANEL entries beyond their ends; the
     estimate is product * scale_w * scale_x + bias. found: int64 [ROWS], lengths of the lists.
     """
-    given = x, weights, steps, start, scale_w, bias, scale_x, limits, first, valid, estimates, columns, found
+    given = x, weights, steps, start, scale_w, bias, scale_x, limits, first, valid, estimates, columns, filled
     if any(isinstance(kind, types.Array) and kind.layout != "C" for kind in given):
         return None
     return types.void(*given), _emit
@@ -65,7 +65,7 @@ def _emit(context, builder, signature, values):
             array = context.make_array(kind)(context, builder, values[place])
             given[place] = array.data
             room = builder.extract_value(array.shape, 1) if kind.ndim == 2 else room
-    x, weights, steps, start, scale_w, bias, scale_x, limits, first, valid, estimates, columns, found = given
+    x, weights, steps, start, scale_w, bias, scale_x, limits, first, valid, estimates, columns, filled = given
     sums = _emit_products(builder, x, weights, steps, start)
     scales, biases = ([_load(builder, array, LANES * j, FLOATS) for j in (0, 1)] for array in (scale_w, bias))
     counting = ir.Constant(WORDS, list(range(LANES)))
@@ -75,7 +75,7 @@ def _emit(context, builder, signature, values):
     ]
     for r in range(ROWS):
         scale, limit = (_spread(builder, builder.load(builder.gep(array, [LONG(r)]))) for array in (scale_x, limits))
-        length = builder.gep(found, [LONG(r)])
+        length = builder.gep(filled, [LONG(r)])
         end = builder.load(length)
         for j in (0, 1):
             scaled = builder.fmul(builder.sitofp(sums[2 * r + j], FLOATS), scales[j])
@@ -127,8 +127,8 @@ def _call(builder, name, result, *operands):
 def _spread(builder, scalar):
     """A vector with `scalar` in every lane."""
     kind = ir.VectorType(scalar.type, LANES)
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, WORD(0))
-    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(WORDS, [0] * LANES))
+    vector = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, WORD(0))
+    return builder.shuffle_vector(vector, ir.Constant(kind, ir.Undefined), ir.Constant(WORDS, [0] * LANES))
 
 
 def _load(builder, array, offset, kind):

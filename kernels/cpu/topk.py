@@ -51,12 +51,12 @@ def topk_rows(start, stop, pre, bias, mask, k, out_values, out_columns):
         order_row(pre[r], bias, mask, exact, row)
         fold_keys(row, maxima)
         bound = kth_key(maxima, k, k >> 4)
-        found = 0
+        candidates = 0
         for g in range(maxima.shape[0]):
             if maxima[g] >= bound:
                 part = row[g * GROUP : min((g + 1) * GROUP, n)]
-                found = gather_reaching(part, bound, g * GROUP, found, keys, columns)
-        keep_best(keys, columns, found, k)
+                candidates = gather_reaching(part, bound, g * GROUP, candidates, keys, columns)
+        keep_best(keys, columns, candidates, k)
         for i in range(k):
             out_columns[r, i] = columns[i]
             out_values[r, i] = exact[columns[i]]

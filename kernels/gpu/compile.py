@@ -84,8 +84,8 @@ INTERPRETED = "kernels cannot be compiled while TRITON_INTERPRET is set: unset i
 def modules() -> list[ModuleType]:
     """The modules of this folder that define `specs`, in alphabetical order."""
     stems = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "compile"))
-    found = [importlib.import_module(f"{__package__}.{stem}") for stem in stems]
-    return [module for module in found if hasattr(module, "specs")]
+    imported = [importlib.import_module(f"{__package__}.{stem}") for stem in stems]
+    return [module for module in imported if hasattr(module, "specs")]
 
 
 def inspect(spec: Spec) -> Resources:

@@ -168,7 +168,7 @@ ROWS = {"b_dec": "*fp32", "x": "*fp32"}
 
 def specs(shape: Shape) -> list[Spec]:
     """Every kernel of this file at a shape: fixed and ragged, decoder rows in bf16 and in fp32."""
-    found = []
+    described = []
     tile, ragged = blocks(shape.d, shape.k), blocks(shape.d, BLOCK)
     for kind in ("bf16", "fp32"):
         read = {**READ, "W_dec": f"*{kind}"}
@@ -183,5 +183,7 @@ def specs(shape: Shape) -> list[Spec]:
             f"decode, {kind}": (
                 ragged_kernel, {**read, "b_dec": "*fp32", "x": None, "out": "*fp32", "squares": None}, ragged),
         }  # fmt: skip
-        found += [describe(label, kernel, passed, size, warps(size)) for label, (kernel, passed, size) in every.items()]
-    return found
+        described += [
+            describe(label, kernel, passed, size, warps(size)) for label, (kernel, passed, size) in every.items()
+        ]
+    return described

@@ -26,12 +26,12 @@ def row_start(row, stride):
 @triton.jit
 def entries(pre, bias, mask, columns, inside):
     """Entries of the row at `pre` in fp32, plus `bias` where given; -inf where `mask` is given and false."""
-    found = tl.load(pre + columns, mask=inside, other=0.0).to(tl.float32)
+    values = tl.load(pre + columns, mask=inside, other=0.0).to(tl.float32)
     if bias is not None:
-        found += tl.load(bias + columns, mask=inside, other=0.0)
+        values += tl.load(bias + columns, mask=inside, other=0.0)
     if mask is not None:
-        found = tl.where(tl.load(mask + columns, mask=inside, other=0) != 0, found, float("-inf"))
-    return found
+        values = tl.where(tl.load(mask + columns, mask=inside, other=0) != 0, values, float("-inf"))
+    return values
 
 
 @triton.jit

@@ -45,9 +45,9 @@ def count_bytes(values, counts, size, m, PASSES: tl.constexpr, BLOCK: tl.constex
         prefix, _ = fixed_bytes(counts, m, PASSES)
         inside = inside & ((key >> (32 - 8 * PASSES)) == prefix)
     byte = ((key >> (24 - 8 * PASSES)) & 255).to(tl.int32)
-    found = tl.histogram(byte, 256, mask=inside)
+    histogram = tl.histogram(byte, 256, mask=inside)
     slot = tl.arange(0, 256)
-    tl.atomic_add(counts + PASSES * 256 + slot, found, mask=found > 0, sem="relaxed")
+    tl.atomic_add(counts + PASSES * 256 + slot, histogram, mask=histogram > 0, sem="relaxed")
 
 
 @triton.jit
@@ -62,12 +62,12 @@ def kth_largest(values: Float32[Tensor, " size"], m: int) -> Kth:
     """`kernels.kth.kth_largest` on a GPU: five launches, 4 KiB of counts, no wait for the device."""
     values = values.contiguous()
     counts = torch.zeros(4, 256, dtype=torch.int32, device=values.device)
-    found = Kth(values.new_empty(()), values.new_empty((), dtype=torch.int32))
+    kth = Kth(values.new_empty(()), values.new_empty((), dtype=torch.int32))
     grid = (triton.cdiv(len(values), BLOCK),)
     for passes in range(4):
         count_bytes[grid](values, counts, len(values), m, PASSES=passes, BLOCK=BLOCK, num_warps=8)  # pyright: ignore[reportCallIssue]
-    store_kth[(1,)](counts, m, *found)
-    return found
+    store_kth[(1,)](counts, m, *kth)
+    return kth
 
 
 def specs(shape: Shape) -> list[Spec]:

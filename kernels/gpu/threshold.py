@@ -28,11 +28,11 @@ def _tile(pre, bias, bound, row, start, n, BLOCK: tl.constexpr):
 def _count_rows(pre, bias, bound, counts, n, BLOCK: tl.constexpr):
     """counts[r] = entries kept in row r."""
     row = tl.program_id(0).to(tl.int64)
-    found = tl.zeros([BLOCK], tl.int32)
+    kept = tl.zeros([BLOCK], tl.int32)
     for start in range(0, n, BLOCK):
         _, _, keep = _tile(pre, bias, bound, row, start, n, BLOCK)
-        found += keep.to(tl.int32)
-    tl.store(counts + row, tl.sum(found))
+        kept += keep.to(tl.int32)
+    tl.store(counts + row, tl.sum(kept))
 
 
 @triton.jit

@@ -192,11 +192,11 @@ def specs(shape: Shape) -> list[Spec]:
         return scan
     slots = width(shape.n if route == "row" else shape.k * group)
     sizes = {"GROUP": group, "SLOTS": slots} | ({"chosen": None} if route == "row" else {})
-    found = [*scan, *(_spec(best_entries, dtype, sizes, warps(slots)) for dtype in ("fp32", "bf16"))]
+    described = [*scan, *(_spec(best_entries, dtype, sizes, warps(slots)) for dtype in ("fp32", "bf16"))]
     if route == "groups":
-        found += [_spec(group_maxima, dtype, {"GROUP": group, "TILE": TILE}, 4) for dtype in ("fp32", "bf16")]
-        found.append(_spec(best_groups, "keys", {"SLOTS": width(groups)}, warps(width(groups))))
-    return found
+        described += [_spec(group_maxima, dtype, {"GROUP": group, "TILE": TILE}, 4) for dtype in ("fp32", "bf16")]
+        described.append(_spec(best_groups, "keys", {"SLOTS": width(groups)}, warps(width(groups))))
+    return described
 
 
 _TYPES = {

@@ -33,7 +33,7 @@ def sections(session: Session) -> Sections:
         ("ceilings", 45, [("copy", partial(copy_rate, session)),
                           *((str(tuple(s)), partial(products, session, s)) for s in each)]),
         ("topk", 90, [*((str(tuple(s)), partial(selection, session, min(s.batch, 8 * chunk_rows(s.n, "cuda")), s.n, s.k)
-                         ) for s in each), *((str(one), partial(selection, session, *one)) for one in calibration)]),
+                         ) for s in each), *((str(case), partial(selection, session, *case)) for case in calibration)]),
         ("decode", 30, [(str(tuple(s)), partial(decoding, session, s)) for s in each]),
         ("update", 75, [(str(tuple(s)), partial(updating, session, s)) for s in trainable]),
     ]  # fmt: skip
@@ -143,13 +143,13 @@ def updating(session: Session, shape: Shape) -> None:
 
 def update_error(codes: tuple[Tensor, Tensor, Tensor], out: decode.Residual, x: Tensor, weights: Weights) -> float:
     """Worst relative error of weights and moments after one step of the kernel, against the plain twin."""
-    found = []
+    results = []
     for step in (update.latent_step, update.reference):
         changed = Weights(*(part.clone() for part in weights))
         moments = update.new_moments(changed, 0.9, False)
         step(codes, out, x, 1e-4, changed, moments, update.Adam(1e-5, 1))
-        found.append((*changed[:2], *(moments.first or ()), *moments.second))
-    return max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(*found, strict=True))
+        results.append((*changed[:2], *(moments.first or ()), *moments.second))
+    return max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(*results, strict=True))
 
 
 def start(session: Session, shape: Shape) -> tuple[Weights, LowPrecisionCopy]:

@@ -107,13 +107,13 @@ class Session:
     def say(self, line: str) -> None:
         """Keep a line of text, and write everything to disk."""
         self.lines.append(line)
-        beside = self.out.with_name(self.out.name + ".part")
-        beside.write_text(self.markdown())
-        beside.replace(self.out)
+        temporary = self.out.with_name(self.out.name + ".part")
+        temporary.write_text(self.markdown())
+        temporary.replace(self.out)
 
     def add(
         self,
-        what: str,
+        label: str,
         shape: object,
         call: Callable[[int], object],
         *,
@@ -134,7 +134,7 @@ class Session:
         if floor is None:
             floor = 1e3 * bytes / self.rates.get("copy", float("inf"))
         shape = ",".join(map(str, shape)) if isinstance(shape, tuple) else str(shape)
-        self.rows.append(Row(what, shape, milliseconds, bytes, flops, floor, memory, note))
+        self.rows.append(Row(label, shape, milliseconds, bytes, flops, floor, memory, note))
         return self.rows[-1]
 
     def timed(self, call: Callable[[int], object], repeat: int, warmup: int) -> tuple[float, float]:
@@ -143,12 +143,12 @@ class Session:
         cuda = self.device.type == "cuda"
         flush = torch.empty(256 << 20, dtype=torch.int8, device=self.device) if cuda else None
         held = 0
-        found: list[float] = []
+        times: list[float] = []
         for number in range(warmup + repeat):
             if flush is None:
                 start = time.perf_counter()
                 call(number)
-                found.append(1e3 * (time.perf_counter() - start))
+                times.append(1e3 * (time.perf_counter() - start))
                 continue
             flush.zero_()
             if number == warmup:
@@ -160,9 +160,9 @@ class Session:
             call(number)
             events[1].record()
             torch.cuda.synchronize()
-            found.append(events[0].elapsed_time(events[1]))
+            times.append(events[0].elapsed_time(events[1]))
         memory = torch.cuda.max_memory_allocated() - held if cuda else 0
-        return median(found[warmup:]), memory
+        return median(times[warmup:]), memory
 
     def encode_floor(self, shape: Shape) -> float:
         """Milliseconds of the encode product at its measured bf16 rate."""
@@ -171,9 +171,13 @@ class Session:
     def markdown(self) -> str:
         """All of it: date, hardware, versions, table, lines."""
         names = ("what", "d,n,k,batch", "ms", "bytes/s", "FLOP/s", "floor ms", "x floor", "peak MiB", "note")
-        told = [f"| {' | '.join(names)} |", "| --- | --- |" + " ---: |" * 6 + " --- |", *map(_line, self.rows)]
+        lines_of_table = [
+            f"| {' | '.join(names)} |",
+            "| --- | --- |" + " ---: |" * 6 + " --- |",
+            *map(_line, self.rows),
+        ]
         lines = "\n".join(f"- {line}" for line in self.lines)
-        return f"## GPU plan\n\n{_where(self.device)}\n\n" + "\n".join(told) + f"\n\n{lines}\n"
+        return f"## GPU plan\n\n{_where(self.device)}\n\n" + "\n".join(lines_of_table) + f"\n\n{lines}\n"
 
 
 def _line(row: Row) -> str:

@@ -78,8 +78,8 @@ def our_step(session: Session, shape: Shape, name: str, beta1: float, active_row
         losses.append(step(batches[number % BATCHES]))
 
     row = session.add(f"step, {name}", shape, eager, floor=floor)
-    told = f"{rate(shape, row)}; squared error {first:.3g} to {losses[-1]:.3g}"
-    session.rows[-1] = row._replace(note=told)
+    note = f"{rate(shape, row)}; squared error {first:.3g} to {losses[-1]:.3g}"
+    session.rows[-1] = row._replace(note=note)
     if session.device.type != "cuda":
         return
     held = batches[0].clone()

@@ -54,8 +54,8 @@ class Platt:
         """By logistic regression of labels on scores, which are scaled for the solver only."""
         scores, y = np.asarray(scores), np.asarray(y)
         spread = float(scores.std()) or 1.0
-        found = solve_logistic(scores[:, None] / spread, y, UNPENALISED)
-        return cls(float(found.weight[0, 0]) / spread, float(found.bias[0]))
+        solved = solve_logistic(scores[:, None] / spread, y, UNPENALISED)
+        return cls(float(solved.weight[0, 0]) / spread, float(solved.bias[0]))
 
     def __call__(self, scores: Rows) -> Rows:
         return expit(self.slope * np.asarray(scores) + self.offset)
@@ -67,9 +67,9 @@ class Platt:
             InputError: a probe with more than one output.
         """
         _check(probe.classes, len(probe.bias))
-        told = {"slope": self.slope, "offset": self.offset}
+        platt = {"slope": self.slope, "offset": self.offset}
         return replace(probe, weight=probe.weight * self.slope, bias=probe.bias * self.slope + self.offset,
-                       training={**probe.training, "platt": told})  # fmt: skip
+                       training={**probe.training, "platt": platt})  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,8 @@ class Isotonic:
         """By isotonic regression of labels on scores."""
         from sklearn.isotonic import IsotonicRegression
 
-        found = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(np.asarray(scores), np.asarray(y))
-        return cls(found.X_thresholds_, found.y_thresholds_)
+        regression = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(np.asarray(scores), np.asarray(y))
+        return cls(regression.X_thresholds_, regression.y_thresholds_)
 
     def __call__(self, scores: Rows) -> Rows:
         return np.interp(np.asarray(scores), self.scores, self.chances)
@@ -148,16 +148,16 @@ def calibration_scores(
     others = {"base_rate": np.full(len(y), base_rate)}
     if uncalibrated is not None:
         others["uncalibrated"] = expit(numbers_of(uncalibrated, "uncalibrated scores"))
-    found = {}
+    evidence = {}
     for name, score in {"ece": ece, "brier": brier}.items():
         interval = bootstrap(lambda weights, score=score: score(chances, y, weights[group]), n, seed=seed)
-        nulls = {null: score(told, y, ones) for null, told in others.items()}
-        found[name] = Evidence(
+        nulls = {null: score(chances_of, y, ones) for null, chances_of in others.items()}
+        evidence[name] = Evidence(
             name, score(chances, y, ones), interval, nulls, n, "groups of test units",
             "test units; probe and calibration were fitted on the others", "lower",
             "a constant at the base rate is calibrated and tells nothing: read ece beside brier",
         )  # fmt: skip
-    return found
+    return evidence
 
 
 def ece(chances: Rows, y: np.ndarray, weights: np.ndarray, bins: int = BINS) -> float:

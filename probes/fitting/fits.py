@@ -107,18 +107,18 @@ def fit_all(kinds: Sequence[str], units: PooledRows | Bags, config: FitConfig | 
     """
     config = config or FitConfig()
     require_kinds(kinds)
-    found: dict[str, Probe] = {}
+    probes: dict[str, Probe] = {}
     if closed := [kind for kind in kinds if kind in CLOSED]:
         rows = _rows(closed[0], units)
         moments = Moments.of(rows.x, rows.labels, products=closed != ["mean_difference"])
-        found = fit_closed(closed, moments, rows.labels.classes, rows.source, config)
+        probes = fit_closed(closed, moments, rows.labels.classes, rows.source, config)
     for kind in kinds:
         if kind not in CLOSED:
-            found[kind] = (
+            probes[kind] = (
                 _fit_attention(units, config) if kind == "attention" else FITS[kind](_rows(kind, units), config)
             )
     seen = {"units": len(units), "groups": int(units.labels.groups.unique().numel()), "weights": config.class_weights}
-    return {kind: replace(found[kind], training={**seen, **found[kind].training}) for kind in kinds}
+    return {kind: replace(probes[kind], training={**seen, **probes[kind].training}) for kind in kinds}
 
 
 def require_kinds(kinds: Sequence[str]) -> None:
@@ -142,7 +142,7 @@ def fit_closed(
     Raises:
         InputError: numbers to predict for another kind than ridge.
     """
-    found = {}
+    probes = {}
     for kind in kinds:
         scaling = moments.scaling(config.scaling_for(kind, source))
         scaled, options = moments.scaled(scaling, config.balanced), ClosedForm(config.penalty, config.shrinkage)
@@ -152,8 +152,8 @@ def fit_closed(
             affine = ridge_to_numbers(scaled, moments.cross(scaling), options)
         else:
             raise InputError(f"a {kind} probe needs classes and these labels are numbers: use ridge")
-        found[kind] = folded(kind, affine, classes, source, scaling)
-    return found
+        probes[kind] = folded(kind, affine, classes, source, scaling)
+    return probes
 
 
 def folded(kind: str, affine: Affine, classes: tuple[str, ...], source: Source, scaling: Scaling) -> Probe:

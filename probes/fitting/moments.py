@@ -72,10 +72,10 @@ class Moments:
     @classmethod
     def of(cls, x: Tensor, labels: Labels, *, products: bool = True) -> Moments:
         """The moments of rows in memory."""
-        found = cls(x.shape[1], len(labels.classes), 1 if labels.classes else labels.y.shape[1], products=products)
+        moments = cls(x.shape[1], len(labels.classes), 1 if labels.classes else labels.y.shape[1], products=products)
         for rows, y in zip(x.split(ROWS_AT_ONCE), labels.y.split(ROWS_AT_ONCE), strict=True):
-            found.add(rows, y)
-        return found
+            moments.add(rows, y)
+        return moments
 
     @torch.no_grad()
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -87,8 +87,12 @@ class Moments:
             self.sums[c] += part.sum(0)
             self.seconds[c] += part.T @ part if self.products else part.square().sum(0)
         if not self.classes:
-            told = y.double()
-            for name, value in {"sum": told.sum(0), "square": told.square().sum(0), "cross": rows.T @ told}.items():
+            targets = y.double()
+            for name, value in {
+                "sum": targets.sum(0),
+                "square": targets.square().sum(0),
+                "cross": rows.T @ targets,
+            }.items():
                 self.targets[name] += value
 
     @property
@@ -221,22 +225,22 @@ CLOSED: dict[str, Callable[[ScaledMoments, ClosedForm], Affine]] = {
 
 
 def _least_squares(
-    covariance: Tensor, cross: Tensor, centre: Tensor, told: Tensor, variance: Tensor, rows: int, penalty: float | None
+    covariance: Tensor, cross: Tensor, centre: Tensor, mean: Tensor, variance: Tensor, rows: int, penalty: float | None
 ) -> Affine:
     """Weights [outputs, d] of the penalty that is given, or that generalised cross-validation prefers."""
     eigenvalues, basis = torch.linalg.eigh(covariance)
     eigenvalues, turned = eigenvalues.clamp_min(0), basis.T @ cross
     level = eigenvalues.mean().clamp_min(torch.finfo(torch.float64).tiny)
 
-    def error(one: float) -> float:
-        shrunk = turned / (eigenvalues + one * level)[:, None]
+    def error(candidate: float) -> float:
+        shrunk = turned / (eigenvalues + candidate * level)[:, None]
         left = variance - (2 * shrunk * turned - eigenvalues[:, None] * shrunk.square()).sum(0)
-        freedom = 1 - (1 + (eigenvalues / (eigenvalues + one * level)).sum()) / rows
+        freedom = 1 - (1 + (eigenvalues / (eigenvalues + candidate * level)).sum()) / rows
         return float((left / variance).sum() / freedom.square()) if freedom > 0 else float("inf")
 
     chosen = min(PENALTIES, key=error) if penalty is None else penalty
     weight = (basis @ (turned / (eigenvalues + chosen * level)[:, None])).T
-    return Affine(weight, told - weight @ centre, {"penalty": chosen})
+    return Affine(weight, mean - weight @ centre, {"penalty": chosen})
 
 
 def _oracle_shrinkage(S: Tensor, n: int) -> float:

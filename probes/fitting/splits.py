@@ -43,10 +43,10 @@ def group_folds(y: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> lis
             f"one class has {held} different rows or groups, too few for a split into {folds}: give more rows of it, "
             "or a larger test_share"
         )
-    found = list(StratifiedGroupKFold(folds, shuffle=True, random_state=state).split(y[:, None], y, groups))
-    if min(len(np.unique(y[side])) for split in found for side in split) < len(np.unique(y)):
+    splits = list(StratifiedGroupKFold(folds, shuffle=True, random_state=state).split(y[:, None], y, groups))
+    if min(len(np.unique(y[side])) for split in splits for side in split) < len(np.unique(y)):
         raise InputError("the groups leave one side of the split without a class: give smaller or more groups")
-    return found
+    return splits
 
 
 @lru_cache(maxsize=16)

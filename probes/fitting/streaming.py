@@ -143,12 +143,14 @@ class StreamedProbes:
         if self.scaling is None:
             self.scaling = Scaling.of(x, self.config.fit.scaling_for("logistic", self.source))
         one_hot = F.one_hot(y, len(self.classes)).float()
-        told = one_hot[:, 1:] if len(self.classes) == 2 else one_hot
-        weights = torch.ones_like(told)
+        targets = one_hot[:, 1:] if len(self.classes) == 2 else one_hot
+        weights = torch.ones_like(targets)
         if self.config.fit.balanced:
-            mine, total = self._column_counts(), self.seen.sum()
-            weights = torch.where(told > 0, total / mine.clamp_min(1), total / (total - mine).clamp_min(1)) / 2
-        self.entropy += torch.stack([self.steps.step(self.scaling(x), told, weights), torch.ones(())]).double()
+            in_class, total = self._column_counts(), self.seen.sum()
+            weights = (
+                torch.where(targets > 0, total / in_class.clamp_min(1), total / (total - in_class).clamp_min(1)) / 2
+            )
+        self.entropy += torch.stack([self.steps.step(self.scaling(x), targets, weights), torch.ones(())]).double()
         self.batches += 1
         share = (MEMORY + 1) / (self.batches + MEMORY)
         for name in ("weight", "bias"):
@@ -174,15 +176,15 @@ class StreamedProbes:
         if not bool((self.seen > 0).all()):
             missing = self.classes[int(self.seen.argmin())]
             raise InputError(f"the stream gave no row of class {missing!r}: check that documents and labels agree")
-        found = {}
+        probes = {}
         if self.moments is not None:
             closed = [kind for kind in self.kinds if kind in CLOSED]
-            found = fit_closed(closed, self.moments, self.classes, self.source, self.config.fit)
+            probes = fit_closed(closed, self.moments, self.classes, self.source, self.config.fit)
         if self.scaling is not None:
             affine = Affine(self.mean["weight"].double(), self.mean["bias"].double(), {"lr": self.config.lr})
-            found["logistic"] = folded("logistic", affine, self.classes, self.source, self.scaling)
+            probes["logistic"] = folded("logistic", affine, self.classes, self.source, self.scaling)
         facts = {"rows": int(self.seen.sum()), "weights": self.config.fit.class_weights, "streamed": True}
-        return {kind: replace(found[kind], training={**facts, **found[kind].training}) for kind in self.kinds}
+        return {kind: replace(probes[kind], training={**facts, **probes[kind].training}) for kind in self.kinds}
 
     def merge(self, other: StreamedProbes) -> None:
         """Add the moments of other rows, for kinds in closed form.
@@ -235,7 +237,7 @@ class StreamedProbes:
         if scaling := state.get("scaling"):
             kind = self.config.fit.scaling_for("logistic", self.source)
             self.scaling = Scaling(kind, scaling["mean"].clone(), scaling["spread"].clone())
-        self.mean = {name: one.clone() for name, one in state.get("mean", {}).items()}
+        self.mean = {name: tensor.clone() for name, tensor in state.get("mean", {}).items()}
 
     def save(self, folder: Path) -> None:
         """Write every probe into a folder of its kind."""

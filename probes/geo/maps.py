@@ -45,10 +45,10 @@ def value_map(places: Places, values: Float64[np.ndarray, " places"]) -> Figure:
     number, edges = quantile_classes(values)
     last = len(edges) - 2
     traces = []
-    for one in range(last + 1):
-        colour = SEQUENTIAL[round(one * (CLASSES - 1) / max(last, 1))]
-        name = f"{edges[one]:.3g} to {edges[one + 1]:.3g}"
-        traces.append(_points(places, np.flatnonzero(number == one), values, name, colour))
+    for step in range(last + 1):
+        colour = SEQUENTIAL[round(step * (CLASSES - 1) / max(last, 1))]
+        name = f"{edges[step]:.3g} to {edges[step + 1]:.3g}"
+        traces.append(_points(places, np.flatnonzero(number == step), values, name, colour))
     return _figure(places, traces)
 
 

@@ -169,9 +169,9 @@ def permuted_p(
     slack = 1e-12 * np.abs(real)  # the same sum in another order counts as equal
     for _ in range(permutations):
         dealt = z[rng.permutation(len(z))]
-        found = (dealt * (weights @ dealt)).sum(0)
-        above += found >= real - slack
-        below += found <= real + slack
+        shuffled = (dealt * (weights @ dealt)).sum(0)
+        above += shuffled >= real - slack
+        below += shuffled <= real + slack
     tail = (1 + np.minimum(above, below)) / (1 + permutations)
     return np.where(np.isnan(real), np.nan, np.minimum(1, (1 + two_tailed) * tail))
 
@@ -179,11 +179,11 @@ def permuted_p(
 def adjusted(p: Float64[np.ndarray, " tests"]) -> Float64[np.ndarray, " tests"]:
     """The false discovery rate at which each test is significant (Benjamini and Hochberg 1995); nan stays nan."""
     p = numbers_of(p, "chances")
-    found = np.full(p.shape, np.nan)
+    rates = np.full(p.shape, np.nan)
     known = np.isfinite(p)
     if known.any():
-        found[known] = stats.false_discovery_control(p[known], method="bh")
-    return found
+        rates[known] = stats.false_discovery_control(p[known], method="bh")
+    return rates
 
 
 def _columns(x: Values) -> Values:

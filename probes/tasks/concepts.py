@@ -60,13 +60,13 @@ def load_classes(family: str, per_class: int, seed: int = 0) -> ClassedTexts:
     for name in known[family]:
         data = load_dataset(name)
         texts[name] = {text for text, label in zip(data.texts, data.labels, strict=True) if label}
-    own = {name: sorted(mine.difference(*(texts[other] for other in texts if other != name)))
-           for name, mine in texts.items()}  # fmt: skip
+    own = {name: sorted(own_texts.difference(*(texts[other] for other in texts if other != name)))
+           for name, own_texts in texts.items()}  # fmt: skip
     size = min(per_class, *map(len, own.values()))
-    drawn = {name: _draw(mine, size, seed, family, name) for name, mine in own.items()}
-    labels = [label for label, mine in enumerate(drawn.values()) for _ in mine]
+    drawn = {name: _draw(own_texts, size, seed, family, name) for name, own_texts in own.items()}
+    labels = [label for label, own_texts in enumerate(drawn.values()) for _ in own_texts]
     classes = [name.split(f"_{family}_", 1)[1] for name in drawn]
-    return ClassedTexts(family, [text for mine in drawn.values() for text in mine], labels, classes)
+    return ClassedTexts(family, [text for own_texts in drawn.values() for text in own_texts], labels, classes)
 
 
 def load_crossed(pair: str, per_cell: int, seed: int = 0) -> CrossedTexts:

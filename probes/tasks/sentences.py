@@ -90,15 +90,15 @@ def probe_sentences(
     x = encoder.embed([text for data in taken for text in data.texts], progress=progress)
     dictionary = dictionary or train_dictionary(x, config)
     null = untrained(dictionary, x, config.k, generator(config.probe.seed, "sentences", "untrained"))
-    found = {}
+    scores = {}
     parts = zip(taken, x.split([len(data) for data in taken]), strict=True)
     with threadpool_limits(1):  # a few hundred rows: more threads only wait for one another
         for data, rows in tqdm(list(parts), desc="probe", unit="set", disable=not progress):
-            found[data.name] = sparse_probe(
+            scores[data.name] = sparse_probe(
                 dictionary.encode(rows).to_dense(), rows, data.labels, groups=data.texts, config=config.probe,
                 others={"untrained": null.encode(rows).to_dense()},
             )  # fmt: skip
-    return found
+    return scores
 
 
 def train_dictionary(x: Float[Tensor, "texts d"], config: SentenceProbing) -> Dictionary:

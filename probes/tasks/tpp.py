@@ -124,9 +124,9 @@ def measure_tpp(
     scores = []
     for name in tqdm(config.families, desc="tpp", unit="family", disable=not progress):
         data = load_classes(name, config.per_class, config.seed)
-        told = torch.nn.functional.one_hot(torch.tensor(data.labels)).bool()
+        one_hot = torch.nn.functional.one_hot(torch.tensor(data.labels)).bool()
         x, text = _read(model, dictionary, data.texts, config)
-        scores.append(tpp(x, told, dictionary, config, text=text))
+        scores.append(tpp(x, one_hot, dictionary, config, text=text))
     return _evidence("tpp", scores, TPP_NOTE, config.seed)
 
 
@@ -181,31 +181,31 @@ def tpp(
     Raises:
         InputError: fewer than two classes, a class that every row has or none, or a combination that one row alone has.
     """
-    config, told = config or ErasureConfig(), flags_of(labels, "labels")
+    config, classes = config or ErasureConfig(), flags_of(labels, "labels")
     text = None if text is None else integers_of(text, "texts of rows")
-    if told.ndim != 2 or told.shape[1] < 2:
-        raise InputError(f"TPP compares classes: give labels [rows, classes] of at least 2, got {list(told.shape)}")
-    train, test = _split(told.unique(dim=0, return_inverse=True)[1], config)
+    if classes.ndim != 2 or classes.shape[1] < 2:
+        raise InputError(f"TPP compares classes: give labels [rows, classes] of at least 2, got {list(classes.shape)}")
+    train, test = _split(classes.unique(dim=0, return_inverse=True)[1], config)
     rows = _Rows(x, text, train, test)
-    probes = fit_linear(rows.means[train], told[train], config.fit, generator(config.seed, "tpp probes"))
+    probes = fit_linear(rows.means[train], classes[train], config.fit, generator(config.seed, "tpp probes"))
     odds = probes.odds(rows.means[test])
 
-    def statistics(mine: Dictionary, match: bool = False) -> dict[str, Statistic]:
-        erasing = _Erasing(mine, rows, probes)
-        ranked = [erasing.ranked(torch.relu(erasing.difference(told[train, c])), c) for c in range(told.shape[1])]
+    def statistics(erased: Dictionary, match: bool = False) -> dict[str, Statistic]:
+        erasing = _Erasing(erased, rows, probes)
+        ranked = [erasing.ranked(torch.relu(erasing.difference(classes[train, c])), c) for c in range(classes.shape[1])]
         ranked = erasing.matches(ranked, config) if match else ranked
-        found = {}
-        for n in _numbers(config, mine):
+        statistics_by_size = {}
+        for n in _numbers(config, erased):
             after = torch.stack([odds - erasing.lost(order[:n]) for order in ranked])
-            found[f"n{n}"] = _tpp_statistic(odds, after, told[test])
-        return found
+            statistics_by_size[f"n{n}"] = _tpp_statistic(odds, after, classes[test])
+        return statistics_by_size
 
-    beside = nulls_of(dictionary, rows.fitted, config.seed) if nulls is None else nulls
+    null_dictionaries = nulls_of(dictionary, rows.fitted, config.seed) if nulls is None else nulls
     return Erasures(
         len(test),
-        statistics(dictionary) | {"accuracy": lambda weights: float(_accuracies(odds, told[test], weights).mean())},
+        statistics(dictionary) | {"accuracy": lambda weights: float(_accuracies(odds, classes[test], weights).mean())},
         {"random_latents": statistics(dictionary, match=True), "chance": dict.fromkeys(CHANCE, lambda _: 0.5)}
-        | {name: statistics(null) for name, null in beside.items()},
+        | {name: statistics(null) for name, null in null_dictionaries.items()},
     )
 
 
@@ -230,36 +230,36 @@ def scr(
     first, second = flags_of(first, "first labels"), flags_of(second, "second labels")
     text = None if text is None else integers_of(text, "texts of rows")
     train, test = _split(2 * first.long() + second.long(), config, classes=4)
-    told = torch.stack([first, second], 1)
+    both = torch.stack([first, second], 1)
     agree = train[first[train] == second[train]]
     differ = train[first[train] != second[train]]
     rows = _Rows(x, text, train, test)
     means = rows.means
-    biased = fit_linear(means[agree], told[agree, :1], config.fit, generator(config.seed, "biased probe"))
-    oracle = fit_linear(means[train], told[train], config.fit, generator(config.seed, "oracle probes"))
-    right = ((biased.odds(means[differ]) > 0) == told[differ]).float().mean(0)
+    biased = fit_linear(means[agree], both[agree, :1], config.fit, generator(config.seed, "biased probe"))
+    oracle = fit_linear(means[train], both[train], config.fit, generator(config.seed, "oracle probes"))
+    right = ((biased.odds(means[differ]) > 0) == both[differ]).float().mean(0)
     meant = int(right.argmin())
-    spurious, wanted = 1 - meant, told[test, meant : meant + 1]
+    spurious, wanted = 1 - meant, both[test, meant : meant + 1]
     odds, best = biased.odds(means[test]), oracle.odds(means[test])[:, meant : meant + 1]
 
-    def statistics(mine: Dictionary, match: bool = False) -> dict[str, Statistic]:
-        erasing = _Erasing(mine, rows, biased)
-        effect = erasing.difference(told[train, spurious]) * (erasing.W_dec @ oracle.weight[spurious])
+    def statistics(erased: Dictionary, match: bool = False) -> dict[str, Statistic]:
+        erasing = _Erasing(erased, rows, biased)
+        effect = erasing.difference(both[train, spurious]) * (erasing.W_dec @ oracle.weight[spurious])
         ranked = [_strongest(effect.abs())]
         ranked = erasing.matches(ranked, config) if match else ranked
         return {
             f"n{n}": _scr_statistic(odds, odds - erasing.lost(ranked[0][:n]), best, wanted)
-            for n in _numbers(config, mine)
+            for n in _numbers(config, erased)
         }
 
-    beside = nulls_of(dictionary, rows.fitted, config.seed) if nulls is None else nulls
+    null_dictionaries = nulls_of(dictionary, rows.fitted, config.seed) if nulls is None else nulls
     accuracies = {name: lambda weights, o=o: float(_accuracies(o, wanted, weights)[0])
                   for name, o in {"biased": odds, "oracle": best}.items()}  # fmt: skip
     return Erasures(
         len(test),
         statistics(dictionary) | accuracies,
         {"random_latents": statistics(dictionary, match=True), "chance": dict.fromkeys(CHANCE, lambda _: 0.5)}
-        | {name: statistics(null) for name, null in beside.items()},
+        | {name: statistics(null) for name, null in null_dictionaries.items()},
     )
 
 
@@ -317,26 +317,26 @@ def _numbers(config: ErasureConfig, dictionary: Dictionary) -> list[int]:
     return fitting or [dictionary.n_latents]
 
 
-def _accuracies(odds: Tensor, told: Tensor, weights: np.ndarray) -> np.ndarray:
+def _accuracies(odds: Tensor, labels: Tensor, weights: np.ndarray) -> np.ndarray:
     """Accuracy of every probe [probes], positives and negatives of equal weight; nan where a draw lacks one."""
-    right, positive = ((odds > 0) == told).numpy().astype(float), told.numpy().astype(float)
+    right, positive = ((odds > 0) == labels).numpy().astype(float), labels.numpy().astype(float)
     with np.errstate(invalid="ignore"):
-        found, missed = (weights @ (right * side) / (weights @ side) for side in (positive, 1 - positive))
-    return (found + missed) / 2
+        hits, missed = (weights @ (right * side) / (weights @ side) for side in (positive, 1 - positive))
+    return (hits + missed) / 2
 
 
-def _tpp_statistic(odds: Tensor, after: Float[Tensor, "erased test probes"], told: Tensor) -> Statistic:
+def _tpp_statistic(odds: Tensor, after: Float[Tensor, "erased test probes"], labels: Tensor) -> Statistic:
     def statistic(weights: np.ndarray) -> float:
-        drops = _accuracies(odds, told, weights) - np.stack([_accuracies(part, told, weights) for part in after])
+        drops = _accuracies(odds, labels, weights) - np.stack([_accuracies(part, labels, weights) for part in after])
         own = np.eye(len(drops), dtype=bool)
         return float(drops[own].mean() - drops[~own].mean())
 
     return statistic
 
 
-def _scr_statistic(odds: Tensor, after: Tensor, best: Tensor, told: Tensor) -> Statistic:
+def _scr_statistic(odds: Tensor, after: Tensor, best: Tensor, labels: Tensor) -> Statistic:
     def statistic(weights: np.ndarray) -> float:
-        base, erased, oracle = (float(_accuracies(o, told, weights)[0]) for o in (odds, after, best))
+        base, erased, oracle = (float(_accuracies(o, labels, weights)[0]) for o in (odds, after, best))
         return (erased - base) / (oracle - base) if oracle - base > SMALLEST_GAP else 0.0
 
     return statistic
@@ -367,29 +367,29 @@ def _read(model: HookedModel, dictionary: Dictionary, texts: list[str], config: 
 
 def _evidence(prefix: str, sets: Sequence[Erasures], note: str, seed: int) -> dict[str, Evidence]:
     """The mean over data sets of every score, with an interval over all their test texts."""
-    ends = np.cumsum([one.rows for one in sets])[:-1]
+    ends = np.cumsum([part_of.rows for part_of in sets])[:-1]
 
     def mean(statistics: Sequence[Statistic]) -> Statistic:
         return lambda weights: float(
-            np.mean([one(part) for one, part in zip(statistics, np.split(weights, ends), strict=True)])
+            np.mean([part_of(part) for part_of, part in zip(statistics, np.split(weights, ends), strict=True)])
         )
 
-    rows, found = sum(one.rows for one in sets), {}
+    rows, scores = sum(part_of.rows for part_of in sets), {}
     ones = np.ones(rows)
     for name in sets[0].scores:
-        value = mean([one.scores[name] for one in sets])
-        beside = {null: mean([one.nulls[null][name] for one in sets])(ones)
+        value = mean([part_of.scores[name] for part_of in sets])
+        null_values = {null: mean([part_of.nulls[null][name] for part_of in sets])(ones)
                   for null in sets[0].nulls if name in sets[0].nulls[null]}  # fmt: skip
         full = f"{prefix}_{name}"
-        found[full] = Evidence(
-            full, value(ones), bootstrap(value, rows, seed=seed, resamples=RESAMPLES), beside, rows, "test texts",
+        scores[full] = Evidence(
+            full, value(ones), bootstrap(value, rows, seed=seed, resamples=RESAMPLES), null_values, rows, "test texts",
             "texts of a stratified split; probes, latents and nulls come from the others", "higher", note,
         )  # fmt: skip
-    return found
+    return scores
 
 
-def _check_data(what: str, names: tuple[str, ...], size: str, n: int) -> None:
+def _check_data(kind: str, names: tuple[str, ...], size: str, n: int) -> None:
     if not names:
-        raise InputError(f"no {what} are named: give some, or leave the default")
+        raise InputError(f"no {kind} are named: give some, or leave the default")
     if n < 4:
         raise InputError(f"{size} must be at least 4, got {n}")

@@ -90,13 +90,13 @@ class Conformal:
     def p_values(self, strangeness: Float[np.ndarray, "rows classes"]) -> Float[np.ndarray, "rows classes"]:
         """The share of calibration points at least as strange as each row under each label, itself counted."""
         strangeness = numbers_of(strangeness, "scores")
-        found = np.empty(strangeness.shape)
+        p = np.empty(strangeness.shape)
         for label in range(strangeness.shape[1]):
-            mine = self.strangeness if self.coverage == "marginal" else self.strangeness[self.labels == label]
-            ordered = np.sort(mine)
+            calibration = self.strangeness if self.coverage == "marginal" else self.strangeness[self.labels == label]
+            ordered = np.sort(calibration)
             above = len(ordered) - np.searchsorted(ordered, strangeness[:, label], side="left")
-            found[:, label] = (above + 1) / (len(ordered) + 1)
-        return found
+            p[:, label] = (above + 1) / (len(ordered) + 1)
+        return p
 
     def sets(self, strangeness: Float[np.ndarray, "rows classes"]) -> Bool[np.ndarray, "rows classes"]:
         """Mask of the labels that stay in each set."""

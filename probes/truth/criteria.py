@@ -66,16 +66,16 @@ def five_criteria(
     """
     causal, whole = causal or CausalConfig(), SiteStatements(bags, statements)
     method = result.three_way.fitted.method
-    found: Criteria = {
+    criteria: Criteria = {
         "correlation": {name: result.scores[name] for name in ("mcc", "wmcc", "ami", "ari")},
         "generalisation": generalisation(method, whole, config, other),
         "selectivity": {name: result.scores[name] for name in SELECTIVE},
     }
     if causal.statements:
         effects = _effects(model, site, whole, result, causal)
-        found["manipulation"] = {name: one for name, one in effects.items() if name not in LOCAL}
-        found["locality"] = {name: effects[name] for name in LOCAL}
-    return found
+        criteria["manipulation"] = {name: evidence for name, evidence in effects.items() if name not in LOCAL}
+        criteria["locality"] = {name: effects[name] for name in LOCAL}
+    return criteria
 
 
 def require_points(statements: Statements, alpha: float) -> None:
@@ -89,10 +89,10 @@ def require_points(statements: Statements, alpha: float) -> None:
     for negated in np.unique(statements.negated).tolist():
         labels = statements.labels[statements.rows("calibration", negated)]
         for label, name in enumerate(CLASSES):
-            if (found := int((labels == label).sum())) < needed:
+            if (points := int((labels == label).sum())) < needed:
                 polarity = "negated" if negated else "affirmed"
                 raise InputError(
-                    f"{found} {polarity} calibration statements are {name}, too few for alpha {alpha:g}: give more "
+                    f"{points} {polarity} calibration statements are {name}, too few for alpha {alpha:g}: give more "
                     f"statements, for at least {needed} such calibration points, or a larger alpha"
                 )
 
@@ -108,11 +108,11 @@ def generalisation(
     Raises:
         InputError: too few statements of a polarity to fit or to calibrate.
     """
-    found: dict[str, Evidence] = {}
+    evidence: dict[str, Evidence] = {}
 
     def add(name: str, parts: tuple[SiteStatements, SiteStatements, SiteStatements]) -> None:
         scores = probe_parts(method, *parts, config).scores
-        found.update({f"{score}_{name}": scores[score] for score in GENERAL})
+        evidence.update({f"{score}_{name}": scores[score] for score in GENERAL})
 
     if len(np.unique(whole.statements.negated)) == 2:
         for name, negated in (("affirmed_to_negated", False), ("negated_to_affirmed", True)):
@@ -120,7 +120,7 @@ def generalisation(
             add(name, (*fitted, whole.of("test", not negated)))
     if other is not None:
         add(f"to_{other.statements.name}", (whole.of("train"), whole.of("calibration"), other.of("test")))
-    return found
+    return evidence
 
 
 def _effects(

@@ -69,8 +69,8 @@ def fit_hinge(
     goal = tolerance * objective.gradient(w, x.new_zeros(sign.shape)).norm(dim=0)
     if start is not None:
         w = torch.cat([start.weight.to(x) @ axes, start.bias.to(x)[:, None]], 1).T.contiguous()
-    found = _minimise(objective, w, goal, steps)
-    return Linear((axes @ found[:-1]).T.contiguous(), found[-1].clone())
+    solution = _minimise(objective, w, goal, steps)
+    return Linear((axes @ solution[:-1]).T.contiguous(), solution[-1].clone())
 
 
 class _Objective:

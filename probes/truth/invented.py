@@ -51,8 +51,8 @@ class InventedNames:
             for i in range(len(word) + 1):
                 counts[letters[i : i + ORDER]][letters[i + ORDER]] += 1
         self._next = {
-            context: (list(found), [count / found.total() for count in accumulate(found.values())])
-            for context, found in counts.items()
+            context: (list(following), [count / following.total() for count in accumulate(following.values())])
+            for context, following in counts.items()
         }
         self._ready: dict[tuple[int, int], list[str]] = defaultdict(list)
 
@@ -78,8 +78,8 @@ class InventedNames:
 
     def like(self, name: str) -> str | None:
         """An invented name with the characters and tokens of `name`, never the same twice; None where there is none."""
-        found = self._ready[self.shape(name)]
-        return found.pop() if found else None
+        ready = self._ready[self.shape(name)]
+        return ready.pop() if ready else None
 
     def _word(self, draws: list[float]) -> str:
         """One word, letter by letter; empty where it grew too long or stayed too short."""

@@ -117,16 +117,18 @@ def fit_method(
     outside = torch.zeros(len(strengths), len(bags), problems)
     precision = np.zeros((problems, len(strengths), len(folds)))
     for number, (train, test) in enumerate(folds):
-        mine, other = torch.from_numpy(train), torch.from_numpy(test)
+        rows, other = torch.from_numpy(train), torch.from_numpy(test)
         linear, _ = _fit(
-            way, bags.take(mine), positive[mine].repeat(1, len(grid)), grid.repeat_interleave(problems), config
+            way, bags.take(rows), positive[rows].repeat(1, len(grid)), grid.repeat_interleave(problems), config
         )
-        found = bag_scores(linear, bags.take(other), way.pooling).view(len(other), len(grid), problems).movedim(0, 1)
-        outside[:, other] = found
+        held_scores = (
+            bag_scores(linear, bags.take(other), way.pooling).view(len(other), len(grid), problems).movedim(0, 1)
+        )
+        outside[:, other] = held_scores
         for problem in range(problems):
-            told = positive[other, problem].numpy()
+            right = positive[other, problem].numpy()
             for c in range(len(grid)):
-                precision[problem, c, number] = average_precision_score(told, found[c, :, problem].numpy())
+                precision[problem, c, number] = average_precision_score(right, held_scores[c, :, problem].numpy())
     best = [one_standard_error(table) for table in precision]
     linear, scaling = _fit(way, bags, positive, grid[best], config)
     return Fitted(
@@ -152,5 +154,5 @@ def _fit(
         bags = bags.shortened(config.tokens, generator(config.seed, "tokens of bags"))
     read = bags.pooled(way.pooling)
     scaling = Scaling.of(read.x, way.scaling)
-    found = way.fit(read.with_rows(scaling(read.x)), positive, C, config.sawmil)
-    return Linear(*scaling.fold(found.weight, found.bias)), scaling
+    linear = way.fit(read.with_rows(scaling(read.x)), positive, C, config.sawmil)
+    return Linear(*scaling.fold(linear.weight, linear.bias)), scaling

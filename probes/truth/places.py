@@ -112,19 +112,19 @@ def _stated(
     """Six statements about every place: right, wrong and invented, each affirmed and negated."""
     wrong = [""] * len(places)
     for split in dict.fromkeys(split_of.values()):
-        mine = [i for i, place in enumerate(places) if split_of[place.country] == split]
-        for i, country in zip(mine, _others([places[i] for i in mine], source, rng), strict=True):
+        numbers = [i for i, place in enumerate(places) if split_of[place.country] == split]
+        for i, country in zip(numbers, _others([places[i] for i in numbers], source, rng), strict=True):
             wrong[i] = country
     rows: list[tuple[str, int, bool, str, str]] = []
     for place, other in zip(places, wrong, strict=True):
         split = split_of[place.country]
         the = _article(place.country)
-        told = (
+        claims = (
             (place.city, the + place.country, TRUE, place.country),
             (place.city, _article(other) + other, FALSE, place.country),
             (place.invented_city, the + place.invented_country, NEITHER, place.invented_country),
         )
-        for city, country, label, entity in told:
+        for city, country, label, entity in claims:
             for negated, template in enumerate(TEMPLATES[topic]):
                 flipped = {TRUE: FALSE, FALSE: TRUE}.get(label, label) if negated else label
                 rows.append((template.format(city=city, country=country), flipped, bool(negated), entity, split))
@@ -138,19 +138,19 @@ def _others(places: list[_Place], source: _Source, rng: np.random.Generator) -> 
     def right(i: int, country: str) -> bool:
         return country == places[i].country or (places[i].city, country) in source.where
 
-    told = [places[j].country for j in rng.permutation(len(places))]
+    countries = [places[j].country for j in rng.permutation(len(places))]
     for i in range(len(places)):
         for j in rng.permutation(len(places)):
-            if not right(i, told[i]):
+            if not right(i, countries[i]):
                 break
-            if not right(i, told[j]) and not right(int(j), told[i]):
-                told[i], told[j] = told[j], told[i]
-        if right(i, told[i]):
+            if not right(i, countries[j]) and not right(int(j), countries[i]):
+                countries[i], countries[j] = countries[j], countries[i]
+        if right(i, countries[i]):
             raise InputError(
                 f"no wrong country for {places[i].city} among {len(places)} places of its split: ask for more "
                 "statements, or fewer per_country"
             )
-    return told
+    return countries
 
 
 def _article(country: str) -> str:
@@ -184,17 +184,17 @@ class _Source:
         """The n most populous cities that have a twin, of names that occur once, at most `per_country` a country."""
         often = Counter(name for name, _ in self.where)
         taken: Counter[str] = Counter()
-        found: list[_Place] = []
+        largest: list[_Place] = []
         for city in self._cities:
             name, country = city["name"], self.countries[city["countrycode"]]
-            if len(found) == n:
+            if len(largest) == n:
                 break
             if often[name] == 1 and taken[country] < per_country and _plain(name, country):
                 place = pair(name, country)
                 if place:
-                    found.append(place)
+                    largest.append(place)
                     taken[country] += 1
-        return found
+        return largest
 
 
 @cache

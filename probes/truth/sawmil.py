@@ -89,11 +89,11 @@ def relabel(
     eta = config.eta if config.eta is not None else float(bags.mask.float().mean())
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     for column in range(scores.shape[1]):
-        mine = positive[:, column][bags.owner]
-        count = int(mine.sum())
+        in_positive = positive[:, column][bags.owner]
+        count = int(in_positive.sum())
         kept = min(count, max(round(eta * count), int(positive[:, column].sum())))
-        cutoff = scores[mine, column].topk(kept).values[-1]
-        above = mine & (scores[:, column] >= cutoff)
+        cutoff = scores[in_positive, column].topk(kept).values[-1]
+        above = in_positive & (scores[:, column] >= cutoff)
         narrow = above & bags.mask
         use_mask = config.masked and int(narrow.sum()) >= max(1, config.fallback * count)
         chosen[:, column] = narrow if use_mask else above

@@ -234,8 +234,8 @@ def orthogonal_null(
     x = noise * torch.randn(bags, tokens, d, generator=rng)
     place = tokens - 1 - torch.randint(2, (bags,), generator=rng) if METHODS[method].pooling == "max" else tokens - 1
     for axis in (TRUE, FALSE):
-        mine = y == axis
-        x[mine, place[mine] if isinstance(place, Tensor) else place, axis] += shift
+        of_class = y == axis
+        x[of_class, place[of_class] if isinstance(place, Tensor) else place, axis] += shift
     made = StatementBags(x.flatten(0, 1), torch.full((bags,), tokens))
     fitted = fit_method(method, made, y[:, None] == torch.arange(len(CLASSES)), y.numpy(), np.arange(bags), config)
     return torch.nn.functional.normalize(fitted.linear.weight[[TRUE, FALSE]], dim=1)

@@ -114,14 +114,16 @@ def measure_cores(
     require_prompts(passages, config)
     modules = [mlp_output(model, layer) for layer in layers]
     before, after = (inputs_of(model, modules, part) for part in (calibration, passages))
-    found = [_masks(one, before[one.name], calibration, after[one.name], passages, config) for one in modules]
+    masks_by_module = [
+        _masks(module, before[module.name], calibration, after[module.name], passages, config) for module in modules
+    ]
     variants: dict[str, dict[LinearModule, Mask]] = {}
-    for module, masks in zip(modules, found, strict=True):
+    for module, masks in zip(modules, masks_by_module, strict=True):
         variants |= {f"{module.layer}, {name}": {module: mask}
                      for name, mask in _by_name(module, masks).items()}  # fmt: skip
     losses = losses_of(model, passages, variants, splits=("decode",), progress=progress)["decode"]
     reports = []
-    for module, masks in tqdm(list(zip(modules, found, strict=True)), desc="cores", disable=not progress):
+    for module, masks in tqdm(list(zip(modules, masks_by_module, strict=True)), desc="cores", disable=not progress):
         errors = _output_errors(module, masks, after[module.name], passages)
         scores = _overlaps(masks, passages, config, embeddings)
         for name in (SENTENCE, GLOBAL):
@@ -160,13 +162,13 @@ def _masks(
     """Token cores count only where tokens are usable: the first of a row is an attention sink."""
 
     def cores(acts: Tensor, usable: Tensor) -> Bool[Tensor, "p t n"]:
-        found = [token_cores(one, config.token_share, config.magnitude, module.norms) for one in acts]
-        return torch.stack(found) & usable.to(acts.device)[..., None]
+        kept = [token_cores(rows, config.token_share, config.magnitude, module.norms) for rows in acts]
+        return torch.stack(kept) & usable.to(acts.device)[..., None]
 
     tokens = cores(after, passages.usable)
-    prompt = torch.stack([sentence_core(one[: halves(passages)], config.sentence_share).mask for one in tokens])
+    prompt = torch.stack([sentence_core(mask[: halves(passages)], config.sentence_share).mask for mask in tokens])
     counts = sum(
-        cores(one[None], usable[None])[0].sum(0) for one, usable in zip(before, calibration.usable, strict=True)
+        cores(rows[None], usable[None])[0].sum(0) for rows, usable in zip(before, calibration.usable, strict=True)
     )
     assert isinstance(counts, Tensor), "there is at least one calibration passage"
     whole = core_of_counts(counts, config.sentence_share).mask
@@ -198,10 +200,10 @@ def _overlaps(
     masks: _Masks, passages: TokenBatch, config: CoresConfig, embeddings: Tensor | None
 ) -> dict[str, Evidence]:
     half, count = halves(passages), len(masks.prompt)
-    after = [one[half:][usable[half:]] for one, usable in zip(masks.tokens, passages.usable, strict=True)]
+    after = [mask[half:][usable[half:]] for mask, usable in zip(masks.tokens, passages.usable, strict=True)]
     other = after[1:] + after[:1]
     steps = torch.tensor([half - config.ahead, half])
-    grown = [growing_cores(one, config.sentence_share, steps) for one in masks.tokens]
+    grown = [growing_cores(mask, config.sentence_share, steps) for mask in masks.tokens]
 
     def recalls(cores: Sequence[Tensor], later: Sequence[Tensor]) -> Tensor:
         return torch.stack([recall(core, tokens).nanmean() for core, tokens in zip(cores, later, strict=True)])
@@ -210,19 +212,19 @@ def _overlaps(
     nulls = {GLOBAL: recalls(whole, after), RANDOM: recalls(random, after)}
     prompts, shifted = masks.prompt, masks.prompt.roll(1, 0)
     values = {
-        "stability": (torch.stack([jaccard(one[0], one[1]) for one in grown]),
+        "stability": (torch.stack([jaccard(sizes[0], sizes[1]) for sizes in grown]),
                       {"between": jaccard(prompts, shifted), RANDOM: jaccard(prompts, masks.random)}),
         "recall": (recalls(list(prompts), after), nulls),
         "recall_across": (recalls(list(prompts), other), nulls),
         "overlap_global": (jaccard(prompts, masks.whole), {RANDOM: jaccard(prompts, masks.random)}),
         "overlap_between": (jaccard(prompts, shifted), {RANDOM: jaccard(prompts, masks.random)}),
     }  # fmt: skip
-    found = {name: _mean(name, one, beside, config.seed) for name, (one, beside) in values.items()}
+    scores = {name: _mean(name, value, null_masks, config.seed) for name, (value, null_masks) in values.items()}
     if embeddings is not None:
         tokens = passages.tokens[:, :half]
         similarity = core_similarity(prompts.cpu(), embeddings.cpu(), tokens, config.seed)
-        found |= {} if similarity is None else {"core_similarity": similarity}
-    return found
+        scores |= {} if similarity is None else {"core_similarity": similarity}
+    return scores
 
 
 def _mean(name: str, values: Tensor, nulls: dict[str, Tensor], seed: int) -> Evidence:
@@ -230,22 +232,22 @@ def _mean(name: str, values: Tensor, nulls: dict[str, Tensor], seed: int) -> Evi
     kept = ~values.isnan()
     exact = values[kept].double().cpu().numpy()
     interval = bootstrap(lambda weights: float(weights @ exact / weights.sum()), len(exact), seed=seed)
-    beside = {null: float(one.nanmean()) for null, one in nulls.items()}
-    return Evidence(name, float(values.nanmean()), interval, beside, len(exact), "passages", better="higher")
+    null_means = {null: float(null_values.nanmean()) for null, null_values in nulls.items()}
+    return Evidence(name, float(values.nanmean()), interval, null_means, len(exact), "passages", better="higher")
 
 
 def _drift(masks: _Masks, passages: TokenBatch) -> dict[str, list[float]]:
     """Recall in bins of distance from the prompt's end."""
     half, length = halves(passages), passages.tokens.shape[1]
     edges = torch.linspace(half, length, min(DRIFT_BINS, length - half) + 1).long().tolist()
-    found: dict[str, list[float]] = {"distance": [], SENTENCE: [], GLOBAL: [], RANDOM: []}
+    curves: dict[str, list[float]] = {"distance": [], SENTENCE: [], GLOBAL: [], RANDOM: []}
     for begin, end in pairwise(edges):
-        found["distance"].append((begin + end) / 2 - half)
+        curves["distance"].append((begin + end) / 2 - half)
         for name, cores in {SENTENCE: masks.prompt, GLOBAL: masks.whole.expand_as(masks.prompt),
                             RANDOM: masks.random.expand_as(masks.prompt)}.items():  # fmt: skip
             shares = [recall(core, tokens[begin:end]) for core, tokens in zip(cores, masks.tokens, strict=True)]
-            found[name].append(float(torch.cat(shares).nanmean()))
-    return found
+            curves[name].append(float(torch.cat(shares).nanmean()))
+    return curves
 
 
 def _decision(

@@ -97,8 +97,8 @@ class ModuleCurves(NamedTuple):
 
     def front(self) -> list[Point]:
         """The settings of the rank-aware criterion that no other beats, by weights read."""
-        mine = [point for point in self.points if point.criterion == RANK_AWARE]
-        return [mine[i] for i in pareto([point.spent for point in mine], [point.error.value for point in mine])]
+        points = [point for point in self.points if point.criterion == RANK_AWARE]
+        return [points[i] for i in pareto([point.spent for point in points], [point.error.value for point in points])]
 
 
 def module_curves(
@@ -128,8 +128,8 @@ def module_curves(
                 by = RANK_AWARE if criterion == LOW_RANK else criterion
                 mask = calibrated(module, calibration, budget, by, factors)
                 settings[f"{criterion}/{share}"] = _Setting(criterion, share, budget, mask)
-        lost = {one.share: _error(module, one.mask, calibration)
-                for one in settings.values() if one.criterion == RANK_AWARE}  # fmt: skip
+        lost = {setting.share: _error(module, setting.mask, calibration)
+                for setting in settings.values() if setting.criterion == RANK_AWARE}  # fmt: skip
         best[sparsity] = min(lost, key=lost.__getitem__)
         chosen = settings[f"{RANK_AWARE}/{best[sparsity]}"]
         ordered = {f"{RANK_AWARE}/1.0": hindsight}
@@ -163,12 +163,12 @@ def _measured(
     d_out, d_in = module.weight.shape
     full, at_random, alone = f"{RANK_AWARE}/1.0", f"{RANDOM}/1.0", f"{LOW_RANK}/0.0"
     drawn = Random(settings[full].budget.channels / d_in, generator(seed, "random channels", module.name, sparsity))
-    kept = {key: one.mask.keep(x, passage) for key, one in settings.items()} | {at_random: drawn.keep(x, passage)}
-    lacking = {key: residual_weight(module, one.mask) for key, one in settings.items()}
+    kept = {key: entry.mask.keep(x, passage) for key, entry in settings.items()} | {at_random: drawn.keep(x, passage)}
+    lacking = {key: residual_weight(module, entry.mask) for key, entry in settings.items()}
     errors = OutputErrors(module.weight)
     errors.add(x, passage, kept, lacking)
     recalls: dict[str, Evidence] = {}
-    found = []
+    points = []
     for key, order in ordered.items():
         oracle = greedy_oracle(x[few], lacking[key], kept[key][few].sum(1), order)
         of = OutputErrors(module.weight)
@@ -179,14 +179,14 @@ def _measured(
         recalls[key] = of.recall(key, [RANDOM], seed)
         error, budget = of.relative_error(ORACLE, [RANDOM], seed), settings[key].budget
         spent = budget.spent(d_in, d_out)
-        found.append(Point(module.name, ORACLE, settings[key].share, sparsity, spent, of.kept(ORACLE), error, None))
+        points.append(Point(module.name, ORACLE, settings[key].share, sparsity, spent, of.kept(ORACLE), error, None))
     for key in kept:
         setting = settings.get(key, settings[full])
         criterion = setting.criterion if key in settings else RANDOM
         error = _named(errors.relative_error(key, [null for null in (at_random, alone) if null != key], seed))
         spent, share = setting.budget.spent(d_in, d_out), errors.kept(key)
-        found.append(Point(module.name, criterion, setting.share, sparsity, spent, share, error, recalls.get(key)))
-    return found
+        points.append(Point(module.name, criterion, setting.share, sparsity, spent, share, error, recalls.get(key)))
+    return points
 
 
 def _named(error: Evidence) -> Evidence:
@@ -221,16 +221,18 @@ def measure_curves(
     config = config or CurvesConfig()
     before, after = (inputs_of(model, modules, part) for part in (calibration, passages))
     passage = passages.usable.nonzero()[:, 0]
-    found = [
+    modules_curves = [
         module_curves(
             module, before[module.name][calibration.usable], after[module.name][passages.usable], passage, config
         )
         for module in tqdm(modules, desc="linear maps", disable=not progress)
     ]
     layers = list(dict.fromkeys(module.layer for module in modules))
-    groups = {f"layer {layer}": [one for one in found if one.module.layer == layer] for layer in layers}
+    groups = {
+        f"layer {layer}": [curves for curves in modules_curves if curves.module.layer == layer] for layer in layers
+    }
     if len(layers) > 1:
-        groups["all"] = found
+        groups["all"] = modules_curves
     variants = {key: masks for name, group in groups.items() for key, masks in _variants(name, group, config).items()}
     sums = losses_of(model, passages, variants, progress=progress)
     losses = {
@@ -240,7 +242,7 @@ def measure_curves(
     }  # fmt: skip
     decisions = [_decision(layer, groups[f"layer {layer}"], losses[f"layer {layer}"]["decode"], config)
                  for layer in layers]  # fmt: skip
-    return Curves(found, losses, decisions)
+    return Curves(modules_curves, losses, decisions)
 
 
 def _variants(name: str, group: Sequence[ModuleCurves], config: CurvesConfig) -> dict[str, Variant]:
@@ -248,21 +250,25 @@ def _variants(name: str, group: Sequence[ModuleCurves], config: CurvesConfig) ->
     share = 1 - config.decide_at
     rng = generator(config.seed, "random channels in the model", name)
     return {
-        name: {one.module: one.chosen for one in group},
-        f"{name}, {RANDOM}": {one.module: Random(share, rng) for one in group},
-        f"{name}, channels": {one.module: one.channels for one in group},
+        name: {curves.module: curves.chosen for curves in group},
+        f"{name}, {RANDOM}": {curves.module: Random(share, rng) for curves in group},
+        f"{name}, channels": {curves.module: curves.channels for curves in group},
     }  # fmt: skip
 
 
 def _decision(layer: int, group: Sequence[ModuleCurves], loss: Evidence, config: CurvesConfig) -> SparsityDecision:
-    chosen = [one.at(config.decide_at, RANK_AWARE, one.best[config.decide_at]) for one in group]
+    chosen = [curves.at(config.decide_at, RANK_AWARE, curves.best[config.decide_at]) for curves in group]
     rules = {
-        one.module.path: {"criterion": RANK_AWARE, "threshold": one.chosen.threshold, "rank": len(one.chosen.right)}
-        for one in group
+        curves.module.path: {
+            "criterion": RANK_AWARE,
+            "threshold": curves.chosen.threshold,
+            "rank": len(curves.chosen.right),
+        }
+        for curves in group
     }
     worst = max(chosen, key=lambda point: point.error.value)
     recalls = [point.recall for point in chosen if point.recall is not None]
     return SparsityDecision(
         layer, RANK_AWARE, "token", 1 - config.decide_at, rules,
-        min(recalls, key=lambda one: one.value) if recalls else None, worst.error, loss,
+        min(recalls, key=lambda recall: recall.value) if recalls else None, worst.error, loss,
     )  # fmt: skip

@@ -73,17 +73,17 @@ class SparsityDecision(Decision):
         Raises:
             InputError: a module is missing, or a document has no core here.
         """
-        mine = {module.path: module for module in modules if module.layer == self.layer}
-        found: dict[LinearModule, Mask] = {}
+        own = {module.path: module for module in modules if module.layer == self.layer}
+        masks: dict[LinearModule, Mask] = {}
         for path, rule in self.mask.items():
-            if path not in mine:
-                raise unknown(f"linear module of layer {self.layer}", path, mine)
-            found[mine[path]] = _mask(mine[path], rule, documents)
-        return found
+            if path not in own:
+                raise unknown(f"linear module of layer {self.layer}", path, own)
+            masks[own[path]] = _mask(own[path], rule, documents)
+        return masks
 
     @classmethod
     def _of(cls, written: dict[str, Any]) -> Self:
-        known = {one.name for one in fields(cls)} - {*GENERAL}
+        known = {field.name for field in fields(cls)} - {*GENERAL}
         own = {name: value for name, value in written.items() if name in known}
         scores = ("recall_vs_oracle", "rel_error", "delta_ce")
         return cls(**{**own, **{name: own[name] and evidence_of(own[name]) for name in scores}})

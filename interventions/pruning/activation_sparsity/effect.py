@@ -60,13 +60,13 @@ def losses_of(
     Returns:
         Sums by passage for each split: columns `predictions`, `ce_clean` and `ce_NAME`.
     """
-    found = {split: DocumentSums() for split in splits}
+    sums_by_split = {split: DocumentSums() for split in splits}
     parts = list(blocks(passages, ROWS_AT_ONCE))
     with tqdm(total=len(parts) * (1 + len(splits) * len(variants)), desc="cross-entropy", disable=not progress) as bar:
         for first, part in parts:
             clean = _losses(model, part)
             bar.update()
-            for split, sums in found.items():
+            for split, sums in sums_by_split.items():
                 positions = masked_positions(part, split).to(model.device)
                 counted = predicting(part) & positions.cpu()
                 columns = {"predictions": torch.ones(int(counted.sum())), "ce_clean": clean[counted]}
@@ -76,7 +76,7 @@ def losses_of(
                     bar.update()
                 passage = first + counted.nonzero()[:, 0]
                 sums.add(passage, columns)
-    return found
+    return sums_by_split
 
 
 def _losses(model: HookedModel, part: TokenBatch) -> Float[Tensor, "passages tokens"]:
@@ -85,7 +85,7 @@ def _losses(model: HookedModel, part: TokenBatch) -> Float[Tensor, "passages tok
     target = part.tokens.to(logits.device)
     # a passage at a time: all of them in fp32 are a quarter of a gigabyte
     pairs = zip(logits, target, strict=True)
-    rows = [F.cross_entropy(one[:-1].float(), wanted[1:], reduction="none") for one, wanted in pairs]
+    rows = [F.cross_entropy(predicted[:-1].float(), wanted[1:], reduction="none") for predicted, wanted in pairs]
     return F.pad(torch.stack(rows), (0, 1)).cpu()
 
 

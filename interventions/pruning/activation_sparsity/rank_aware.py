@@ -74,8 +74,8 @@ def calibrated(
     d_in, dropped = x.shape[1], x.shape[1] - budget.channels
     sizes = (x.abs() * scale).flatten()
     threshold = -1.0 if not dropped else float(sizes.kthvalue(max(1, round(len(sizes) * dropped / d_in))).values)
-    found = factors or Factors.of(module.weight)
-    return Threshold(scale, threshold, found.left[:, : budget.rank], found.right[: budget.rank])
+    factored = factors or Factors.of(module.weight)
+    return Threshold(scale, threshold, factored.left[:, : budget.rank], factored.right[: budget.rank])
 
 
 def residual_weight(module: LinearModule, mask: Threshold) -> Float[Tensor, "d_out d_in"]:

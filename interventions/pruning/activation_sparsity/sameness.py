@@ -45,13 +45,13 @@ def core_similarity(
     rng = np.random.default_rng(derive_seed(seed, "shuffled embeddings"))
     orders = [rng.permutation(count) for _ in range(SHUFFLES)]
     shuffled = [_correlation(overlap, meaning[order[first], order[second]]) for order in orders]
-    found = meaning[first, second]
+    similarity = meaning[first, second]
 
     def weighted(weights: np.ndarray) -> float:
-        return _correlation(overlap, found, weights[first] * weights[second])
+        return _correlation(overlap, similarity, weights[first] * weights[second])
 
     return Evidence(
-        "core_similarity", _correlation(overlap, found), bootstrap(weighted, count, seed=seed),
+        "core_similarity", _correlation(overlap, similarity), bootstrap(weighted, count, seed=seed),
         {"shuffled": float(np.quantile(shuffled, 0.95)), "shared_tokens": _correlation(overlap, words)},
         count, "passages", better="higher", note="ranks of all pairs are kept when passages are resampled",
     )  # fmt: skip

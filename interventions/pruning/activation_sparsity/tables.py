@@ -26,16 +26,16 @@ def curves_table(curves: Curves, sparsity: float) -> Table:
     """A line a map at one sparsity."""
     names = ("|x|", "|x| |w|", "best share", "error there", "random", "low rank alone", "oracle", "recall of oracle")
     lines = [["map", *names]]
-    for one in curves.modules:
-        best = one.best[sparsity]
-        full, chosen = one.at(sparsity, RANK_AWARE), one.at(sparsity, RANK_AWARE, best)
-        nulls = [one.at(sparsity, RANDOM_CHANNELS), one.at(sparsity, LOW_RANK, 0.0)]
-        points = [one.at(sparsity, "abs"), full, chosen, *nulls, one.at(sparsity, ORACLE)]
+    for module_curves in curves.modules:
+        best = module_curves.best[sparsity]
+        full, chosen = module_curves.at(sparsity, RANK_AWARE), module_curves.at(sparsity, RANK_AWARE, best)
+        nulls = [module_curves.at(sparsity, RANDOM_CHANNELS), module_curves.at(sparsity, LOW_RANK, 0.0)]
+        points = [module_curves.at(sparsity, "abs"), full, chosen, *nulls, module_curves.at(sparsity, ORACLE)]
         cells = [f"{point.error.value:.3f}" for point in points]
         errors = {str(number): null.error.value for number, null in enumerate(nulls)}
         for number in range(3):  # methods, not nulls and not the bound
             cells[number] += mark(points[number].error.value, errors)
-        lines.append([one.module.name, *cells[:2], f"{best:g}", *cells[2:], "" if full.recall is None else
+        lines.append([module_curves.module.name, *cells[:2], f"{best:g}", *cells[2:], "" if full.recall is None else
                       _cell(full.recall)])  # fmt: skip
     return lines
 
@@ -43,13 +43,15 @@ def curves_table(curves: Curves, sparsity: float) -> Table:
 def losses_table(losses: Mapping[str, Mapping[str, Evidence]]) -> Table:
     """A line for each group of maps."""
     first = next(iter(losses.values()))
-    lines = [["masked", *(f"{split}, {name}" for split, one in first.items() for name in ("R-Sparse", *one.nulls))]]
-    for group, found in losses.items():
+    lines = [
+        ["masked", *(f"{split}, {name}" for split, evidence in first.items() for name in ("R-Sparse", *evidence.nulls))]
+    ]
+    for group, by_split in losses.items():
         cells = []
-        for one in found.values():
-            spread = f" [{one.interval[0]:.3f}, {one.interval[1]:.3f}]" if one.interval else ""
-            marked = mark(one.value, one.nulls, one.better)
-            cells += [f"{one.value:.3f}{spread}{marked}", *(f"{value:.3f}" for value in one.nulls.values())]
+        for evidence in by_split.values():
+            spread = f" [{evidence.interval[0]:.3f}, {evidence.interval[1]:.3f}]" if evidence.interval else ""
+            marked = mark(evidence.value, evidence.nulls, evidence.better)
+            cells += [f"{evidence.value:.3f}{spread}{marked}", *(f"{value:.3f}" for value in evidence.nulls.values())]
         lines.append([group, *cells])
     return lines
 
@@ -59,11 +61,15 @@ def cores_table(reports: Sequence[LayerCores]) -> Table:
     names = list(dict.fromkeys(name for report in reports for name in report.scores))
     lines = [["score", *(f"layer {report.layer}" for report in reports)]]
     for name in names:
-        found = [report.scores.get(name) for report in reports]
-        lines.append([name, *("" if one is None else _cell(one) for one in found)])
+        row = [report.scores.get(name) for report in reports]
+        lines.append([name, *("" if evidence is None else _cell(evidence) for evidence in row)])
     return lines
 
 
-def _cell(one: Evidence) -> str:
-    nulls = " ".join(f"{value:.3f}" for value in one.nulls.values())
-    return f"{one.value:.3f}" + (f" ({nulls})" if nulls else "") + mark(one.value, one.nulls, one.better)
+def _cell(evidence: Evidence) -> str:
+    nulls = " ".join(f"{value:.3f}" for value in evidence.nulls.values())
+    return (
+        f"{evidence.value:.3f}"
+        + (f" ({nulls})" if nulls else "")
+        + mark(evidence.value, evidence.nulls, evidence.better)
+    )
