@@ -190,12 +190,12 @@ def tpp(
     probes = fit_linear(rows.means[train], classes[train], config.fit, generator(config.seed, "tpp probes"))
     odds = probes.odds(rows.means[test])
 
-    def statistics(erased: Dictionary, match: bool = False) -> dict[str, Statistic]:
-        erasing = _Erasing(erased, rows, probes)
+    def statistics(subject: Dictionary, match: bool = False) -> dict[str, Statistic]:
+        erasing = _Erasing(subject, rows, probes)
         ranked = [erasing.ranked(torch.relu(erasing.difference(classes[train, c])), c) for c in range(classes.shape[1])]
         ranked = erasing.matches(ranked, config) if match else ranked
         statistics_by_size = {}
-        for n in _numbers(config, erased):
+        for n in _numbers(config, subject):
             after = torch.stack([odds - erasing.lost(order[:n]) for order in ranked])
             statistics_by_size[f"n{n}"] = _tpp_statistic(odds, after, classes[test])
         return statistics_by_size
@@ -242,14 +242,14 @@ def scr(
     spurious, wanted = 1 - meant, both[test, meant : meant + 1]
     odds, best = biased.odds(means[test]), oracle.odds(means[test])[:, meant : meant + 1]
 
-    def statistics(erased: Dictionary, match: bool = False) -> dict[str, Statistic]:
-        erasing = _Erasing(erased, rows, biased)
+    def statistics(subject: Dictionary, match: bool = False) -> dict[str, Statistic]:
+        erasing = _Erasing(subject, rows, biased)
         effect = erasing.difference(both[train, spurious]) * (erasing.W_dec @ oracle.weight[spurious])
         ranked = [_strongest(effect.abs())]
         ranked = erasing.matches(ranked, config) if match else ranked
         return {
             f"n{n}": _scr_statistic(odds, odds - erasing.lost(ranked[0][:n]), best, wanted)
-            for n in _numbers(config, erased)
+            for n in _numbers(config, subject)
         }
 
     null_dictionaries = nulls_of(dictionary, rows.fitted, config.seed) if nulls is None else nulls
@@ -367,18 +367,18 @@ def _read(model: HookedModel, dictionary: Dictionary, texts: list[str], config: 
 
 def _evidence(prefix: str, sets: Sequence[Erasures], note: str, seed: int) -> dict[str, Evidence]:
     """The mean over data sets of every score, with an interval over all their test texts."""
-    ends = np.cumsum([part_of.rows for part_of in sets])[:-1]
+    ends = np.cumsum([result.rows for result in sets])[:-1]
 
     def mean(statistics: Sequence[Statistic]) -> Statistic:
         return lambda weights: float(
-            np.mean([part_of(part) for part_of, part in zip(statistics, np.split(weights, ends), strict=True)])
+            np.mean([statistic(part) for statistic, part in zip(statistics, np.split(weights, ends), strict=True)])
         )
 
-    rows, scores = sum(part_of.rows for part_of in sets), {}
+    rows, scores = sum(result.rows for result in sets), {}
     ones = np.ones(rows)
     for name in sets[0].scores:
-        value = mean([part_of.scores[name] for part_of in sets])
-        null_values = {null: mean([part_of.nulls[null][name] for part_of in sets])(ones)
+        value = mean([result.scores[name] for result in sets])
+        null_values = {null: mean([result.nulls[null][name] for result in sets])(ones)
                   for null in sets[0].nulls if name in sets[0].nulls[null]}  # fmt: skip
         full = f"{prefix}_{name}"
         scores[full] = Evidence(

@@ -184,7 +184,7 @@ class BenchPipeline(Bench):
         return table
 
     def _write_page(self, result: Mapping[str, Any]) -> Path:
-        from ..pages.figures_page import Part, write_figures_page
+        from ..pages.figures_page import FigureSection, write_figures_page
 
         ran = [one for one in result["contestants"] if "cannot" not in one]
         lead = (
@@ -193,7 +193,7 @@ class BenchPipeline(Bench):
         )
         facts = {"Model": self.source.model, "Site": self.site, "Latents": str(self.n_latents), "k": str(self.k),
                  "Rows": f"{self.rows:,}"}  # fmt: skip
-        part = Part("Time to quality", lead, {"FVU against seconds": curves(ran)}, self._table(ran))
+        part = FigureSection("Time to quality", lead, {"FVU against seconds": curves(ran)}, self._table(ran))
         return write_figures_page(self.out / "pipeline.html", "Time to quality", facts, [part], {"results": result})
 
 

@@ -98,7 +98,7 @@ def test_a_dictionary_of_another_model_comes_before_it(
 
 def test_a_buffer_is_no_larger_than_the_rows_asked_for(tiny: Tiny, tmp_path: Path) -> None:
     reading = StreamOptions(
-        options.ModelText(str(tiny.model), "fp32", "cpu", f"text:{tiny.text}"),
+        options.ModelText(str(tiny.model), "fp32", "cpu", corpus=f"text:{tiny.text}"),
         stream=StreamConfig(batch=64, buffer=4096),
     )
     model = reading.source.open_model()
