@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 TITLES = {name: score_title(name) for name in ("fvu", "ce_recovered_zero", "ce_recovered_mean", "l0")} | {
-    "dead": "share of latents that are dead: none fired for `dead_after` rows"
+    "dead": "share of latents that are dead"
 }
 """Of the scores that are drawn."""
 

@@ -28,13 +28,13 @@ TITLES = {
 }
 LEADS = {
     "spatial_share": "Moran's I of at least {least:g} at a false discovery rate of {alpha:g} over all live units, "
-    "confirmed by {permutations} permutations. `name` is the place's name alone, `region` adds the region's name, "
-    "`residualised` is that less the mean over the region. All columns after these are nulls.",
+    "confirmed by {permutations} permutations. The prompt “name” is the place's name alone, “region” adds the region's "
+    "name, “residualised” is that less the mean over the region. All columns after these are nulls.",
     "mean_i": "Over live units; near 0 without spatial order.",
     "largest_i": "The unit is chosen on the same places, so compare with the largest among as many random units. "
-    "`best possible` is what no values can exceed on these neighbours.",
+    "“best possible” is what no values can exceed on these neighbours.",
     "coordinates": "Ridge regression on names alone, tested on blocks of the map that it has not seen, and on places "
-    "left out at random. `region mean` knows the region of each place and nothing else.",
+    "left out at random. “region mean” knows the region of each place and nothing else.",
 }
 MAPS = (
     "The unit with the largest Moran's I on names alone. First its value at each place, in classes of about equal "
