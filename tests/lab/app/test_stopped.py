@@ -33,6 +33,14 @@ def pressing(monkeypatch: pytest.MonkeyPatch, kind: Any, name: str, at: int) -> 
     monkeypatch.setattr(kind, name, pressed)
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C is heard: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("where", ["core", "meta"])
 def test_a_stopped_evaluation_goes_on(
     where: str, tiny: Tiny, trained: Path, monosem: Command, monkeypatch: pytest.MonkeyPatch
