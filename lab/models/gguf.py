@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..storage import file_sha256
+from .weights import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def _convert(path: Path, folder: Path) -> None:
     recent = getattr(transformers, "GgufConfig", None)
     unpack = {"quantization_config": recent(dequantize=True)} if recent else {}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options, **unpack)
+        model = read_weights(transformers.AutoModelForCausalLM, str(path.parent), **options, **unpack)
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (OSError, ValueError, LookupError, NotImplementedError, struct.error) as error:
         raise InputError(f"{path} cannot be read as a GGUF model: {error}") from error

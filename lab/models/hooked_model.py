@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -18,9 +19,11 @@ from .fingerprint import parameter_hash
 from .hooks import Edits, Hook, eager_attention, reading
 from .identities import check_finite, check_identities
 from .inputs import check_inputs, tiny_inputs, valid_padding
-from .positions import Positions, fit_positions, output_of
+from .positions import Positions, fit_positions, is_by_token, output_of, part_to_check
 from .sites import PATH, Site
 from .wiring import Wiring, wire
+
+log = logging.getLogger(__name__)
 
 
 class Activations(dict[Site, Tensor]):
@@ -73,6 +76,8 @@ class HookedModel:
         self._running = threading.RLock()
         self.positions = Positions(self.wiring.first_position if self.wiring.positions else None)
         """How positions of padded batches are counted."""
+        self._head = self.positions
+        """The same of logits, if a head takes them from one cell of a row."""
         if checks and self.wiring.inputs != "any":
             self._check()
             self.forwards = 0
@@ -197,6 +202,8 @@ class HookedModel:
         Raises:
             InputError: the model has no head, or an edit in force names a module that takes no part.
         """
+        if attention_mask is not None:
+            self._head.check(attention_mask, self.name)
         with self._edits.all_running():
             output = self.run(inputs, attention_mask, grad=grad)
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
@@ -255,18 +262,15 @@ class HookedModel:
         if mask is not None:
             self.positions.check(mask, self.name)
             inputs = valid_padding(self.wiring, inputs, mask)
-        return self._forward(inputs, mask, self.positions, grad=grad, eager=eager)
-
-    def _forward(
-        self, inputs: Tensor, mask: Tensor | None, rule: Positions, *, grad: bool = False, eager: bool = False
-    ) -> Any:
         dtype = self.dtype if self.wiring.inputs == "pixel_values" else None
+        if self.wiring.inputs == "input_ids":  # embeddings take two kinds of whole numbers, XLNet no boolean mask
+            dtype, mask = torch.int64, None if mask is None else mask.long()
         inputs, mask = inputs.to(self.device, dtype), None if mask is None else mask.to(self.device)
         attention = eager_attention(self.module) if eager else contextlib.nullcontext()
         # no_grad rather than inference_mode: captured tensors go straight into training steps.
         with self._running, attention, torch.set_grad_enabled(grad):
             self.forwards += 1
-            return self.wiring.call(inputs, mask, None if mask is None else rule.ids(mask))
+            return self.wiring.call(inputs, mask, None if mask is None else self.positions.ids(mask))
 
     def _check(self) -> None:
         """Compare the module with its family on one tiny forward pass, and a padded row with the row alone."""
@@ -274,11 +278,33 @@ class HookedModel:
             check_identities(self)
         if self.wiring.inputs != "input_ids":
             return
-        inputs = tiny_inputs(self.wiring)
-        alone = output_of(self._forward(inputs, None, self.positions))
-        if self.family is None:
-            check_finite(self, alone)
-        self.positions = fit_positions(self.wiring, self._forward, inputs, alone)
+        try:
+            self.positions, self._head = self._fitted()
+        except InputError:
+            raise
+        except Exception as error:  # a module of no family may want inputs beside token ids, and has sites before them
+            if self.family is not None:
+                raise
+            log.warning("%s does not run on token ids alone (%s): padding is refused", self.name, error)
+            self.positions = self._head = self.positions._replace(left=False, right=False)
+
+    def _fitted(self) -> tuple[Positions, Positions]:
+        """The rules for positions of activations, where a vector for each token leaves the module, and of logits."""
+        part = part_to_check(self.module)
+        wiring, inputs = self.wiring if part is self.module else wire(part), tiny_inputs(self.wiring).to(self.device)
+        with torch.no_grad():
+            output = wiring.call(inputs, None, None)
+            if not bool(output_of(output).isfinite().all()):
+                check_finite(self)
+            base = getattr(part, "base_model", part)
+            if is_by_token(output, inputs) or base is part:
+                rule = fit_positions(wiring, inputs, output_of(output))
+                return rule, rule
+            head = self.positions
+            if getattr(output, "logits", None) is not None:
+                head = fit_positions(wiring, inputs, output.logits)
+            wiring = wire(base)
+            return fit_positions(wiring, inputs, output_of(wiring.call(inputs, None, None))), head
 
     def _writable(self, site: str | Site) -> Site:
         site = self.site(site)

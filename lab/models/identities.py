@@ -6,8 +6,9 @@ a family (a scaled residual, say) fails here and not in somebody's results.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +51,8 @@ def check_identities(model: HookedModel) -> None:
 
 
 @torch.no_grad()
-def check_finite(model: HookedModel, output: Tensor | None = None) -> None:
-    """Raise InputError where a weight is not finite, or else where the first activation on a tiny input is not.
-
-    Args:
-        output: of the tiny input, for a model of no family, whose sites have no order.
-    """
+def check_finite(model: HookedModel) -> None:
+    """Raise InputError where a weight is not finite, or else where the first activation on a tiny input is not."""
     for name, parameter in model.module.named_parameters():
         if not bool(parameter.isfinite().all()):
             nan, inf = int(parameter.isnan().sum()), int(parameter.isinf().sum())
@@ -64,11 +61,11 @@ def check_finite(model: HookedModel, output: Tensor | None = None) -> None:
                 fix = "numbers above 65,504 are inf in fp16, load it with dtype bf16 or fp32"
             raise InputError(f"{model.name} has {nan} nan and {inf} inf in the weights {name}: {fix}")
     kind = str(model.dtype).removeprefix("torch.")
-    remedy = f"the weights are finite, so {kind} overflows: load it with dtype bf16 or fp32"
-    if output is not None:
-        if not bool(output.isfinite().all()):
-            raise InputError(f"{model.name} gives nan or inf on a tiny input: {remedy}")
-        return
+    remedy = f"the weights are finite, so {kind} overflows: "
+    half = model.dtype == torch.float16
+    remedy += (
+        "load it with dtype bf16 or fp32" if half else "no dtype holds more, give the checkpoint as it was trained"
+    )
     kinds = [kind for kind in model.wiring.kinds if kind != "pattern"]
     sites = [Site(kind, layer) for layer in range(model.n_layers) for kind in kinds]
     with reading({site: model.wiring.tap(site) for site in sites}, stop=False) as at:
@@ -76,6 +73,29 @@ def check_finite(model: HookedModel, output: Tensor | None = None) -> None:
     for site in sites:
         if site in at and not bool(at[site].isfinite().all()):
             raise InputError(f"{model.name} gives nan or inf at {site}: {remedy}")
+    if path := _first_not_finite(model):
+        raise InputError(f"{model.name} gives nan or inf at {path}: {remedy}")
+
+
+def _first_not_finite(model: HookedModel) -> Site | None:
+    """The first module to end whose output is not finite on a tiny input."""
+    at: list[str] = []
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple | list) else [output]
+            first = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
+            if first is not None and not bool(first.isfinite().all()):
+                at.append(name)
+
+        return look
+
+    with contextlib.ExitStack() as handles:
+        for name, module in model.module.named_modules():
+            if name:
+                handles.callback(module.register_forward_hook(note(name)).remove)
+        model.run(tiny_inputs(model.wiring))
+    return Site.parse(f"path:{at[0]}") if at else None
 
 
 @torch.no_grad()

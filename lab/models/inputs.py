@@ -10,11 +10,12 @@ from .wiring import Wiring
 
 
 def tiny_inputs(wiring: Wiring) -> Tensor:
-    """Small inputs that are equal at every call: [1, 8] token ids, or [1, channels, height, width] pixels."""
+    """Small inputs that are equal at every call: [1, 8] token ids, fewer where the model takes fewer, or
+    [1, channels, height, width] pixels."""
     if wiring.image_shape is not None:
         count = torch.Size(wiring.image_shape).numel()
         return torch.linspace(-1, 1, count).mul(50).sin().reshape(1, *wiring.image_shape)
-    return (torch.arange(1, 9)[None] * 7919) % (wiring.vocab_size or 1)
+    return (torch.arange(1, 1 + min(8, wiring.n_ctx or 8))[None] * 7919) % (wiring.vocab_size or 1)
 
 
 def check_inputs(wiring: Wiring, inputs: Tensor, mask: Tensor | None) -> None:

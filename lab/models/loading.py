@@ -7,7 +7,6 @@ import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -39,8 +38,8 @@ DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
-UNREADABLE = (OSError, ValueError, KeyError, ImportError)
-"""Errors of transformers on a config or checkpoint that it cannot read."""
+ADVICE = (OSError, ValueError, KeyError, ImportError)
+"""Errors whose text transformers writes for people who load a model; others tell of a line of code."""
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -122,7 +121,7 @@ def outline(source: str | Path) -> HookedModel:
             model_class: Any = getattr(transformers, named, transformers.AutoModel)
             build = model_class.from_config if hasattr(model_class, "from_config") else model_class
             module = build(config)
-    except UNREADABLE as error:
+    except Exception as error:  # a config that is off fails wherever transformers first uses it
         raise _load_error(found, error) from error
     return HookedModel(module, name=str(source), checks=False)
 
@@ -167,18 +166,19 @@ def _not_installed(name: str) -> InputError:
 def _read(found: _Found, dtype: torch.dtype, attn: str | None, with_tokenizer: bool) -> tuple[Any, Any]:
     """The model, of the class its config names, and its tokenizer or None."""
     import transformers
-    from safetensors import SafetensorError
 
     folder = Path(found.place)
     if folder.is_dir():
-        check_files(folder)
+        check_files(folder, with_tokenizer)
     try:
         config = transformers.AutoConfig.from_pretrained(found.place, **found.options)
         named = (getattr(config, "architectures", None) or ["AutoModel"])[0]
         model_class = getattr(transformers, named, transformers.AutoModel)
         chosen = {} if attn is None else {"attn_implementation": attn}
         module = read_weights(model_class, found.place, config=config, dtype=dtype, **chosen, **found.options)
-    except (*UNREADABLE, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # a config that is off or a file that is damaged fails wherever it is first used
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise
         raise _load_error(found, error, attn) from error
     if attn is None and getattr(module.config, "_attn_implementation", "") == "eager":
         log.info("%s has no SDPA attention: it runs with eager attention, which takes more memory", named)
@@ -221,12 +221,14 @@ def _load_error(found: _Found, error: Exception, attn: str | None = None) -> Inp
     if attn is not None and "attention implementation" in str(error):
         return InputError(f"{found.place} has no {attn} attention: leave out --attention (attn=), or use eager")
     if Path(found.place).is_dir() or not isinstance(error, OSError):
-        if not isinstance(error, UNREADABLE):
-            kind = f"{type(error).__name__}: {error}".removesuffix(": ")
-            return InputError(
-                f"the weights in {found.place} cannot be read ({kind}): a file is cut or damaged, download it again"
-            )
-        return InputError(f"{found.place} cannot be loaded as a model: {error}")
+        reason = " ".join(str(error).split())
+        if isinstance(error, ADVICE):
+            return InputError(f"{found.place} cannot be loaded as a model: {reason}")
+        kind = f"{type(error).__name__}: {reason}".removesuffix(": ")
+        return InputError(
+            f"the config or the weights in {found.place} cannot be read ({kind}): a file is damaged, or changed by "
+            "hand; download it again"
+        )
     where = "not on the Hugging Face hub"
     if found.options["local_files_only"]:
         where = "not in the local Hugging Face cache (the hub is not reachable)"

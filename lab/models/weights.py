@@ -20,28 +20,61 @@ from ..errors import InputError
 
 log = logging.getLogger(__name__)
 
-PREFIXES = ("_orig_mod.", "module.")
-"""Prefixes that `torch.compile` and data parallelism leave before the names of parameters."""
-READ = ("model*.safetensors", "pytorch_model*.bin", "config.json", "tokenizer.json", "tokenizer.model")
-"""Files that are read of a model folder."""
+PREFIX = re.compile(r"^(?:(?:_orig_mod|module)\.)+")
+"""Prefixes that `torch.compile` and data parallelism leave before the names of parameters, one or both."""
+CHECKPOINTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Files that hold the weights or name the files that do; the first that a folder has is read."""
+TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Files that are read beside a tokenizer of any kind."""
+VOCABULARY = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+"""Files that are read where there is no `tokenizer.json`."""
 POINTER = b"version https://git-lfs"
 SHOWN = 3
 """Names that an error lists."""
 
 
-def check_files(folder: Path) -> None:
-    """Refuse a folder whose weights or tokenizer are pointers, empty or cut.
+def check_files(folder: Path, tokenizer: bool = True) -> None:
+    """Refuse a folder whose weights or tokenizer are pointers, empty or cut; files that are not read may be anything.
+
+    Args:
+        tokenizer: the folder's tokenizer is read too.
 
     Raises:
         InputError: names the file and the reason.
     """
-    for path in sorted(path for pattern in READ for path in folder.glob(pattern)):
+    weights = next((name for name in CHECKPOINTS if (folder / name).is_file()), None)
+    names = ["config.json", *([weights] if weights else [])]
+    if tokenizer:
+        vocabulary = ("tokenizer.json",) if (folder / "tokenizer.json").is_file() else VOCABULARY
+        names += [name for name in (*TOKENIZER, *vocabulary) if (folder / name).is_file()]
+    _require_undamaged(folder, names)
+    if weights and weights.endswith(".index.json"):
+        _require_undamaged(folder, _shards(folder / weights))
+
+
+def _require_undamaged(folder: Path, names: Collection[str]) -> None:
+    for path in (folder / name for name in names):
         if reason := _damage(path):
             raise InputError(f"{path} {reason}")
-    for index in folder.glob("*.index.json"):
-        named = set(json.loads(index.read_text()).get("weight_map", {}).values())
-        if missing := sorted(name for name in named if not (folder / name).is_file()):
-            raise InputError(f"{folder} lacks {', '.join(missing)}, which {index.name} names: download the whole model")
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, all of them there."""
+    content = json.loads(index.read_text())
+    named = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise InputError(f"{index} has no weight_map from tensors to files: download it again")
+    shards = sorted(set(named.values()))
+    if missing := [name for name in shards if not (index.parent / name).is_file()]:
+        raise InputError(
+            f"{index.parent} lacks {', '.join(missing)}, which {index.name} names: download the whole model"
+        )
+    return shards
 
 
 def _damage(path: Path) -> str | None:
@@ -90,9 +123,9 @@ def read_weights(model_class: Any, place: str, **options: Any) -> Any:
         InputError: parameters that the files lack, layers that the config has not, or another shape.
     """
     module, report = _load(model_class, place, options)
-    prefix = _prefix(report)
-    if prefix is not None:
-        module, report = _load(model_class, place, {**options, "key_mapping": {f"^{re.escape(prefix)}": ""}})
+    prefix = next((found[0] for name in sorted(report["unexpected_keys"]) if (found := PREFIX.match(name))), None)
+    if report["missing_keys"] and prefix is not None:
+        module, report = _load(model_class, place, {**options, "key_mapping": {PREFIX.pattern: ""}})
         log.warning("the weights of %s are named with the prefix %s, which is left out", place, prefix)
     _require_whole(module, report, place)
     return module
@@ -100,15 +133,6 @@ def read_weights(model_class: Any, place: str, **options: Any) -> Any:
 
 def _load(model_class: Any, place: str, options: Mapping[str, Any]) -> tuple[Any, Mapping[str, Collection[Any]]]:
     return model_class.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-
-
-def _prefix(report: Mapping[str, Collection[str]]) -> str | None:
-    """The known prefix with which all missing parameters are there."""
-    missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
-    for prefix in PREFIXES:
-        if missing and {prefix + name for name in missing} <= unexpected:
-            return prefix
-    return None
 
 
 def _require_whole(module: torch.nn.Module, report: Mapping[str, Collection[Any]], place: str) -> None:
