@@ -41,12 +41,13 @@ class ModelOptions:
         """Load the model."""
         return load_model(self.model, dtype=self.dtype, device=self.device, attn=self.attention)
 
-    def of(self, dictionary: Any) -> Self:
-        """The same options with the model that a dictionary was trained on, unless another model is asked for."""
-        name = dictionary.provenance.model.get("name")
-        if name is None or name == self.model or self.model != ModelOptions.model:
+    def of(self, dictionaries: Sequence[Any]) -> Self:
+        """The same options with the model that all dictionaries were trained on, unless another model is asked for."""
+        names = {dictionary.provenance.model.get("name") for dictionary in dictionaries}
+        if len(names) != 1 or names <= {None, self.model} or self.model != ModelOptions.model:
             return self
-        log.info("the dictionary was trained on %s, which is loaded", name)
+        (name,) = names
+        log.info("%s is loaded, on which the dictionary was trained", name)
         return replace(self, model=name)
 
     def check(self, sites: Sequence[Any] = (), dictionaries: Sequence[Any] = ()) -> HookedModel:

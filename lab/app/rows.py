@@ -33,11 +33,12 @@ def split_rows(
     """Shuffled activations of a site, and held-out ones from documents of which no row is among the first.
 
     Raises:
-        InputError: the text or the store ends before there are enough.
+        InputError: the text or the store ends before there are enough, or the model, site or text cannot be had.
     """
     config = StreamConfig(batch=batch, buffer=4 * batch)
     if store is not None:
         return _from_store(ActivationStore.open(store), site, wanted, held_out, config)
+    source.check([site])
     model = source.open_model()
     log.info("harvesting %d rows", wanted + held_out)
     stream = ActivationStream(model, source.open_corpus(model, split="train"), [site], config=config)

@@ -19,27 +19,16 @@ from ..streams.activation_stream import Batch
 from ..text.packing import NOWHERE, TokenBatch
 
 
-class FirstRows:
-    """Keeps rows of a site and their origins, in the order of the stream, in the stream's dtype.
-
-    Args:
-        rows: how many to keep.
-        whole: keep all rows of the batch that has the last of these, so a few more.
-
-    Raises:
-        InputError: `rows` is below 1.
-    """
+class _Kept:
+    """The base of all: keeps a number of rows, is a measure, and writes nothing."""
 
     kind = "measures"
 
-    def __init__(self, site: Site, rows: int, *, whole: bool = False, name: str | None = None) -> None:
+    def __init__(self, rows: int, name: str) -> None:
         if rows < 1:
             raise InputError(f"rows={rows} keeps nothing: give at least 1")
-        self.sites, self.limit, self.name = (site,), rows, name or f"rows-{site}"
-        self.whole = whole
+        self.limit, self.name = rows, name
         self.rows = 0
-        self._acts: list[Tensor] = []
-        self._origins: list[Tensor] = []
 
     @property
     def done(self) -> bool:
@@ -50,6 +39,31 @@ class FirstRows:
     def progress(self) -> tuple[int, int | None]:
         """Rows kept, and rows asked for."""
         return self.rows, self.limit
+
+    def metrics(self) -> dict[str, int | float]:
+        """Rows kept so far."""
+        return {"rows": self.rows}
+
+    def save(self, folder: Path) -> None:
+        """Write nothing: rows are for whoever asked for them."""
+
+
+class FirstRows(_Kept):
+    """Keeps rows of a site and their origins, in the order of the stream, in the stream's dtype.
+
+    Args:
+        rows: how many to keep.
+        whole: keep all rows of the batch that has the last of these, so a few more.
+
+    Raises:
+        InputError: `rows` is below 1.
+    """
+
+    def __init__(self, site: Site, rows: int, *, whole: bool = False, name: str | None = None) -> None:
+        super().__init__(rows, name or f"rows-{site}")
+        self.sites, self.whole = (site,), whole
+        self._acts: list[Tensor] = []
+        self._origins: list[Tensor] = []
 
     @property
     def acts(self) -> Float[Tensor, "rows d"]:
@@ -97,10 +111,6 @@ class FirstRows:
             if not self.done:
                 self._keep(acts, origin)
 
-    def metrics(self) -> dict[str, int | float]:
-        """Rows kept so far."""
-        return {"rows": self.rows}
-
     def state_dict(self) -> State:
         """The rows and their origins, and how many came in each batch."""
         if not self._acts:
@@ -117,11 +127,8 @@ class FirstRows:
         )
         self.rows = state["rows"]
 
-    def save(self, folder: Path) -> None:
-        """Write nothing: rows are for whoever asked for them."""
 
-
-class FullTokenRows:
+class FullTokenRows(_Kept):
     """Keeps the first rows of tokens of one length that hold no padding, in the order of a `TokenStream`.
 
     Args:
@@ -132,26 +139,13 @@ class FullTokenRows:
         InputError: `rows` is below 1.
     """
 
-    kind = "measures"
     needs_text = True
     sites: tuple[Site, ...] = ()
 
     def __init__(self, rows: int, *, length: int | None = None, name: str = "token-rows") -> None:
-        if rows < 1:
-            raise InputError(f"rows={rows} keeps nothing: give at least 1")
-        self.limit, self.length, self.name = rows, length, name
-        self.rows = 0
+        super().__init__(rows, name)
+        self.length = length
         self._kept: list[TokenBatch] = []
-
-    @property
-    def done(self) -> bool:
-        """True once the rows asked for are kept."""
-        return self.rows >= self.limit
-
-    @property
-    def progress(self) -> tuple[int, int | None]:
-        """Rows kept, and rows asked for."""
-        return self.rows, self.limit
 
     @property
     def kept(self) -> TokenBatch:
@@ -189,10 +183,6 @@ class FullTokenRows:
         if other.rows and not self.done:
             self._keep(other.kept)
 
-    def metrics(self) -> dict[str, int | float]:
-        """Rows kept so far."""
-        return {"rows": self.rows}
-
     def state_dict(self) -> State:
         """The rows."""
         return {"rows": self.rows, "length": self.length, "kept": self.kept._asdict() if self._kept else {}}
@@ -202,9 +192,6 @@ class FullTokenRows:
         kept = state.get("kept", {})
         self._kept = [TokenBatch(**{name: field.clone() for name, field in kept.items()})] if kept else []
         self.rows, self.length = state["rows"], state["length"]
-
-    def save(self, folder: Path) -> None:
-        """Write nothing: rows are for whoever asked for them."""
 
 
 class DocumentIds:

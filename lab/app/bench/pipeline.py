@@ -25,6 +25,7 @@ from ...figures import COLOURS, laid_out, plain
 from ...models.sites import Site
 from ...storage import read_json, write_json
 from ...table import aligned
+from ..checks import check_folder
 from ..options import Flat, ModelText
 from ..rows import split_rows
 from .cells import Cells
@@ -102,6 +103,8 @@ class BenchPipeline(Bench):
             (null where it is not reached), `rows_per_second`, `peak_bytes` of its process and `load_seconds` of the
             model; or with `cannot`, one sentence on why it did not run here. `page` is the path of the plot.
         """
+        check_folder(self.out)
+        self.source.check([self.site])
         asked = [("monosem", "documented")]
         asked += [(peer, column) for peer in named(self.against, LIBRARIES)
                   for column in named(self.columns, COLUMNS, "column", "--columns")]  # fmt: skip

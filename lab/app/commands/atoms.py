@@ -83,8 +83,9 @@ class AtomsCommand(Command):
         if self.store is not None:
             ActivationStore.open(self.store)
         check_run(self.out, self.resume)
-        self.source.check([self.site] if self.site else [], list(given.values()))
-        model = self.source.open_model()
+        source = self.source.of(list(given.values()))
+        source.check([self.site] if self.site else [], list(given.values()))
+        model = source.open_model()
         site = self._site(model, given)
         side = self._training_side(model, site)
         seen = read_seen(side, site, self.atoms, progress=True)

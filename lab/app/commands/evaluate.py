@@ -62,7 +62,7 @@ class EvalCommand(Command):
         Stopped by Ctrl-C, the folder `STOPPED` beside it holds what is done, and the same command continues.
         """
         folder, dictionary = find_dictionary(self.dictionary)
-        source = self.source.of(dictionary)
+        source = self.source.of([dictionary])
         groups = [name for name in GROUPS if name in (self.only or SUITES[self.suite])]
         chosen = self.options.probing.datasets
         if "probing" in groups and chosen not in (TextProbing.datasets, ("all",)):

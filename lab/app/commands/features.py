@@ -41,7 +41,7 @@ class FeaturesCommand(Command):
     def run(self) -> Result:
         """Collect and save."""
         _, dictionary = find_dictionary(self.dictionary)
-        source = self.source.of(dictionary)
+        source = self.source.of([dictionary])
         check_folder(self.out)
         if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / "features.json").is_file():
             raise InputError(f"{self.out} holds something else than features: choose another folder")

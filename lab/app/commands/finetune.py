@@ -63,12 +63,13 @@ class FinetuneCommand(Command):
         """
         folder, before = find_dictionary(self.dictionary)
         check_run(self.out, self.loop.resume)
-        self.source.check(dictionaries=[before])
-        model = self.source.open_model()
+        source = self.source.of([before])
+        source.check(dictionaries=[before])
+        model = source.open_model()
         run = self.train(model, folder, before)
         tuned, local = (load(run.dictionaries[name]) for name in (self.objective.loss, LOCAL))
         evaluation = evaluate(
-            model, self.source.open_corpus(model, split="heldout"), tuned,
+            model, source.open_corpus(model, split="heldout"), tuned,
             replace(self.evaluation, spliced=(BEFORE, LOCAL)), nulls={BEFORE: before, LOCAL: local},
         )  # fmt: skip
         log.info("%r", evaluation)

@@ -89,8 +89,10 @@ class GeographyCommand(Command):
         blocks = {country: self._blocks(places, country) for country in weights}
         dictionary = None if self.dictionary is None else find_dictionary(self.dictionary)[1]
         check_run(self.out, self.resume)
-        self.source.check(self.sites, [] if dictionary is None else [dictionary])
-        model = self.source.open_model()
+        given = [] if dictionary is None else [dictionary]
+        source = self.source.of(given)
+        source.check(self.sites, given)
+        model = source.open_model()
         if dictionary is not None:
             dictionary.to(model.device)
         log.info("preparing %s", " and ".join([*self.sites, *([repr(dictionary)] if dictionary is not None else [])]))

@@ -57,7 +57,7 @@ class OutliersCommand(Command):
             check_text(text)
         for name in self.outside:
             require_kind(name)
-        source = self.source.of(dictionary)
+        source = self.source.of([dictionary])
         source.check(dictionaries=[dictionary])
         model = source.open_model()
         dictionary.to(model.device)

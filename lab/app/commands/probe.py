@@ -84,9 +84,10 @@ class ProbeCommand(Command):
         self.measure.splits(data.labels)
         dictionary = None if self.dictionary is None else find_dictionary(self.dictionary)[1]
         check_run(self.out, self.resume)
-        outline = self.source.check(self.sites, [] if dictionary is None else [dictionary])
-        expand_sites(outline, self.sites)
-        model = self.source.open_model()
+        given = [] if dictionary is None else [dictionary]
+        source = self.source.of(given)
+        expand_sites(source.check(self.sites, given), self.sites)
+        model = source.open_model()
         sites = self.sites or (() if dictionary is not None else ("resid_post.*",))
         if dictionary is not None:
             sites = (*sites, str(dictionary.check(model).site))
@@ -95,7 +96,7 @@ class ProbeCommand(Command):
         run = Run.create(self.out, self._config(sites), _fingerprints(model, data), resume=self.resume)
         sweep = probe_sweep(
             model, data.texts, data.labels, sites, self.kinds, self.read, self.measure,
-            dictionaries=() if dictionary is None else (dictionary,), run=run, progress=True,
+            dictionaries=given, run=run, progress=True,
         )  # fmt: skip
         result = self._finish(run, sweep, model, data, dictionary)
         return self.result(result, result["page"])
