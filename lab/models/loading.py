@@ -18,7 +18,7 @@ from ..storage import file_sha256
 from . import bridge
 from .gguf import Wheel, converted, is_converted
 from .hooked_model import HookedModel
-from .weights import check_files, read_weights
+from .weights import check_files, check_tokenizer_json, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +203,7 @@ def _tokenizer(found: _Found) -> Any:
         if not Path(found.place).is_dir():
             log.warning("%s comes without a tokenizer: %s", found.place, reason)
             return None
+        check_tokenizer_json(Path(found.place))
         fix = "pip install sentencepiece" if "sentencepiece" in reason.lower() else "download its tokenizer again"
         raise InputError(
             f"the tokenizer in {found.place} cannot be read ({reason}): {fix}, or give load_model(tokenizer=)"

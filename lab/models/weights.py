@@ -41,6 +41,8 @@ SHOWN = 3
 def check_files(folder: Path, tokenizer: bool = True) -> None:
     """Refuse a folder whose weights or tokenizer are pointers, empty or cut; files that are not read may be anything.
 
+    `tokenizer.json` is not parsed here, which would take longer than all else: see `check_tokenizer_json`.
+
     Args:
         tokenizer: the folder's tokenizer is read too.
 
@@ -55,6 +57,17 @@ def check_files(folder: Path, tokenizer: bool = True) -> None:
     _require_undamaged(folder, names)
     if weights and weights.endswith(".index.json"):
         _require_undamaged(folder, _shards(folder / weights))
+
+
+def check_tokenizer_json(folder: Path) -> None:
+    """Refuse a folder whose `tokenizer.json` is cut, for a tokenizer that could not be read.
+
+    Raises:
+        InputError: names the file and the reason.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file() and (reason := _no_json(path)):
+        raise InputError(f"{path} {reason}")
 
 
 def _require_undamaged(folder: Path, names: Collection[str]) -> None:
@@ -88,16 +101,21 @@ def _damage(path: Path) -> str | None:
             return "is a git-lfs pointer, not the file itself: run git lfs pull in its folder"
         if path.suffix == ".safetensors":
             return _cut_safetensors(head, size, file)
-    if path.suffix == ".json":
-        try:
-            json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            return f"is not valid JSON ({error}): it is cut or damaged, download it again"
+    if path.suffix == ".json" and path.name != "tokenizer.json":
+        return _no_json(path)
     if path.suffix == ".bin" and not zipfile.is_zipfile(path):
         if head.startswith(b"PK"):
             return f"is cut after {size:,} bytes: download it again"
         if not head.startswith(b"\x80"):  # neither a zip archive nor a pickle, which older files are
             return "is no file that torch.save wrote: download it again"
+    return None
+
+
+def _no_json(path: Path) -> str | None:
+    try:
+        json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return f"is not valid JSON ({error}): it is cut or damaged, download it again"
     return None
 
 
