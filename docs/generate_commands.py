@@ -15,7 +15,8 @@ HEAD = """# Commands
 Written by `python docs/generate_commands.py` from `monosem COMMAND --help`; change the help, not this page.
 
 Every command takes `--json` (one JSON object as the last line of stdout, everything else on stderr) and `--help`.
-Exit status: 0 done, 2 bad input (one sentence that names the value and the fix), 130 interrupted, 1 any other failure.
+Exit status: 0 done, 2 bad input (one sentence that names the value and the fix), 3 done without something that was
+asked for (a sentence says what and why), 130 interrupted, 1 any other failure.
 """
 
 

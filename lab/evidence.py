@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 MARK = " †"
-"""Stands after a score that is no better than one of its nulls; tables explain it below."""
+"""Stands after a score that is not better than one of its nulls, by `unbeaten`; tables explain it below."""
 
 _LOSS: dict[str, Callable[[float], float]] = {
     "lower": float,
@@ -18,22 +18,37 @@ _LOSS: dict[str, Callable[[float], float]] = {
 }
 
 
-def unbeaten(value: float | None, nulls: Mapping[str, float | None], better: str = "lower") -> list[str]:
-    """Names of the nulls that a score is no better than; of numbers that are not finite, none.
+def unbeaten(
+    value: float | None,
+    nulls: Mapping[str, float | None],
+    better: str = "lower",
+    interval: Sequence[float | None] | None = None,
+) -> list[str]:
+    """Names of the nulls that a score is not better than, from end to end of its interval.
+
+    A null that is None or not finite is not named: it was not measured. A value that is not finite names none.
 
     Args:
         better: the direction that is better: lower, higher, or nearest one.
+        interval: both ends of the score's interval; without it, the value alone is compared.
     """
     loss = _LOSS[better]
     known = {name: null for name, null in nulls.items() if null is not None and np.isfinite(null)}
     if value is None or not np.isfinite(value):
         return []
-    return [name for name, null in known.items() if loss(value) >= loss(null)]
+    ends = [end for end in interval or () if end is not None and np.isfinite(end)]
+    worst = max(map(loss, [value, *ends]))
+    return [name for name, null in known.items() if worst >= loss(null)]
 
 
-def mark(value: float | None, nulls: Mapping[str, float | None], better: str = "lower") -> str:
-    """`MARK` if the score is no better than one of its nulls, otherwise nothing."""
-    return MARK if unbeaten(value, nulls, better) else ""
+def mark(
+    value: float | None,
+    nulls: Mapping[str, float | None],
+    better: str = "lower",
+    interval: Sequence[float | None] | None = None,
+) -> str:
+    """`MARK` if a score is not better than one of its nulls by `unbeaten`, otherwise nothing."""
+    return MARK if unbeaten(value, nulls, better, interval) else ""
 
 
 @dataclass(frozen=True)
@@ -58,11 +73,32 @@ class Evidence:
     """Direction of better values: lower, higher, or nearest one."""
     note: str = ""
     """Caveat that a reader must know before believing the number: a known failure, or how few cases it rests on."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Reason of each control that was asked for and could not be measured, by its name."""
 
     def beats_nulls(self) -> bool:
-        """True if the score is better than every null."""
-        loss = _LOSS[self.better]
-        return all(loss(self.value) < loss(null) for null in self.nulls.values())
+        """True if the score has nulls, all were measured, and its whole interval is better than each of them.
+
+        A score without an interval is compared by its value. Nulls have no intervals, and where they were measured on
+        the same units, a paired difference would be clear earlier.
+        """
+        if not self.nulls or self.unmeasured or not np.isfinite(self.value):
+            return False
+        return not self.unbeaten()
+
+    def unbeaten(self) -> list[str]:
+        """Names of the measured nulls that the score is not better than, from end to end of its interval."""
+        return unbeaten(self.value, self.nulls, self.better, self.interval)
+
+    def mark(self) -> str:
+        """`MARK` if the score is not better than one of its nulls, otherwise nothing."""
+        return MARK if self.unbeaten() else ""
+
+    @property
+    def unmeasured(self) -> dict[str, str]:
+        """Reason of each control that has no value, by its name: those missing, and those that are not finite."""
+        infinite = {name: "not a finite number" for name, null in self.nulls.items() if not np.isfinite(null)}
+        return {**infinite, **self.missing}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for files."""
@@ -71,7 +107,8 @@ class Evidence:
     def __str__(self) -> str:
         spread = f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]" if self.interval else ""
         nulls = ", ".join(f"{name} {value:.4g}" for name, value in self.nulls.items())
-        return f"{self.name} {self.value:.4g}{spread}" + (f" (nulls: {nulls})" if nulls else "")
+        missing = "".join(f"; null {name} not measured: {reason}" for name, reason in self.missing.items())
+        return f"{self.name} {self.value:.4g}{spread}" + (f" (nulls: {nulls})" if nulls else "") + missing
 
 
 def bootstrap(

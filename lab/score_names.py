@@ -15,7 +15,7 @@ class ScoreName(NamedTuple):
     better: str = "lower"
     """The direction that is better: lower, higher, or nearest one."""
     judged: bool = True
-    """True if a score that is no better than its null means that nothing was learned. A size, such as L0, is not."""
+    """True if a score that does not beat its null means that nothing was learned. A size, such as L0, is not."""
 
 
 _FIRING = "share of latents that fire on none of the measured tokens; rare ones need many"
@@ -98,7 +98,7 @@ def score_label(name: str) -> str:
 
 
 def is_judged(name: str) -> bool:
-    """True if a score that is no better than its null means that nothing was learned."""
+    """True if a score that does not beat its null means that nothing was learned."""
     return name not in SCORES or SCORES[name].judged
 
 

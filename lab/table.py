@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .evidence import MARK
 from .markup import Markup, element
 
-NO_BETTER = f"{MARK.strip()} no better than one of its nulls"
+NO_BETTER = f"{MARK.strip()} not better than one of its nulls over its whole 95 % interval"
 """The line below a table in which a cell is marked."""
 NAME = 22
 """Characters from which the name of a row may break into lines."""

@@ -2,7 +2,7 @@
 
 Only the module of the chosen command is imported; help is data (`help.json`), so that it needs none of them. With
 `--json` the result is the last line of stdout and everything else goes to stderr. Exit status: 0 done, 2 bad input,
-130 interrupted, 1 any other failure (with a traceback).
+3 done without something that was asked for, 130 interrupted, 1 any other failure (with a traceback).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import InputError, unknown
 from .bench import BENCHES
 from .cli_errors import refusal
-from .command import Command
+from .command import INCOMPLETE, Command
 from .commands import COMMANDS
 from .help import BENCH, HELP_OPTIONS, command_help, overview
 from .spellings import inner_spellings
@@ -120,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     sys.stdout.write((result.as_json() if as_json or command.always_json else result.text) + "\n")
     sys.stdout.flush()
-    return 0
+    for sentence in result.incomplete:
+        sys.stderr.write(f"monosem: {sentence}\n")
+    return INCOMPLETE if result.incomplete else 0
 
 
 if __name__ == "__main__":

@@ -7,10 +7,16 @@ docstring and those under its fields are the help; `example` is the line that th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from ..evidence import Evidence
+
+INCOMPLETE = 3
+"""Exit status of a command that ran to its end and could not give all that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Result:
     """The same for a terminal."""
     page: Path | None = None
     """An HTML page that shows the result."""
+    incomplete: tuple[str, ...] = ()
+    """A sentence for each thing that was asked for and is not in the result; any gives the exit status `INCOMPLETE`."""
 
     def as_json(self) -> str:
         """The values on one line."""
@@ -49,9 +57,23 @@ class Command:
         """The result for a terminal: by default one line for each value."""
         return as_lines(result)
 
-    def result(self, values: Mapping[str, Any], page: Path | str | None = None) -> Result:
-        """The `Result` with these values."""
-        return Result(values, self.as_text(values), None if page is None else Path(page))
+    def result(
+        self, values: Mapping[str, Any], page: Path | str | None = None, *, incomplete: Iterable[str] = ()
+    ) -> Result:
+        """The `Result` with these values; `incomplete` says what was asked for and is not in them."""
+        return Result(values, self.as_text(values), None if page is None else Path(page), tuple(incomplete))
+
+
+def missing_nulls(scores: Iterable[Evidence]) -> list[str]:
+    """A sentence for each null that could not be measured, with the reason and the scores that lack it."""
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for score in scores:
+        for null, reason in score.missing.items():
+            lacking.setdefault((null, reason), []).append(score.name)
+    return [
+        f"the null {null} of {', '.join(dict.fromkeys(names))} could not be measured: {reason}"
+        for (null, reason), names in lacking.items()
+    ]
 
 
 def as_lines(values: Mapping[str, Any], indent: str = "") -> str:

@@ -222,7 +222,11 @@ def _scores(
     first = int(np.nanargmax(found.i))
     column = columns_of(values, slice(first, first + 1))[:, 0]
     names = [name for name in screens if name in nulls and screens[name].live.any()]
-    about = {"held_out": "nothing: no unit is fitted to places", "better": "higher"}
+    dead = [name for name in screens if name in nulls and name not in names]
+    about: dict[str, Any] = {
+        "held_out": "nothing: no unit is fitted to places", "better": "higher",
+        "missing": dict.fromkeys(dead, "every unit is constant over the places"),
+    }  # fmt: skip
 
     def over_units(one: np.ndarray) -> tuple[float, float] | None:
         return bootstrap(lambda drawn: float(drawn @ one / drawn.sum()), len(one), seed=config.seed)

@@ -190,9 +190,12 @@ def _evidence(
         beside = {
             null: float(np.mean([getattr(result, kind) for result in told])) for null, told in nulls.items() if told
         }
+        few = f"no latent fires in {config.scored} windows of each half: give more tokens, or a smaller scored"
+        missing = {null: few for null, told in nulls.items() if not told}
         interval = bootstrap(lambda w, v=values: float(w @ v / w.sum()), len(values), seed=config.seed)
         full = f"{name}_{judge}"
-        found[full] = Evidence(full, float(values.mean()), interval, beside, len(values), "latents", held_out, "higher")
+        found[full] = Evidence(full, float(values.mean()), interval, beside, len(values), "latents", held_out, "higher",
+                               missing=missing)  # fmt: skip
     return found
 
 

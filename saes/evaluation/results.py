@@ -48,7 +48,8 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """One flat mapping of JSON values; a number that is not finite becomes None.
 
-        A score `fvu` gives `fvu`, `fvu_low`, `fvu_high`, `fvu_n` and a `fvu_null_NAME` for each null; counts
+        A score `fvu` gives `fvu`, `fvu_low`, `fvu_high`, `fvu_n` and a `fvu_null_NAME` for each null, which is None
+        where the null could not be measured; counts
         and references stand under `count_NAME` and `reference_NAME`, SAEBench's numbers under `saebench_NAME`. A
         `histogram_NAME` is the only mapping inside, of lists.
         """
@@ -67,12 +68,15 @@ class Evaluation:
 
     def table(self) -> list[list[str]]:
         """Rows of cells: score, value, 95 % interval, then every null; the first row is the heading."""
-        nulls = list(dict.fromkeys(name for evidence in self.scores.values() for name in evidence.nulls))
+        nulls = list(dict.fromkeys(name for one in self.scores.values() for name in (*one.nulls, *one.missing)))
         rows = [["score", "value", "95 % interval", *nulls]]
         for name, evidence in self.scores.items():
             interval = evidence.interval
             spread = f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else ""
-            null_cells = (f"{evidence.nulls[null]:.4g}" if null in evidence.nulls else "" for null in nulls)
+            null_cells = (
+                f"{evidence.nulls[null]:.4g}" if null in evidence.nulls
+                else "not measured" if null in evidence.missing else "" for null in nulls
+            )  # fmt: skip
             rows.append([name, f"{evidence.value:.4g}", spread, *null_cells])
         return rows
 
@@ -104,6 +108,7 @@ def flat(scores: Mapping[str, Evidence]) -> dict[str, float | int | None]:
         low, high = evidence.interval or (None, None)
         level |= {name: _finite(evidence.value), f"{name}_low": _finite(low), f"{name}_high": _finite(high)}
         level |= {f"{name}_null_{null}": _finite(value) for null, value in evidence.nulls.items()}
+        level |= {f"{name}_null_{null}": None for null in evidence.missing}
         level[f"{name}_n"] = evidence.n
     return level
 

@@ -34,21 +34,21 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _nulls(row: Row) -> str:
-    return ", ".join(f"{null_label(name)} {value:.3g}" for name, value in _nulls_of(row, BESIDE).items())
+    nulls = _nulls_of(row, BESIDE).items()
+    return ", ".join(f"{null_label(name)} {'not measured' if x is None else f'{x:.3g}'}" for name, x in nulls)
 
 
-def _nulls_of(row: Row, score: str) -> dict[str, float]:
-    """The nulls of a score by name."""
+def _nulls_of(row: Row, score: str) -> dict[str, float | None]:
+    """The nulls of a score by name; None for those that could not be measured."""
     start = f"{score}_null_"
-    nulls = {key.removeprefix(start): value for key, value in row.items() if key.startswith(start)}
-    return {name: value for name, value in nulls.items() if value is not None}
+    return {key.removeprefix(start): value for key, value in row.items() if key.startswith(start)}
 
 
 def _with_interval(row: Row, score: str) -> str:
     low, high = row.get(f"{score}_low"), row.get(f"{score}_high")
     spread = f" [{_text(low)}, {_text(high)}]" if low is not None and low != high else ""
     name = SCORES[score]
-    marked = mark(row.get(score), _nulls_of(row, score), name.better) if name.judged else ""
+    marked = mark(row.get(score), _nulls_of(row, score), name.better, (low, high)) if name.judged else ""
     return _text(row.get(score)) + spread + marked
 
 

@@ -34,7 +34,7 @@ def curves_table(curves: Curves, sparsity: float) -> Table:
         cells = [f"{point.error.value:.3f}" for point in points]
         errors = {str(number): null.error.value for number, null in enumerate(nulls)}
         for number in range(3):  # methods, not nulls and not the bound
-            cells[number] += mark(points[number].error.value, errors)
+            cells[number] += mark(points[number].error.value, errors, interval=points[number].error.interval)
         lines.append([module_curves.module.name, *cells[:2], f"{best:g}", *cells[2:], "" if full.recall is None else
                       _cell(full.recall)])  # fmt: skip
     return lines
@@ -50,7 +50,7 @@ def losses_table(losses: Mapping[str, Mapping[str, Evidence]]) -> Table:
         cells = []
         for evidence in by_split.values():
             spread = f" [{evidence.interval[0]:.3f}, {evidence.interval[1]:.3f}]" if evidence.interval else ""
-            marked = mark(evidence.value, evidence.nulls, evidence.better)
+            marked = evidence.mark()
             cells += [f"{evidence.value:.3f}{spread}{marked}", *(f"{value:.3f}" for value in evidence.nulls.values())]
         lines.append([group, *cells])
     return lines
@@ -68,8 +68,4 @@ def cores_table(reports: Sequence[LayerCores]) -> Table:
 
 def _cell(evidence: Evidence) -> str:
     nulls = " ".join(f"{value:.3f}" for value in evidence.nulls.values())
-    return (
-        f"{evidence.value:.3f}"
-        + (f" ({nulls})" if nulls else "")
-        + mark(evidence.value, evidence.nulls, evidence.better)
-    )
+    return f"{evidence.value:.3f}" + (f" ({nulls})" if nulls else "") + evidence.mark()

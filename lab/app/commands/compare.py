@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from torch import Tensor
 
 from ....saes.analysis.similarity.atoms import atoms_of, jaccard
 from ....saes.analysis.similarity.copies import Copy
@@ -25,7 +26,7 @@ from ...evidence import Evidence
 from ...table import aligned
 from ...text.corpus import Corpus, TextConfig
 from ..checks import check_folder, check_text
-from ..command import Command, Result
+from ..command import Command, Result, missing_nulls
 from ..options import Flat, ModelText
 from ..pages.compare_page import panels, write_compare_page
 from ..rows import split_rows
@@ -62,7 +63,7 @@ class CompareCommand(Command):
     )
     """How documents are cut into rows; by default the first 64 tokens of each, in order."""
     covariance_rows: int = 4096
-    """Of dictionaries: activations of the model they are of, for the null of their covariance; 0 does without."""
+    """Of dictionaries: activations of the first one's model, for the null of their covariance; 0 does without."""
     page: Path | None = None
     """File for an HTML page with heat maps and tables; by default none is written."""
 
@@ -106,7 +107,13 @@ class CompareCommand(Command):
         results: list[PairResult] = comparer.compare(self.what, [Copy.parse(text) for text in self.against])
         overall = {m: {n: e.to_json() for n, e in scores.items()} for m, scores in comparer.overall(results).items()}
         pairs = [result.to_json() for result in results]
-        return self._written({"kind": "models", "pairs": pairs, "overall": overall})
+        measured = [score for result in results for scores in result.pairs.values() for score in scores.values()]
+        incomplete = [
+            f"{' and '.join(result.models)}: {name} could not be measured: {reason}"
+            for result in results for name, reason in result.missing.items()
+        ]  # fmt: skip
+        incomplete += missing_nulls(measured)
+        return self._written({"kind": "models", "pairs": pairs, "overall": overall}, incomplete)
 
     def _dictionaries(self) -> Result:
         if self.covariance_rows:
@@ -115,13 +122,14 @@ class CompareCommand(Command):
         for a, b in combinations(loaded.values(), 2):
             if not (isinstance(a, ITDA) and isinstance(b, ITDA)):
                 require_one_width(a.W_dec, b.W_dec)
-        pairs = []
+        pairs, measured = [], []
         for (first, a), (second, b) in combinations(loaded.items(), 2):
             log.info("matching %d latents of %s with %d of %s", a.n_latents, first, b.n_latents, second)
             scores, heat = self._two(a, b, (first, second))
+            measured += scores.values()
             scores = {name: evidence.to_json() for name, evidence in scores.items()}
             pairs.append({"dictionaries": [first, second], "scores": scores, **({"grid": heat} if heat else {})})
-        return self._written({"kind": "dictionaries", "pairs": pairs})
+        return self._written({"kind": "dictionaries", "pairs": pairs}, missing_nulls(measured))
 
     def _two(
         self, a: Dictionary, b: Dictionary, names: tuple[str, str]
@@ -133,10 +141,11 @@ class CompareCommand(Command):
             scores |= jaccard(first, second, warm_up=self.comparison.warm_up, seed=self.similarity.seed)
         if a.d_out != b.d_out and scores:
             return scores, []
-        scores |= compare_decoders(
-            a, b, self._activations(a) if a.d_out == b.d_out else None, seed=self.similarity.seed
-        )
-        return scores, pairing(a, b).tolist()
+        rows = self._activations(a)
+        matched = compare_decoders(a, b, rows if isinstance(rows, Tensor) else None, seed=self.similarity.seed)
+        if isinstance(rows, str):
+            matched = {name: replace(score, missing={"covariance": rows}) for name, score in matched.items()}
+        return scores | matched, pairing(a, b).tolist()
 
     def _spans(self, a: ITDA, b: ITDA) -> tuple[Spans | None, Spans | None]:
         """Character places for ITDAs of one text and two tokenizers."""
@@ -154,25 +163,27 @@ class CompareCommand(Command):
     def _source(self) -> ModelText:
         return ModelText(corpus=self.corpus, dtype=self.dtype, device=self.device, text=self.text)
 
-    def _activations(self, dictionary: Dictionary) -> Any:
-        """Rows of the dictionary's site; None where its model is not at hand."""
+    def _activations(self, dictionary: Dictionary) -> Tensor | str | None:
+        """Rows of the dictionary's site, or the reason why there are none; None where none are asked for."""
         name, ports = dictionary.provenance.model.get("name"), dictionary.place.outputs
         site = ports[0].site if len(ports) == 1 else None
-        if not self.covariance_rows or not name or not site:
+        if not self.covariance_rows:
             return None
+        if not name or not site:
+            lacks = "one output site" if name else "its model"
+            need = f"it needs rows of the first dictionary's model, and {dictionary!r} does not name {lacks}"
+            return f"{need}: do without it by --covariance-rows 0"
         source = replace(self._source(), model=str(name))
         try:
-            rows, _ = split_rows(source, None, source.open_model().site(site), self.covariance_rows, 16, 256)
+            return split_rows(source, None, source.open_model().site(site), self.covariance_rows, 16, 256)[0]
         except InputError as error:
-            log.warning("no null of the activations' covariance: %s", error)
-            return None
-        return rows
+            return str(error)
 
-    def _written(self, result: dict[str, Any]) -> Result:
+    def _written(self, result: dict[str, Any], incomplete: list[str]) -> Result:
         if self.page is None:
-            return self.result(result)
+            return self.result(result, incomplete=incomplete)
         write_compare_page(self.page, " and ".join(self.what), result)
-        return self.result({"page": str(self.page), **result}, self.page)
+        return self.result({"page": str(self.page), **result}, self.page, incomplete=incomplete)
 
 
 def is_dictionary(name: str) -> bool:

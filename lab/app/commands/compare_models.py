@@ -76,11 +76,14 @@ class PairResult:
     """By two sites: every measure with its interval and nulls."""
     copy: str | None = None
     """How the second was copied from the first; None for two models."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Reason of each measure that was asked for and could not be taken, by its name or its name and sites."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for files."""
         return {
             "models": list(self.models), "copy": self.copy, "rows": self.rows,
+            "missing": self.missing,
             "matching": {m: {n: e.to_json() for n, e in scores.items()} for m, scores in self.matching.items()},
             "pairs": {sites: {n: e.to_json() for n, e in scores.items()} for sites, scores in self.pairs.items()},
             "grids": {name: grid.to_json() for name, grid in self.grids.items()},
@@ -94,6 +97,8 @@ class _Side:
     whole: Representations
     prepared: Prepared
     atoms: dict[str, AtomSet]
+    no_atoms: str | None
+    """Reason why atoms that are asked for could not be grown."""
 
 
 class ModelComparer:
@@ -189,22 +194,22 @@ class ModelComparer:
         split = split_documents(taken.documents, self.config.held_out, self.config.seed)
         rows = [name for name in self.measures if name != JACCARD]
         prepared = Prepared.of(taken, split, self.config, rows, progress=True) if rows else Prepared(taken, [], {})
-        atoms = grow_atoms(whole, self.options.itda, progress=True) if self._outlasts_warm_up(whole) else {}
-        side = _Side(whole, prepared, atoms)
+        reason = self._no_atoms(whole)
+        wanted = JACCARD in self.measures and reason is None
+        side = _Side(whole, prepared, grow_atoms(whole, self.options.itda, progress=True) if wanted else {}, reason)
         if keep:
             self._kept = side
         return side
 
-    def _outlasts_warm_up(self, whole: Representations) -> bool:
-        """True if atoms are wanted and there are rows past the warm-up."""
+    def _no_atoms(self, whole: Representations) -> str | None:
+        """Reason why there are no atoms where they are asked for: no rows past the warm-up."""
         if JACCARD not in self.measures:
-            return False
+            return None
         try:
             checked_warm_up(self.options.warm_up, max(x.shape[1] for x in whole.acts.values()), len(whole))
         except InputError as error:
-            log.warning("no ITDAs of %s on the rows that both have: %s", whole.name, error)
-            return False
-        return True
+            return f"no ITDA of {whole.name} on the rows that both have: {error}"
+        return None
 
     def _pair(self, first: Representations, second: Representations) -> PairResult:
         own = first
@@ -220,8 +225,10 @@ class ModelComparer:
             grids |= atom_grids(a.atoms, b.atoms, (first.name, second.name), warm_up)
         several = min(len(first.acts), len(second.acts)) > 1
         matching = {name: grid.evidence(self.config.seed) for name, grid in grids.items()} if several else {}
-        pairs = {f"{i} ~ {j}": self._evidence(a, b, i, j) for i, j in self._shown(first, second)}
-        return PairResult((first.name, second.name), len(first), grids, matching, pairs)
+        reason = a.no_atoms or b.no_atoms
+        missing = {} if reason is None else {JACCARD: reason}
+        pairs = {f"{i} ~ {j}": self._evidence(a, b, i, j, missing) for i, j in self._shown(first, second)}
+        return PairResult((first.name, second.name), len(first), grids, matching, pairs, missing=missing)
 
     def _shown(self, first: Representations, second: Representations) -> list[tuple[str, str]]:
         """Sites of both at equal depth, spread evenly."""
@@ -231,7 +238,8 @@ class ModelComparer:
         ours, theirs = ([side[round(depth * (len(side) - 1))] for depth in depths] for side in sites)
         return list(zip(ours, theirs, strict=True))
 
-    def _evidence(self, a: _Side, b: _Side, i: str, j: str) -> dict[str, Evidence]:
+    def _evidence(self, a: _Side, b: _Side, i: str, j: str, missing: dict[str, str]) -> dict[str, Evidence]:
+        """Scores of two sites; what cannot be measured is added to `missing`."""
         scores: dict[str, Evidence] = {}
         rows, seed = [name for name in self.measures if name != JACCARD], self.config.seed
         x, y = a.prepared.representations, b.prepared.representations
@@ -243,7 +251,7 @@ class ModelComparer:
             try:
                 scores |= jaccard(a.atoms[i], b.atoms[j], shuffled=null, warm_up=self.options.warm_up, seed=seed)
             except InputError as error:  # the other measures took minutes: they are kept
-                log.warning("no index of %s: %s", i, error)
+                missing[f"{JACCARD} of {i} ~ {j}"] = str(error)
         return scores
 
 

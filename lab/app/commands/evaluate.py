@@ -14,13 +14,12 @@ from ....probes.tasks.texts import TextProbing
 from ....saes.evaluation.results import SCHEMA
 from ....saes.evaluation.shared import require_nulls
 from ....saes.files import find_dictionary
-from ...errors import unknown
-from ...evidence import unbeaten
+from ...errors import InputError, unknown
 from ...models.fingerprint import parameter_hash
 from ...score_names import is_judged
 from ...storage import write_json
 from ..checks import check_folder
-from ..command import Command, Result
+from ..command import Command, Result, missing_nulls
 from ..options import Flat, ModelText
 from ..stoppable import KeptParts, check_stopped, stoppable
 from .suites import GROUPS, SUITES, Subject, SuiteOptions, measure
@@ -58,8 +57,12 @@ class EvalCommand(Command):
         """Measure; the result is also written beside the dictionary as `evaluation.json`.
 
         Its schema is that of `Evaluation.to_json`, with `groups` that were asked for, `skipped` ones with the reason,
-        and `about`: what each score is. Groups with more to say write a file of their own, such as `probing.json`.
+        `unbeaten` and `missing` nulls by score, and `about`: the meaning of each score. Groups with more to say write a
+        file of their own, such as `probing.json`. A group or a null that could not be measured gives exit status 3.
         Stopped by Ctrl-C, the folder `STOPPED` beside it holds what is done, and the same command continues.
+
+        Raises:
+            InputError: no group could be measured; nothing is written then.
         """
         folder, dictionary = find_dictionary(self.dictionary)
         source = self.source.of([dictionary])
@@ -78,17 +81,19 @@ class EvalCommand(Command):
         corpus = source.open_corpus(model, split="heldout")
         with stoppable(folder / STOPPED, asked) as run:
             measured = measure(Subject(model, dictionary, corpus, self.options), groups, KeptParts(run.folder))
+            if len(measured.skipped) == len(groups):
+                reasons = "; ".join(f"{name}: {reason}" for name, reason in measured.skipped.items())
+                raise InputError(f"nothing could be measured. {reasons}")
         for name, details in measured.details.items():
             write_json(folder / f"{name}.json", {"schema": SCHEMA, **details})
         log.info("%r", measured.evaluation)
-        behind = {
-            name: nulls
-            for name, score in measured.evaluation.scores.items()
-            if is_judged(name) and (nulls := unbeaten(score.value, score.nulls, score.better))
-        }
+        scores = measured.evaluation.scores
+        behind = {name: nulls for name, score in scores.items() if is_judged(name) and (nulls := score.unbeaten())}
         for name, nulls in behind.items():
-            log.warning("%s is not better than its null: %s", name, ", ".join(nulls))
+            log.warning("%s is not clearly better than its null: %s", name, ", ".join(nulls))
         result = {**measured.evaluation.to_json(), "suite": self.suite, "groups": groups, "skipped": measured.skipped,
-                  "about": measured.about, "unbeaten": behind}  # fmt: skip
+                  "about": measured.about, "unbeaten": behind,
+                  "missing": {name: one.missing for name, one in scores.items() if one.missing}}  # fmt: skip
         write_json(folder / "evaluation.json", result)
-        return self.result(result)
+        skipped = [f"{name} could not be measured: {reason}" for name, reason in measured.skipped.items()]
+        return self.result(result, incomplete=[*skipped, *missing_nulls(scores.values())])

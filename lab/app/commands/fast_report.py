@@ -64,13 +64,18 @@ def report(
         "counts": measured.counts(),
         "scores": scores,
         "gaps_to_fast": gaps,
-        "at_one_l0": _at_one_l0(scores, list(measurements)),
+        **_at_one_l0(scores, list(measurements)),
     }
 
 
 def _at_one_l0(scores: Scores, cases: list[Case]) -> dict[str, Any]:
-    """Scores of every method at the middle of the L0 that all of them reach, by sinks and site."""
+    """Scores of every method at the middle of the L0 that all of them reach, by sinks, site and score.
+
+    Returns:
+        `at_one_l0`, and `not_at_one_l0`: the reason for each score whose methods share no L0.
+    """
     matched_scores: dict[str, Any] = {}
+    apart: dict[str, str] = {}
 
     def place(case: Case) -> tuple[str, str]:
         return case.sinks, case.site
@@ -92,7 +97,8 @@ def _at_one_l0(scores: Scores, cases: list[Case]) -> dict[str, Any]:
                 matched_scores[f"{sinks}/{site}/{score}"] = matched(curves)
             except InputError as error:  # methods that share no L0: the scores stand, at their own
                 log.warning("%s", error)
-    return matched_scores
+                apart[f"{sinks}/{site}/{score}"] = str(error)
+    return {"at_one_l0": matched_scores, "not_at_one_l0": apart}
 
 
 def table(scores: Scores) -> str:

@@ -1,7 +1,8 @@
 """Groups of metrics by name, and the suites they make up: what `monosem eval` can measure.
 
 A group is one line here. It gives scores, every one an `Evidence`, and perhaps details for a file of its own. A group
-that cannot be measured on this model, or lacks data that is not installed, is skipped with its reason; the core is not.
+that cannot be measured on this model, or lacks data that is not installed, is skipped with its reason, and the command
+ends in the exit status of an incomplete result; the core is not skipped.
 """
 
 from __future__ import annotations

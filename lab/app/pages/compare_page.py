@@ -111,27 +111,35 @@ def _model_panel(pair: dict[str, Any]) -> Panel:
     table = [["measure", *pair["pairs"]]]
     for name in names:
         table.append([score_label(name), *(_cell(scores.get(name), nulls=True) for scores in pair["pairs"].values())])
-    return Panel(title, LAYERS, table, heats)
+    missing = [f"{name} is not measured: {reason}." for name, reason in pair.get("missing", {}).items()]
+    return Panel(title, " ".join([LAYERS, *missing]), table, heats)
 
 
 def _dictionary_panel(pair: dict[str, Any]) -> Panel:
     table = [["score", "value", "nulls", "n"]]
     for name, score in pair["scores"].items():
-        nulls = ", ".join(f"{null_label(null)} {value:.3g}" for null, value in score["nulls"].items())
-        table.append([score_label(name), _cell(score), nulls, f"{score['n']} {score['unit']}"])
+        table.append([score_label(name), _cell(score), _nulls(score), f"{score['n']} {score['unit']}"])
+    reasons = dict.fromkeys(
+        f"The null {null_label(null)} is not measured: {reason}."
+        for score in pair["scores"].values() for null, reason in score.get("missing", {}).items()
+    )  # fmt: skip
     heats = []
     if "grid" in pair:
         places = [str(i) for i in range(len(pair["grid"]))]
         heats = [Heat("|cosine| of matched latents, best first", pair["grid"], places, places)]
-    return Panel(" and ".join(pair["dictionaries"]), LATENTS, table, heats)
+    return Panel(" and ".join(pair["dictionaries"]), " ".join([LATENTS, *reasons]), table, heats)
 
 
 def _cell(score: dict[str, Any] | None, *, nulls: bool = False) -> str:
     if score is None:
         return ""
     spread = f" [{score['interval'][0]:.3g}, {score['interval'][1]:.3g}]" if score["interval"] else ""
-    null_values = (
-        ", ".join(f"{null_label(name)} {value:.3g}" for name, value in score["nulls"].items()) if nulls else ""
-    )
-    marked = mark(score["value"], score["nulls"], score.get("better", "higher"))
+    null_values = _nulls(score) if nulls else ""
+    marked = mark(score["value"], score["nulls"], score.get("better", "higher"), score["interval"])
     return f"{score['value']:.3g}{spread}" + (f" ({null_values})" if null_values else "") + marked
+
+
+def _nulls(score: dict[str, Any]) -> str:
+    """The nulls of a score beside their names, with those that could not be measured."""
+    known = [f"{null_label(name)} {value:.3g}" for name, value in score["nulls"].items()]
+    return ", ".join([*known, *(f"{null_label(name)} not measured" for name in score.get("missing", {}))])

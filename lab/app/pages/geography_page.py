@@ -130,7 +130,11 @@ def _value(evidence: Data | None) -> str:
     spread = (
         f" [{_number(evidence['interval'][0])}, {_number(evidence['interval'][1])}]" if evidence["interval"] else ""
     )
-    return _number(evidence["value"]) + spread + mark(evidence["value"], evidence["nulls"], evidence["better"])
+    return (
+        _number(evidence["value"])
+        + spread
+        + mark(evidence["value"], evidence["nulls"], evidence["better"], evidence["interval"])
+    )
 
 
 def _number(value: float | None) -> str:

@@ -197,7 +197,9 @@ def _span(token: str, score: float, most: float) -> Markup:
 
 
 def _value(score: Mapping[str, Any], digits: int) -> str:
-    return f"{score['value']:.{digits}f}" + mark(score["value"], score["nulls"], score.get("better", "higher"))
+    return f"{score['value']:.{digits}f}" + mark(
+        score["value"], score["nulls"], score.get("better", "higher"), score["interval"]
+    )
 
 
 def _interval(score: Mapping[str, Any]) -> str:

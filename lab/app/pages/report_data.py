@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ....saes.features.feature_set import Example, Features
-from ...evidence import Evidence, unbeaten
+from ...evidence import Evidence
 from ...score_names import SCORES, null_label, score_label, score_meaning
 
 SCHEMA = 1
@@ -59,7 +59,8 @@ def _score(name: str, evidence: Evidence) -> dict[str, Any]:
         "better": evidence.better,
         "held_out": evidence.held_out,
         "nulls": [{"name": null, "value": value} for null, value in evidence.nulls.items()],
-        "unbeaten": list(map(null_label, unbeaten(evidence.value, evidence.nulls, evidence.better))) if judged else [],
+        "missing": [f"{null_label(null)} not measured: {reason}" for null, reason in evidence.missing.items()],
+        "unbeaten": list(map(null_label, evidence.unbeaten())) if judged else [],
     }
 
 

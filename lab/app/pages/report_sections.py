@@ -48,6 +48,7 @@ def _tile(score: Data) -> Markup:
         element("div", _value(score), class_="big worse" if score["unbeaten"] else "big"),
         element("p", f"95 % {_interval(score)}") if score["low"] is not None else None,
         element("p", f"nulls: {nulls}" if nulls else "no null"),
+        *(element("p", reason, class_="worse") for reason in score["missing"]),
         element("p", _unbeaten(score), class_="worse") if score["unbeaten"] else None,
         class_="panel tile",
     )
@@ -82,7 +83,7 @@ def _score_row(score: Data) -> Markup:
     nulls = [
         element("span", f"{null_label(null['name'])} ", element("em", _number(null["value"])))
         for null in score["nulls"]
-    ]
+    ] + [element("span", reason) for reason in score["missing"]]
     worse = " worse" if score["unbeaten"] else ""
     cells = (
         element("td", _value(score), class_=f"value{worse}", data_tip=_unbeaten(score) or None),
@@ -157,7 +158,7 @@ def _value(score: Data) -> str:
 
 
 def _unbeaten(score: Data) -> str:
-    return f"no better than {', '.join(score['unbeaten'])}" if score["unbeaten"] else ""
+    return f"not clearly better than {', '.join(score['unbeaten'])}" if score["unbeaten"] else ""
 
 
 def _number(value: float | None) -> str:

@@ -201,7 +201,11 @@ def _name(key: str) -> str:
 def _spread(score: Data) -> str:
     interval = score["interval"]
     spread = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
-    return _number(score["value"]) + spread + mark(score["value"], score["nulls"], score.get("better", "higher"))
+    return (
+        _number(score["value"])
+        + spread
+        + mark(score["value"], score["nulls"], score.get("better", "higher"), score["interval"])
+    )
 
 
 def _number(value: float) -> str:

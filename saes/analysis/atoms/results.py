@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ....lab.errors import unknown
-from ....lab.evidence import Evidence, mark
+from ....lab.evidence import Evidence
 from ...evaluation.results import flat
 from .coherence import Coherence
 from .inner_product import AtomicInnerProduct
@@ -88,7 +88,7 @@ def _line(subject: AtomsOf) -> list[str]:
         if evidence is None:
             return ""
         nulls = " ".join(f"{value:.3f}" for value in evidence.nulls.values())
-        marked = mark(evidence.value, evidence.nulls, evidence.better)
+        marked = evidence.mark()
         return f"{evidence.value:.3f}" + (f" ({nulls})" if nulls else "") + marked
 
     shown = [cell(name) for name in ("r2", "r2_seen", "r2_refit", "r2_dimension", "r2_whitened", "r2_with_sinks",

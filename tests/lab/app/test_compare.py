@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from monosem.lab.app.commands.compare_models import ModelComparer, ModelComparison
+from monosem.lab.app.options import ModelText
+from monosem.lab.app.pages.compare_page import panels
 from monosem.lab.models.loading import load_model
 from monosem.lab.streams.activation_stream import ActivationStream
 from monosem.lab.text.corpus import Corpus
+from monosem.saes.analysis.similarity.measures import SimilarityConfig
+from monosem.saes.analysis.similarity.representations import Representations
 from monosem.saes.registry import build
 from monosem.saes.training.itda.growth_config import GrowthConfig
 from monosem.saes.training.itda.trainer import build_itda
@@ -93,6 +98,45 @@ def test_dictionaries_are_matched_beside_both_nulls(
     assert pair["scores"]["found"]["value"] == 0 < pair["scores"]["mmcs"]["value"]
     told = monosem("compare", *run[:-1], "--covariance-rows=0")
     assert told.status == 0 and "One to one" in told.out and "covariance" not in told.out
+
+
+def test_a_null_that_could_not_be_measured_is_told_everywhere(
+    trained: Path, tiny: Tiny, monosem: Command, tmp_path: Path, look: Callable[[Path], None]
+) -> None:
+    second = build("topk", d_in=32, n_latents=64, k=4)
+    second.W_dec.data.copy_(torch.randn(64, 32, generator=torch.Generator().manual_seed(0)))
+    second.save(tmp_path / "random")
+    page = tmp_path / "page.html"
+    ended = monosem("compare", trained, tmp_path / "random", "--corpus=text:/none", "--json", "--page", page)
+    assert ended.status == 2  # a text that is not there is refused at once
+    few = write_text(tmp_path / "few", 1)
+    ended = monosem("compare", trained, tmp_path / "random", f"--corpus=text:{few}", "--json", "--page", page)
+    assert ended.status == 3
+    (pair,) = ended.result["pairs"]
+    reason = pair["scores"]["mmcs"]["missing"]["covariance"]
+    assert set(pair["scores"]["mmcs"]["nulls"]) == {"random"} and reason
+    said = f"monosem: the null covariance of mmcs, mmcs_back, one_to_one, found could not be measured: {reason}"
+    assert ended.err.splitlines()[-1] == said
+    look(page)
+    assert "covariance not measured" in page.read_text() and "The null covariance is not measured" in page.read_text()
+    ended = monosem("compare", tmp_path / "random", trained, text(tiny))
+    assert ended.status == 3 and "does not name its model" in ended.err and "covariance not measured" in ended.out
+
+
+def test_a_measure_that_shared_rows_are_too_few_for_is_told() -> None:
+    def model(name: str, first: int) -> Representations:
+        rng = torch.Generator().manual_seed(first)
+        numbers = torch.arange(first, first + 120)
+        acts = {f"resid_post.{layer}": torch.randn(120, 4, generator=rng) for layer in range(2)}
+        return Representations(name, acts, torch.stack([numbers // 10, numbers % 10], 1), "one text")
+
+    options = ModelComparison(rows=120, measured=40, warm_up=100, evidence_layers=1)
+    comparer = ModelComparer(ModelText(), options, SimilarityConfig(anchors=8), ("cka", "jaccard"))
+    pair = comparer._pair(model("one", 0), model("two", 60)).to_json()
+    assert pair["rows"] == 60 and set(pair["matching"]) == {"cka"} and set(pair["missing"]) == {"jaccard"}
+    assert "a warm-up of 100 rows leaves none of the 60" in pair["missing"]["jaccard"]
+    (panel,) = panels({"kind": "models", "pairs": [pair], "overall": {}})[-1:]
+    assert "jaccard is not measured: no ITDA of one" in panel.lead
 
 
 def test_itdas_of_one_text_share_atoms_and_of_two_are_refused(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:

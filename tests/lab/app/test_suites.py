@@ -56,10 +56,16 @@ def test_a_group_that_cannot_be_measured_is_skipped_with_its_reason(
 ) -> None:
     groups = ("--only", "detection", "meta")
     ended = monosem("eval", trained, *tiny.source, *DETECTION, "--detection.scored=400", *META, *groups, "--json")
-    assert ended.status == 0 and set(ended.result["skipped"]) == {"detection"}
+    assert ended.status == 3 and set(ended.result["skipped"]) == {"detection"}
+    assert ended.err.splitlines()[-1].startswith("monosem: detection could not be measured: 0 latents fire in 400")
     assert "latents fire in 400 windows of each half" in ended.result["skipped"]["detection"]
     assert "detection is skipped: " in caplog.text and "fvu" not in ended.result
     assert 0 < ended.result["meta_explained_variance"] <= 1
+    (folder,) = trained.glob("dictionaries/*")
+    before = (folder / "evaluation.json").read_text()
+    ended = monosem("eval", trained, *tiny.source, *DETECTION, "--detection.scored=400", "--only", "detection")
+    assert ended.status == 2 and "nothing could be measured. detection: 0 latents fire in 400" in ended.err
+    assert (folder / "evaluation.json").read_text() == before and not (folder / "evaluation.stopped").exists()
 
 
 @pytest.mark.parametrize(
