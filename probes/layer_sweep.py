@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,7 @@ from ..lab.streams.activation_stream import ActivationStream, StreamConfig
 from ..lab.text.corpus import Corpus
 from ..lab.text.tokenization import TextTokenizer
 from ..saes.dictionary import Dictionary
+from .best_place import Chosen, choose
 from .fitting.fits import require_kinds
 from .fitting.nulls import TextTokens, shuffled_model
 from .labels import POOLINGS, Labels
@@ -74,6 +75,8 @@ class ProbeSweep:
     """Model, pooling, class balance, seconds (JSON values)."""
     units: dict[str, Units]
     """The rows or bags that were probed, by place; of a place read both ways, the rows."""
+    config: MeasureConfig = field(default_factory=MeasureConfig)
+    """Settings that the probes were measured with."""
 
     def __getitem__(self, place: str) -> dict[str, Measured]:
         if place not in self.measured:
@@ -85,12 +88,20 @@ class ProbeSweep:
         """Names of the scores, the main one first."""
         return list(next(iter(next(iter(self.measured.values())).values())).scores)
 
-    def best(self, kind: str) -> str:
-        """The place with the best main score of a kind. Chosen on the units it is reported on: read the whole curve."""
+    def chosen(self, kind: str) -> Chosen:
+        """The place where a kind does best, chosen on half of the tested units and scored on the other (see `choose`).
+
+        Raises:
+            InputError: a kind that was not probed.
+        """
         held = {place: kinds[kind] for place, kinds in self.measured.items() if kind in kinds}
         if not held:
             raise unknown("kind that was probed", kind, next(iter(self.measured.values())))
-        return max(held, key=lambda place: held[place][self.scores[0]].value)
+        return choose(held, next(iter(self.units.values())).labels, self.config)
+
+    def best(self, kind: str) -> str:
+        """The name of the place that `chosen` gives."""
+        return self.chosen(kind).place
 
     def table(self) -> list[dict[str, Any]]:
         """One line for each place, kind and score, with interval and nulls."""
@@ -229,7 +240,7 @@ def probe_sweep(
         "seconds": {"read": read_at - started, "fit": time.perf_counter() - read_at},
     }
     rows = {place.removesuffix(BAG): units for place, units in reversed(gathered.items())}
-    return ProbeSweep(merged, facts, rows)
+    return ProbeSweep(merged, facts, rows, config)
 
 
 BAG = " (bags)"

@@ -126,8 +126,11 @@ def measure(
     whole = fit_all(kinds, units, config.fit) if config.folds is not None else {}
     for kind, (read, probe) in _out_of_fold(units, kinds, splits, config.fit).items():
         labels_tested, scored = labels.take(tested), read[tested]
-        null = {name: scores[kind] for name, scores in nulls_by_name.items() if kind in scores}
-        scores = _evidence(scored.double().numpy(), labels_tested, null, _held_out(splits, labels, config), config)
+        null = {
+            score: {name: scores[kind][score] for name, scores in nulls_by_name.items() if kind in scores}
+            for score in scores_for(labels)
+        }
+        scores = evidence_of(scored, labels_tested, null, _held_out(splits, labels, config), config)
         measured[kind] = Measured(whole.get(kind, probe), scores, scored, tested)
     return measured
 
@@ -254,20 +257,34 @@ def _columns(values: Any) -> np.ndarray:
     return found[:, None] if found.ndim == 1 else found
 
 
-def _evidence(
-    read: np.ndarray, labels: Labels, nulls: Mapping[str, Mapping[str, float]], held_out: str, config: MeasureConfig
+def evidence_of(
+    read: Float[Tensor, "units outputs"],
+    labels: Labels,
+    nulls: Mapping[str, Mapping[str, float]],
+    held_out: str,
+    config: MeasureConfig,
 ) -> dict[str, Evidence]:
-    y = labels.y.numpy()
+    """Every score of a probe's outputs, with intervals over groups of the units.
+
+    Args:
+        labels: of the same units.
+        nulls: by score, then by the name of the null.
+    """
+    outputs, y = read.double().numpy(), labels.y.numpy()
     group = np.unique(labels.groups.numpy(), return_inverse=True)[1].reshape(-1)
     n = int(group.max()) + 1
     evidence = {}
     for name, score in scores_for(labels).items():
         interval = bootstrap(
-            lambda weights, score=score: score(read, y, weights[group]), n, seed=config.seed, resamples=config.resamples
+            lambda weights, score=score: score(outputs, y, weights[group]),
+            n,
+            seed=config.seed,
+            resamples=config.resamples,
         )
-        null_values = {null: scores[name] for null, scores in nulls.items()}
-        value = score(read, y, np.ones(len(y)))
-        evidence[name] = Evidence(name, value, interval, null_values, n, "groups of test units", held_out, "higher")
+        value = score(outputs, y, np.ones(len(y)))
+        evidence[name] = Evidence(
+            name, value, interval, dict(nulls[name]), n, "groups of test units", held_out, "higher"
+        )
     return evidence
 
 

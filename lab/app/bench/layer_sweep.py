@@ -55,7 +55,10 @@ class BenchLayerSweep(Bench):
             raise InputError(f"stored_texts must be at least 20, got {self.stored_texts}")
 
     def race(self) -> dict[str, Any]:
-        """Seconds to read and to fit, CPU seconds, scores at the best site of every kind, and live against stored."""
+        """Seconds to read and to fit, CPU seconds, scores at the best site of every kind, and live against stored.
+
+        The best site is chosen on half of the tested texts and scored on the other half.
+        """
         model = load_model(self.model, dtype=self.dtype)
         data = open_texts(self.data, limit=self.texts, seed=self.measure.seed)
         wall, cpu = time.perf_counter(), time.process_time()
@@ -64,7 +67,7 @@ class BenchLayerSweep(Bench):
         )
         seconds = {"total": time.perf_counter() - wall, "cpu": time.process_time() - cpu, **sweep.facts["seconds"]}
         tokens = int(next(iter(sweep.units.values())).labels.tokens.sum())  # type: ignore[union-attr]
-        best = {kind: sweep.best(kind) for kind in self.kinds}
+        best = {kind: sweep.chosen(kind) for kind in self.kinds}
         few = data.labels.y.argsort(stable=True)[:: max(1, len(data.texts) // self.stored_texts)]
         return {
             "texts": len(data.texts),
@@ -73,8 +76,8 @@ class BenchLayerSweep(Bench):
             "probes": sum(len(kinds) for kinds in sweep.measured.values()),
             "seconds": seconds,
             "best": {
-                kind: {"place": place, **{name: str(one) for name, one in sweep[place][kind].scores.items()}}
-                for kind, place in best.items()
+                kind: {"place": chosen.place, **{name: one.to_json() for name, one in chosen.scores.items()}}
+                for kind, chosen in best.items()
             },
             "live_equals_stored": self._live_and_stored(
                 model, [data.texts[i] for i in few.tolist()], data.labels.take(few)

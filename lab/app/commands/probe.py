@@ -122,12 +122,15 @@ class ProbeCommand(Command):
             for kind, found in kinds.items():
                 with atomic_path(run.artefact(f"{file_name(place)}.{kind}", "probes")) as beside:
                     found.probe.save(beside)
-        best = {kind: sweep.best(kind) for kind in self.kinds}
+        chosen = {kind: sweep.chosen(kind) for kind in self.kinds}
+        best = {kind: one.place for kind, one in chosen.items()}
         calibrated = self._calibrated(sweep, best)
         result: dict[str, Any] = {
             "schema": SCHEMA, "run": str(run.folder), "results": str(run.folder / "results.json"),
             "page": str(run.folder / "probe.html"), "data": data.name, "dropped": data.dropped,
             **sweep.to_json(), "best": best,
+            "at_best": {kind: {name: score.to_json() for name, score in one.scores.items()}
+                        for kind, one in chosen.items()},
             "calibration": {kind: held["scores"] for kind, held in calibrated.items()},
         }  # fmt: skip
         write_json(run.folder / "results.json", result)

@@ -27,7 +27,11 @@ SWEEP = (
     "Bars: 95 % interval over groups of test units. Grey, with open marks: nulls, each at its highest over the kinds "
     "of probe; a probe "
     "tells what the model knows only as far as it is above them. Every point was measured on the same test units, so "
-    "the best of many points is somewhat lucky."
+    "the highest of many points is somewhat lucky."
+)
+CHOSEN = (
+    "Where its main score is best on half of the test units, scored on the other half, beside its nulls on all. With "
+    "one place, or too few units to halve, every test unit counts."
 )
 TOKENS = (
     "Each token's own activation through the probe, however the fit pooled them. Orange speaks for the class that is "
@@ -60,9 +64,7 @@ def write_probe_page(
     }  # fmt: skip
     parts = [
         FigureSection("Against the layer", SWEEP, {score_label(name): sweep.plot(name) for name in sweep.scores}),
-        FigureSection(
-            "Best of each kind", "Where its main score is best, beside its nulls there.", {}, best_table(result)
-        ),
+        FigureSection("Best of each kind", CHOSEN, {}, best_table(result)),
         _read_outs(result, sweep, labels, bins),
     ]
     if examples:
@@ -89,7 +91,7 @@ def best_table(result: Mapping[str, Any]) -> list[list[str]]:
     """A heading, and one line for every kind's best place and each of its scores."""
     lines = []
     for kind, place in result["best"].items():
-        for name, score in result["probes"][place][kind].items():
+        for name, score in result["at_best"][kind].items():
             lines.append((kind, place, name, score))
     nulls = list(dict.fromkeys(null for *_, score in lines for null in score["nulls"]))
     head = ["kind", "best at", "score", "value", "95 % interval", *map(null_label, nulls)]
@@ -117,7 +119,7 @@ def _read_outs(
     if not labels.classes:
         return FigureSection(
             "Predictions",
-            "Every kind where it is best, on test units.",
+            "Every kind at its best place, on all test units; half of them chose the place.",
             {"First output": predicted_figure(held, labels)},
         )
     figures = {"ROC": roc_figure(held, labels)}
@@ -130,8 +132,9 @@ def _read_outs(
                 nulls = [_number(score["nulls"].get(null)) for null in ("base_rate", "uncalibrated")]
                 table.append([kind, score_label(name), _value(score, 4), _interval(score), *nulls])
     lead = (
-        "Every kind where it is best, on test units. Chances were learned from training units; ECE and Brier score are"
-        " better the smaller, and a constant base rate has no ECE and tells nothing."
+        "Every kind at its best place, on all test units; half of them chose the place. Chances were learned from"
+        " training units; ECE and Brier score are better the smaller, and a constant base rate has no ECE and tells"
+        " nothing."
     )
     return FigureSection("Read-outs", lead, figures, table)
 

@@ -140,4 +140,8 @@ def test_the_bench_times_a_sweep_and_compares_live_with_stored(monosem: Monosem,
                     "--resamples=20", "--json")  # fmt: skip
     assert ended.status == 0, ended.err
     assert ended.result["live_equals_stored"] == {"logistic": True, "lda": True}
+    best = ended.result["best"]["lda"]
+    assert set(best) == {"place", "auc", "accuracy"} and "other test units" in best["auc"]["note"]
+    best = ended.result["best"]["lda"]
+    assert set(best) == {"place", "auc", "accuracy"} and "other test units" in best["auc"]["note"]
     assert ended.result["probes"] == 6 and ended.result["seconds"]["total"] > 0
