@@ -1,4 +1,9 @@
-"""`monosem bench eval`: the core suite beside a plain forward pass over as many tokens, in one process."""
+"""`monosem bench eval`: the core suite beside plain forward passes over as many tokens, in one process.
+
+Reconstruction needs activations alone, so its passes end at the site; spliced losses need logits and are measured on
+fewer tokens. So the suite is raced against two things: `forward`, the whole model over all tokens, and `as_far`, passes
+that end at the site over all tokens and at the logits over the tokens of the losses.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +38,10 @@ ROWS = 4096
 
 @dataclass(frozen=True)
 class BenchEval(Bench):
-    """Evaluate a dictionary and run the unhooked model to its logits over the same number of tokens, in turn."""
+    """Evaluate a dictionary and run the unhooked model over the same number of tokens, in turn.
+
+    Once to its logits for all tokens, and once only as far as the evaluation has to read.
+    """
 
     example = "monosem bench eval --tokens 2048"
 
@@ -51,17 +59,23 @@ class BenchEval(Bench):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def race(self) -> dict[str, Any]:
-        """JSON keys `seconds` and `cpu_seconds` by name, and `ratio` of the evaluation to the forward in both."""
+        """JSON keys `seconds` and `cpu_seconds` by name, and `ratio` of the evaluation to each forward in both.
+
+        `tokens`, `loss_tokens` and `layers` say how many tokens each kind of pass read, and through how many layers.
+        """
         if self.rounds < 1:
             raise InputError(f"rounds must be at least 1, got {self.rounds}")
         model = self.source.open_model()
         dictionary = self._made(model) if self.dictionary is None else find_dictionary(self.dictionary)[1]
         corpus = self.source.open_corpus(model, split="heldout")
         batches = self._tokens(model)
+        sites = [str(site) for site in dictionary.place.sites]
+        losses = first_tokens(batches, self.evaluation.ce_tokens)
         used: dict[str, float] = {}
         turns: dict[str, Callable[[int], object]] = {
             "eval": lambda number: evaluate(model, corpus, dictionary, self.evaluation, progress=False),
             "forward": lambda number: forward(model, batches),
+            "as_far": lambda number: (capture(model, batches, sites), forward(model, losses)),
         }
         seconds = interleaved({name: _counted(used, name, call) for name, call in turns.items()}, self.rounds, 0)
         cpu = {name: value / self.rounds for name, value in used.items()}
@@ -69,9 +83,14 @@ class BenchEval(Bench):
             "model": model.name,
             "dictionary": repr(dictionary),
             "tokens": sum(batch.numel() for batch in batches),
+            "loss_tokens": sum(batch.numel() for batch in losses),
+            "layers": {"sites": sites, "model": model.n_layers},
             "seconds": seconds,
             "cpu_seconds": cpu,
-            "ratio": {"seconds": seconds["eval"] / seconds["forward"], "cpu_seconds": cpu["eval"] / cpu["forward"]},
+            "ratio": {
+                kind: {name: spent["eval"] / spent[name] for name in ("forward", "as_far")}
+                for kind, spent in (("seconds", seconds), ("cpu_seconds", cpu))
+            },
         }
 
     def _made(self, model: HookedModel) -> Dictionary:
@@ -102,6 +121,19 @@ def forward(model: HookedModel, batches: list[Tensor]) -> None:
     with torch.no_grad():
         for tokens in batches:
             model.module(input_ids=tokens.to(model.device), use_cache=False)
+
+
+def capture(model: HookedModel, batches: list[Tensor], sites: list[str]) -> None:
+    """The model over token batches, as far as the last of the sites."""
+    with torch.no_grad():
+        for tokens in batches:
+            model.capture(tokens.to(model.device), sites)
+
+
+def first_tokens(batches: list[Tensor], count: int) -> list[Tensor]:
+    """The first batches, until they hold `count` tokens."""
+    ends = torch.tensor([batch.numel() for batch in batches]).cumsum(0)
+    return batches[: int((ends < count).sum()) + 1]
 
 
 def _counted(used: dict[str, float], name: str, call: Callable[[int], object]) -> Callable[[int], object]:

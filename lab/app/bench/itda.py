@@ -84,8 +84,8 @@ class BenchItda(Bench):
     """Rows that are shuffled."""
     source: Flat[ModelText] = field(default_factory=ModelText)
     store: Path | None = None
-    """Read the rows from this store, serving each more than once where it holds fewer. The forward pass that as many
-    rows cost is then timed on `forward_rows` rows of text."""
+    """Read the rows from this store, serving each more than once where it holds fewer. The forward pass is then timed
+    on `forward_rows` rows of text, and each row is charged one pass, however often it is served."""
     forward_rows: int = 8192
     """Rows to time the forward pass on, with a store."""
     rounds: int = 3
@@ -113,14 +113,21 @@ class BenchItda(Bench):
         """Build, time and measure.
 
         Returns:
-            JSON keys `seconds` and `cpu_seconds` (step of each, and the forward pass a row), `ratio` of the ITDA's to
-            the autoencoder's wall time with and without the forward pass, `encode` (microseconds a token, and the ratio
-            to the autoencoder's), and `scores` by dictionary, each an Evidence beside its nulls.
+            JSON keys `seconds` and `cpu_seconds` (step of each, and the forward pass a row), `forward_rows` (rows whose
+            forward pass each needs: a row that is served again is charged once), `ratio` of the ITDA's to the
+            autoencoder's wall time with and without the forward pass, `encode` (microseconds a token, and the ratio to
+            the autoencoder's), and `scores` by dictionary, each an Evidence beside its nulls.
         """
         model = self.source.open_model()
         stream = self._open(model)
         saes, itda, clocks, rows = self._build(stream)
-        forward = self._forward(model) if self.store else clocks["forward"].shared(stream.counts["kept"])
+        if self.store is None:
+            fresh = stream.counts["kept"]
+            forward = clocks["forward"].shared(fresh)
+        else:
+            fresh = min(ActivationStore.open(self.store).rows, self.sae_rows)
+            forward = self._forward(model)
+        needed = {"itda": min(itda.rows, fresh), "sae": fresh}
         built = itda.folded()
         dictionaries: dict[str, Dictionary] = {
             **{f"itda_{k}": built.with_encoder(k=k) for k in self.ks},
@@ -137,7 +144,8 @@ class BenchItda(Bench):
             "seconds": {name: clock.wall for name, clock in clocks.items()},
             "cpu_seconds": {name: clock.cpu for name, clock in clocks.items()},
             "forward_seconds_a_row": forward.wall,
-            "ratio": self._ratios(clocks, itda.rows, forward),
+            "forward_rows": needed,
+            "ratio": self._ratios(clocks, needed, forward),
             "encode": self._encode(dictionaries, rows[-self.batch :]),
             "scores": self._scores(model, dictionaries, built, rows[: -self.batch]),
         }
@@ -191,12 +199,13 @@ class BenchItda(Bench):
         stream.close()
         return clock.shared(stream.counts["kept"] - before)
 
-    def _ratios(self, clocks: dict[str, Clock], rows: int, forward: Clock) -> dict[str, float]:
+    def _ratios(self, clocks: dict[str, Clock], needed: dict[str, int], forward: Clock) -> dict[str, float]:
         """Of the ITDA's time to that of the autoencoder with the k it was built with."""
         itda, sae = clocks["itda"], clocks[f"sae_{self.growth().k}"]
+        ours, theirs = needed["itda"], needed["sae"]
         return {
-            "wall": (itda.wall + rows * forward.wall) / (sae.wall + self.sae_rows * forward.wall),
-            "cpu": (itda.cpu + rows * forward.cpu) / (sae.cpu + self.sae_rows * forward.cpu),
+            "wall": (itda.wall + ours * forward.wall) / (sae.wall + theirs * forward.wall),
+            "cpu": (itda.cpu + ours * forward.cpu) / (sae.cpu + theirs * forward.cpu),
             "wall_without_forward": itda.wall / sae.wall,
             "cpu_without_forward": itda.cpu / sae.cpu,
         }

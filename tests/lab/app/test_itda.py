@@ -103,3 +103,21 @@ def test_bench(tiny: Tiny, monosem: Command, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "kept").iterdir()} == names
     refused = monosem("bench", "itda", "--ks", "0", *tiny.source)
     assert refused.status == 2 and "ks are from 1" in refused.err
+
+
+def test_bench_charges_a_row_that_is_served_again_one_forward_pass(
+    tiny: Tiny, monosem: Command, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    harvested = monosem("harvest", store, "--sites", "resid_post.1", *tiny.source, "--rows=600", "--json").result
+    rows = harvested["rows"]
+    sizes = ("--n-latents=48", "--itda-rows=300", "--sae-rows=1800", "--ks", "4", "--batch=64", "--buffer=256",
+             "--forward-rows=64")  # fmt: skip
+    measured = ("--tokens=100", "--evaluation.ce-tokens=20", "--evaluation.fit-tokens=100", "--rounds=1")
+    found = monosem(
+        "bench", "itda", "--site=resid_post.1", *sizes, *measured, f"--store={store}", *tiny.source, "--json"
+    ).result
+    assert found["forward_rows"] == {"itda": found["itda_rows"], "sae": rows} and rows < 1800 <= found["sae_rows"]
+    seconds, forward = found["seconds"], found["forward_seconds_a_row"]
+    ours = seconds["itda"] + found["itda_rows"] * forward
+    assert found["ratio"]["wall"] == pytest.approx(ours / (seconds["sae_4"] + rows * forward))

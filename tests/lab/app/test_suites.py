@@ -87,6 +87,8 @@ def test_the_cost_beside_a_plain_forward(tiny: Tiny, monosem) -> None:
     made = ("--site=resid_post.1", "--n-latents=64", "--k=4", "--rounds=2")
     result = monosem("bench", "eval", *tiny.source, *EVALUATION, *made, "--json").result
     assert 700 <= result["tokens"] < 700 + 8 * 32
+    assert 80 <= result["loss_tokens"] < 80 + 8 * 32 and result["layers"] == {"sites": ["resid_post.1"], "model": 3}
     for kind in ("seconds", "cpu_seconds"):
-        assert result[kind]["eval"] > 0 and result[kind]["forward"] > 0
-        assert result["ratio"][kind] == pytest.approx(result[kind]["eval"] / result[kind]["forward"])
+        assert set(result[kind]) == {"eval", "forward", "as_far"} and min(result[kind].values()) > 0
+        for plain in ("forward", "as_far"):
+            assert result["ratio"][kind][plain] == pytest.approx(result[kind]["eval"] / result[kind][plain])
