@@ -113,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = parse([argument for argument in argv if argument != "--json"])
         result = command.run()
     except InputError as error:
-        sys.stderr.write(f"monosem: {error}\n")
+        notes = getattr(error, "__notes__", [])
+        sys.stderr.write(f"monosem: {'; '.join([str(error), *notes])}\n")
         return 2
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"\nmonosem: {str(stop) or 'interrupted'}\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..models.hooked_model import HookedModel
+from ..runs.asked import require_rows
 from ..runs.consumers import Consumer
 from ..runs.loop import train
 from ..runs.run import Run
@@ -77,6 +78,9 @@ class LoopOptions:
 
     resume: bool = False
     """Continue the run in `out`; it ends in the same bytes as if it had never stopped."""
+    allow_short: bool = False
+    """Accept a run that gets fewer rows than --rows. Where the number is known beforehand (--store, or texts at hand
+    with --stream.epochs), the learning rate falls over the rows there are; elsewhere it ends at its height."""
     log_every: int | None = None
     """Steps between lines of metrics.jsonl; by default 20, or fewer in a run that would have less than 20 lines."""
     checkpoint_minutes: float = 10.0
@@ -95,11 +99,20 @@ class LoopOptions:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `train` from these options."""
         return {
+            "allow_short": self.allow_short,
             "log_every": self.log_every,
             "log_at_most": 20,
             "checkpoint_minutes": self.checkpoint_minutes,
             "trackers": self.trackers,
         }
+
+    def require_rows(self, stream: ActivationStream | TokenStream, rows: int) -> None:
+        """Refuse a stream that is known to have fewer rows, before a run is created.
+
+        Raises:
+            InputError: names both numbers, unless `allow_short`.
+        """
+        require_rows(stream, rows, self.allow_short)
 
     def train(
         self, stream: ActivationStream | TokenStream, consumers: Sequence[Consumer], run: Run, rows: int | None = None
@@ -131,5 +144,6 @@ def outcome(run: Run) -> dict[str, Any]:
         "dictionaries": {name: str(path) for name, path in run.dictionaries.items()},
         "tokens": stream_counts(run)["tokens"],
         "rows": stream_counts(run)["served"],
+        **{name: (run.manifest or {}).get(name) for name in ("status", "asked_rows")},
         "tokens_per_second": tokens_per_second(run),
     }

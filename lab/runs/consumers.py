@@ -31,8 +31,10 @@ class Consumer(Protocol):
     Between two steps the whole of it is in `state_dict`: restored from there, it continues to the same bytes,
     and `metrics` gives the same numbers. Optional attributes: `kind: str`, the folder of a run that its artefact
     goes to ("dictionaries" unless it says otherwise); `needs_text: bool`, true if `step` reads `batch.source`;
-    `rows_wanted: int`, the rows after which it is done; `settings()`, JSON values that a continued run must share; and
-    `attach(stream)`, which `train` calls before the first step.
+    `rows_wanted: int`, the rows after which it is done; `shorten(rows)`, which makes its schedules span the fewer rows
+    there are; `halfway: bool`, False while a step has changed nothing yet, so that an error there loses nothing;
+    `settings()`, JSON values that a continued run must share; and `attach(stream)`, which `train` calls before the
+    first step.
     """
 
     name: str

@@ -1,12 +1,14 @@
 """The one loop: a stream feeds consumers until all are done. `train` runs it to learn, `read` (read.py) to measure.
 
 Killed at any moment, mid-checkpoint included, and called again with the same run, it continues to the same
-weights, optimizer states and metrics as if nothing had happened. No step reads a tensor back to the host.
+weights, optimizer states and metrics as if nothing had happened. An error ends a run after a checkpoint. No step reads
+a tensor back to the host.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 import time
@@ -20,12 +22,15 @@ from tqdm.auto import tqdm
 from ..checkpoints import require_same
 from ..errors import InputError
 from ..storage import State
-from ..streams.activation_stream import ActivationStream
+from ..streams.activation_stream import ActivationStream, Batch
 from ..streams.held_rows import HeldRows
 from ..streams.token_stream import TokenStream
+from .asked import fit_rows, is_short, rows_asked, short_run, shortness
 from .consumers import Consumer
 from .run import Run
 from .trackers import Sink, open_sink
+
+log = logging.getLogger(__name__)
 
 Stream = ActivationStream | TokenStream | HeldRows
 """Streams that the loop reads; `train` takes no `HeldRows`."""
@@ -43,6 +48,7 @@ def train(
     run: Run | Path | str,
     *,
     steps: int | None = ...,
+    allow_short: bool = ...,
     log_every: int = ...,
     checkpoint_every: int | None = ...,
     checkpoint_minutes: float | None = ...,
@@ -60,6 +66,7 @@ def train(
     run: None = None,
     *,
     steps: int | None = ...,
+    allow_short: bool = ...,
     log_every: int = ...,
     checkpoint_every: int | None = ...,
     checkpoint_minutes: float | None = ...,
@@ -76,6 +83,7 @@ def train(
     run: Run | Path | str | None = None,
     *,
     steps: int | None = None,
+    allow_short: bool = False,
     log_every: int | None = None,
     log_at_most: int = 50,
     checkpoint_every: int | None = None,
@@ -93,6 +101,8 @@ def train(
         run: where metrics, checkpoints and artefacts go. A folder is created, or the run in it is continued, if its
             stream and consumers were set up alike. None keeps nothing on disk: the consumers hold what they learned.
         steps: batches in total, those before a resume included.
+        allow_short: accept a stream that ends before the consumers have the rows they want. Where its rows are known
+            beforehand, learning-rate schedules then span the rows there are; the manifest has `status` short.
         log_every: steps between log points: a line per consumer and one for the stream in `metrics.jsonl`. By default
             `log_at_most`, or fewer in a run so short that it would have less than 20 log points. A run that is
             continued keeps its interval.
@@ -105,7 +115,9 @@ def train(
 
     Raises:
         InputError: a consumer's name is taken or its site not streamed, the checkpoint is of another stream
-            or other consumers, activations are not finite, or the disk is full. The last checkpoint stays.
+            or other consumers, activations are not finite, or the disk is full: a checkpoint is written first, where
+            one can be. Or the stream has fewer rows than asked for, without `allow_short`: refused at the start where
+            that is known, and else raised at the end, when artefacts and manifest are written.
         KeyboardInterrupt: on Ctrl-C, after the current step and, with a run, a checkpoint.
     """
     if sinks is not None:
@@ -116,8 +128,12 @@ def train(
     for consumer in consumers:
         if attach := getattr(consumer, "attach", None):
             attach(stream)
-    run = _run_in(run, stream, consumers) if isinstance(run, Path | str) else run
-    loop = Loop(stream, consumers, run)
+    settings = {consumer.name: getattr(consumer, "settings", dict)() for consumer in consumers}
+    asked = rows_asked(consumers, stream.config.batch, steps)
+    short = fit_rows(stream, consumers, steps, allow_short)
+    if isinstance(run, Path | str):
+        run = Run.create(run, {"consumers": settings}, stream.fingerprint(), resume=True)
+    loop = Loop(stream, consumers, run, asked, short=short)
     interval = log_every or _log_interval(loop, run, steps, log_at_most)
     loop.restore()
     every = CheckpointClock(checkpoint_every, checkpoint_minutes)
@@ -136,7 +152,9 @@ def train(
         loop.drive(every, after_step, steps)
         if loop.logged != loop.steps:
             loop.log(run, outputs, bar)
-    loop.end()
+        if loop.ended and is_short(consumers, loop.rows, stream.config.batch, steps):
+            loop.short = True
+    loop.end(allow_short)
     return run
 
 
@@ -148,13 +166,24 @@ class Loop:
     consumers: list[Consumer]
     run: Run | None
     """Where checkpoints and artefacts go; None keeps nothing on disk."""
+    asked: int | None = None
+    """Rows that the consumers ask for; None where they do not say."""
+    ended: bool = False
+    """The stream has no more rows."""
+    short: bool = False
+    """True if consumers get fewer rows than they ask for."""
     steps: int = 0
     logged: int = 0
     """The step of the last log point."""
     belongs: dict[str, Any] = field(init=False)
     """Fingerprints of the stream and the consumers that a checkpoint belongs to alone; empty without a run."""
-    stepping: bool = False
-    """Some consumers have seen the current batch and others not."""
+    batch: Batch | None = None
+    """The batch that some consumers have seen and others not; None between two steps."""
+    waiting: list[str] = field(default_factory=list)
+    """Names of the consumers that have not seen it."""
+    tried: int = -1
+    """Step of the last checkpoint that was begun, and `saved` of the last that was written."""
+    saved: int = -1
     interrupted: bool = False
     """Ctrl-C came with the last batch: what was driven is complete, and the caller should go no further."""
     _clock: tuple[float, int] = field(default_factory=lambda: (time.monotonic(), 0))
@@ -175,6 +204,8 @@ class Loop:
     def drive(self, every: CheckpointClock, after_step: Callable[[int], None], steps: int | None = None) -> None:
         """Step until every consumer is done, the stream ends or `steps` is reached.
 
+        An error of the stream, of a consumer or of `after_step` ends it, after a checkpoint where the state is whole.
+
         Raises:
             KeyboardInterrupt: on Ctrl-C, after the current step and, where there is a run, a checkpoint.
         """
@@ -189,10 +220,37 @@ class Loop:
                     if every.due(self.steps):
                         self.checkpoint()
             except KeyboardInterrupt:
-                if interrupt.requested and not self.stepping:
+                if interrupt.requested and self.batch is None:
                     self.checkpoint()
                 raise KeyboardInterrupt(self._stopped()) from None
+            except Exception as error:
+                self._keep(error)
+                raise
             self.interrupted = interrupt.requested
+
+    def _keep(self, error: Exception) -> None:
+        """Write a checkpoint before an error ends the run, and say in the error how the run is continued.
+
+        Between two steps the state is whole. In a step it is, if the consumer that failed says that it has changed
+        nothing yet (`Consumer.halfway`): the batch is kept for it and for those after it.
+        """
+        nothing = not self.steps and not self.stream.counts["kept"]
+        if self.run is None or nothing or not self._whole():
+            return
+        if self.tried != self.steps:
+            try:
+                self.checkpoint()
+            except (InputError, OSError) as refused:
+                log.warning("no checkpoint could be written: %s", refused)
+        if self.saved == self.steps:
+            error.add_note(f"{self.run.folder} is kept up to step {self.steps}: resume it (--resume)")
+
+    def _whole(self) -> bool:
+        """True if the state of stream and consumers can be continued from."""
+        if self.batch is None:
+            return True
+        failed = next(consumer for consumer in self.consumers if consumer.name == self.waiting[0])
+        return self.batch.source is None and not getattr(failed, "halfway", True)
 
     def _stopped(self) -> str:
         if self.run is None:
@@ -201,15 +259,18 @@ class Loop:
 
     def step(self) -> int | None:
         """Feed one batch to the consumers that are not done; return its rows, None at the stream's end."""
-        batch = next(self.stream, None)
-        if batch is None:
+        if self.batch is None:
+            self.batch = next(self.stream, None)
+            self.waiting = [consumer.name for consumer in self.consumers if not consumer.done]
+        if (batch := self.batch) is None:
+            self.ended = True
             return None
-        self.stepping = True
         for consumer in self.consumers:
-            if not consumer.done:
+            if consumer.name in self.waiting:
                 consumer.step(batch)
+                self.waiting.remove(consumer.name)
         self.steps += 1
-        self.stepping = False
+        self.batch = None
         return len(batch.origin)
 
     def log(self, run: Run | None, sinks: Sequence[Sink], bar: tqdm) -> None:
@@ -239,6 +300,7 @@ class Loop:
         """Write the state of the stream and of every consumer, where there is a run."""
         if self.run is None:
             return
+        self.tried = self.steps
         state: State = {
             "step": self.steps,
             "logged": self.logged,
@@ -246,7 +308,11 @@ class Loop:
             "stream": self.stream.state_dict(),
             "consumers": {consumer.name: consumer.state_dict() for consumer in self.consumers},
         }
+        if (batch := self.batch) is not None:
+            acts = {str(site): rows for site, rows in batch.acts.items()}
+            state["batch"] = {"acts": acts, "origin": batch.origin, "waiting": list(self.waiting)}
         self.run.checkpoint(state)
+        self.saved = self.steps
 
     def restore(self) -> None:
         """Continue from the run's checkpoint, if it has one.
@@ -262,6 +328,10 @@ class Loop:
         for consumer in self.consumers:
             consumer.load_state_dict(state["consumers"][consumer.name])
         self.steps, self.logged = state["step"], state["logged"]
+        if (batch := state.get("batch")) is not None:  # the run ended with an error in the middle of a step
+            device = getattr(self.stream, "device", "cpu")
+            acts = {site: batch["acts"][str(site)].to(device) for site in self.stream.sites}
+            self.batch, self.waiting = Batch(acts, batch["origin"]), list(batch["waiting"])
         self._clock = time.monotonic(), self.rows
 
     def finish(self) -> None:
@@ -271,18 +341,27 @@ class Loop:
         self.checkpoint()
         for consumer in self.consumers:
             self.run.save(consumer)
-        facts = {"steps": self.steps, "rows": self.rows, "counts": self.stream.counts}
+        facts = {"steps": self.steps, **shortness(self.asked, self.rows, self.short), "counts": self.stream.counts}
         self.run.finish(**facts, **self.belongs)
 
-    def end(self) -> None:
+    def end(self, allow_short: bool = True) -> None:
         """Finish, and pass on a Ctrl-C that came with the last batch.
+
+        Args:
+            allow_short: accept a stream that ended before consumers had the rows they ask for.
 
         Raises:
             KeyboardInterrupt: once everything is written.
+            InputError: the run is short, once everything is written.
         """
         self.finish()
         if self.interrupted:
             raise KeyboardInterrupt(self._stopped())
+        if self.short and self.asked is not None:
+            error = short_run(self.asked, self.rows, self.run)
+            if not allow_short:
+                raise error
+            log.warning("%s of %s rows: the stream ended", f"{self.rows:,}", f"{self.asked:,}")
 
 
 def _log_interval(loop: Loop, run: Run | None, steps: int | None, most: int) -> int:
@@ -341,12 +420,6 @@ class Interrupt:
         """Raise KeyboardInterrupt once one was requested."""
         if self.requested:
             raise KeyboardInterrupt
-
-
-def _run_in(folder: Path | str, stream: ActivationStream | TokenStream, consumers: Sequence[Consumer]) -> Run:
-    """The run in a folder: a new one, or the one that the same stream and consumers began."""
-    settings = {consumer.name: getattr(consumer, "settings", dict)() for consumer in consumers}
-    return Run.create(folder, {"consumers": settings}, stream.fingerprint(), resume=True)
 
 
 def _opened(sink: Sink | str, run: Run | None) -> Sink:

@@ -22,7 +22,7 @@ from ..errors import InputError, unknown
 from ..models.sites import Site
 from ..storage import State
 from ..text.packing import TokenBatch
-from .buffer import Mixing, ShuffleBuffer
+from .buffer import Mixing, ShuffleBuffer, rows_served
 from .harvest import Chunk, Harvest, RowSource
 from .prefetch import Prefetch
 
@@ -293,6 +293,21 @@ class ActivationStream:
             "same_document": mixing.observed,
             "same_document_expected": mixing.expected,
         }
+
+    def rows_at_most(self, enough: int) -> int | None:
+        """Count the rows that the whole stream can serve, `reuse` included, where that is known before it is read.
+
+        A store gives its exact number. Texts in a file or in memory give their usable tokens: rows over the norm limit
+        are known only to the model. Counting stops at `enough`.
+
+        Returns:
+            The count, `enough` or more if there are at least so many; None where the source has no end or is streamed.
+        """
+        count = getattr(self._source, "rows_at_most", None)
+        rows = None if count is None else count(enough)
+        if rows is None:
+            return None
+        return rows_served(rows, self.config.buffer, self.config.batch, self.config.reuse)
 
     def cancel(self) -> None:
         """Let the next read of the source raise KeyboardInterrupt instead: for signal handlers."""

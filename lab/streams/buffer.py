@@ -195,6 +195,26 @@ class ShuffleBuffer:
         self._refilled, self._passes = state["refilled"], state["passes"]
 
 
+def rows_served(rows: int, buffer: int, batch: int, reuse: int) -> int:
+    """Count the rows that a `ShuffleBuffer` serves of a source with so many rows, from the first to the last.
+
+    Args:
+        rows: rows that the source has.
+        buffer: rows in the buffer.
+        batch: rows per batch.
+        reuse: as in `ShuffleBuffer`.
+    """
+    if rows < buffer:
+        return rows * reuse
+    permutation = buffer // 2 // batch * batch  # served before the next permutation is drawn
+    replaced = permutation // reuse
+    if not replaced:
+        return rows * reuse
+    rounds, left = divmod(rows - buffer, replaced)
+    batches = next(n for n in range(permutation // batch + 1) if n * batch // reuse > left)
+    return rounds * permutation + batches * batch + (buffer + left - batches * batch // reuse) * reuse
+
+
 def _same_document(origin: Int[Tensor, "n 2"]) -> float:
     n = len(origin)
     if n < 2:

@@ -55,6 +55,10 @@ class RowSource(Protocol):
         """Chunks from `state` (None: the beginning) on; `limits` is empty when not calibrated yet."""
         ...
 
+    def rows_at_most(self, enough: int) -> int | None:
+        """Count the rows of the whole source, up to `enough`; None where counting would cost a read of all of it."""
+        ...
+
     def fingerprint(self) -> dict[str, Any]: ...
 
 
@@ -94,6 +98,10 @@ class Harvest:
 
     def fingerprint(self) -> dict[str, Any]:
         return {"model": self.model.fingerprint(), "corpus": self.corpus.fingerprint()}
+
+    def rows_at_most(self, enough: int) -> int | None:
+        """Count usable tokens, as `usable_tokens`; rows over the norm limit are counted too."""
+        return usable_tokens(self.corpus, self.epochs, enough)
 
     def chunks(self, state: Any, limits: Limits) -> Iterator[Chunk]:
         batches = self.corpus.iterate(state, **({} if self.epochs is None else {"epochs": self.epochs}))
@@ -143,6 +151,27 @@ class Harvest:
             special=rows.tokens - len(rows.origin),
             too_long={site: int(mask.sum()) for site, mask in too_long.items()},
         )
+
+
+def usable_tokens(corpus: Any, epochs: int | None, enough: int) -> int | None:
+    """Count the usable tokens of texts that lie in a file or in memory, over all passes, without a model.
+
+    Args:
+        corpus: a `Corpus`.
+        epochs: passes over the corpus; None has no end.
+        enough: tokens after which counting stops, as there are at least so many.
+
+    Returns:
+        The count; None where the corpus has no end, or is streamed, generated or not a `Corpus`.
+    """
+    if epochs is None or not getattr(getattr(corpus, "source", None), "at_hand", False):
+        return None
+    rows = 0
+    for batch, _ in corpus.iterate(epochs=epochs):
+        rows += int(batch.usable.sum())
+        if rows >= enough:
+            break
+    return rows
 
 
 def require_tokenwise(site: Site, acts: Tensor, batch: Any) -> None:

@@ -84,8 +84,13 @@ class ShardWriter:
             if self.fill == self.shard_rows:
                 self._write_shard()
         if self.every and len(self.shards) // self.every > before // self.every:
-            self._save_progress()
+            self._save_progress(2 * len(self.shards))
         return total
+
+    def keep(self) -> None:
+        """Write the state as it is between two batches, before an error of the stream ends the writing."""
+        if self.stream is not None and self.rows:
+            self._save_progress(2 * len(self.shards) + 1)
 
     def _write_shard(self) -> None:
         path = self.folder / f"shard-{len(self.shards):05d}.safetensors"
@@ -94,7 +99,7 @@ class ShardWriter:
         self.shards.append(entry)
         self.fill = 0
 
-    def _save_progress(self) -> None:
+    def _save_progress(self, number: int) -> None:
         assert self.stream is not None
         state: State = {
             "plan": self.plan,
@@ -102,7 +107,7 @@ class ShardWriter:
             "shards": self.shards,
             "staged": {name: rows[: self.fill] for name, rows in self.staged.items()},
         }
-        save_newest(self.folder / ".progress", len(self.shards), state)
+        save_newest(self.folder / ".progress", number, state)
 
     def finish(self) -> dict[str, Any]:
         """Write the last shard and the manifest."""
@@ -117,6 +122,7 @@ class ShardWriter:
             "sites": {name: self.staged[name].shape[1] for name in sites},
             "dtype": self.plan["dtype"],
             "rows": self.rows,
+            "asked_rows": self.limit,
             "shards": self.shards,
             "norm_limit": {str(site): limit for site, limit in limits.items()},
             "counts": self.stream.counts if self.stream else {},

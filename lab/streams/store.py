@@ -83,6 +83,7 @@ class ActivationStore:
         shard_rows: int = 65536,
         dtype: torch.dtype = torch.bfloat16,
         limit_rows: int | None = None,
+        allow_short: bool = False,
         progress: bool = True,
     ) -> ActivationStore:
         """Write a stream to disk; after a kill, the same call continues to the same bytes.
@@ -91,26 +92,41 @@ class ActivationStore:
             batches: a fresh stream, or any batches (those cannot be continued).
             shard_rows: rows per file.
             dtype: what rows are stored in.
-            limit_rows: stop after so many rows. Unset: when the batches end.
+            limit_rows: rows to write. Unset: all, until the batches end.
+            allow_short: accept fewer rows than `limit_rows`; the manifest has both numbers.
             progress: show a bar on stderr.
 
         Raises:
             InputError: the folder holds a finished store or the beginning of a different one, there is not
-                one row, or the disk is full (what is written stays valid).
+                one row, or the disk is full (what is written stays valid). Or there are fewer rows than `limit_rows`,
+                without `allow_short`: refused at the start where that is known, else once the store is finished.
         """
         folder = Path(folder)
         require_unfinished(folder)
         if shard_rows < 1 or (limit_rows is not None and limit_rows < 1):
             raise InputError(f"shard_rows={shard_rows} and limit_rows={limit_rows} must be 1 or more")
+        if limit_rows is not None and isinstance(batches, ActivationStream) and not allow_short:
+            had = batches.rows_at_most(limit_rows)
+            if had is not None and had < limit_rows:
+                raise _short(limit_rows, had, "nothing is written")
         writer = ShardWriter(folder, batches, shard_rows, dtype, limit_rows)
         with tqdm(total=limit_rows, initial=writer.rows, unit="row", unit_scale=True, disable=not progress) as bar:
-            for batch in batches if not writer.full else ():
-                bar.update(writer.add(batch))
-                if writer.full:
+            served = iter(batches)
+            while not writer.full:
+                try:
+                    batch = next(served, None)
+                except Exception:
+                    writer.keep()
+                    raise
+                if batch is None:
                     break
+                bar.update(writer.add(batch))
         if isinstance(batches, ActivationStream):
             batches.close()
-        return cls(folder, writer.finish())
+        store = cls(folder, writer.finish())
+        if limit_rows is not None and store.rows < limit_rows and not allow_short:
+            raise _short(limit_rows, store.rows, f"{folder} is a whole store of those")
+        return store
 
     def read(self, shard: int, start: int, stop: int, sites: Sequence[Site] | None = None) -> Batch:
         """Rows `start:stop` of one shard. The first read of a shard checks the whole file.
@@ -177,6 +193,10 @@ class StoreSource:
         digest = zlib.crc32(repr([shard["crc32"] for shard in manifest["shards"]]).encode())
         return {**manifest["source"], "store": {"rows": self.store.rows, "crc32": digest, "mix": self.mix}}
 
+    def rows_at_most(self, enough: int) -> int:
+        """Return the rows of the store."""
+        return self.store.rows
+
     def chunks(self, state: Any, limits: Limits) -> Iterator[Chunk]:
         """The state is the number of slices read."""
         limits = limits or dict.fromkeys(self.sites, NO_LIMIT)
@@ -225,6 +245,13 @@ def require_unfinished(folder: Path) -> None:
     begun = (folder / ".progress").exists() or any(folder.glob("shard-*.safetensors"))
     if not begun and folder.is_dir() and any(path for path in folder.iterdir() if path.name[0] != "."):
         raise InputError(f"{folder} holds something else than an activation store: choose another folder")
+
+
+def _short(asked: int, had: int, kept: str) -> InputError:
+    return InputError(
+        f"the stream has {had:,} of the {asked:,} rows that are asked for; {kept}: ask for at most {had:,} (limit_rows,"
+        " --rows), give more text or passes (epochs), or allow fewer (allow_short=True, --allow-short)"
+    )
 
 
 def _damaged(path: Path, how: str) -> InputError:

@@ -32,7 +32,7 @@ from ..text.corpus import Corpus
 from ..text.held import HeldText
 from ..text.packing import TokenBatch
 from .activation_stream import ActivationStream, Batch, ForwardPass
-from .harvest import NO_LIMIT, refuse_non_finite, require_tokenwise
+from .harvest import NO_LIMIT, refuse_non_finite, require_tokenwise, usable_tokens
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,16 @@ class TokenStream:
         if self._batches is None:
             self._batches = self.corpus.iterate(self._position or self._start, epochs=self.config.epochs)
         reads_texts = self.config.serves == "activations"
-        for batch, position in self._batches:
-            batch = self._usable(batch)
-            served = self._rows(batch, position, *(self._read if reads_texts else self._run)(batch))
-            self._position = position
-            if len(served.origin) or (reads_texts and len(batch.tokens)):
-                return served
+        try:
+            for batch, position in self._batches:
+                batch = self._usable(batch)
+                served = self._rows(batch, position, *(self._read if reads_texts else self._run)(batch))
+                self._position = position
+                if len(served.origin) or (reads_texts and len(batch.tokens)):
+                    return served
+        except BaseException:
+            self._batches = None  # the next call reads the failed batch again
+            raise
         raise StopIteration
 
     def _usable(self, batch: TokenBatch) -> TokenBatch:
@@ -209,6 +213,7 @@ class TokenStream:
     def _rows(self, batch: TokenBatch, position: State, seen: dict[Site, Tensor], logits: Tensor | None) -> Batch:
         """The positions that are rows, counted."""
         rows = usable = batch.usable.to(self.model.device)
+        too_long: dict[str, int] = {}
         for site, x in seen.items():
             norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
             if not bool(norms[usable.to(norms.device)].isfinite().all()):
@@ -216,10 +221,12 @@ class TokenStream:
                 refuse_non_finite(self.model, site, x.flatten(0, 1)[keep.to(x.device)], batch, keep)
             if site in self.norm_limit:
                 limit = self.norm_limit[site]
-                self.counts["dropped_norm"][str(site)] += int((usable & (norms > limit)).sum())
+                too_long[str(site)] = int((usable & (norms > limit)).sum())
                 rows = rows & (norms <= limit)
         acts = {site: x[rows.to(x.device)] for site, x in seen.items()}
         origin = torch.stack([batch.doc, batch.offset], -1)[rows.cpu()]
+        for name, count in too_long.items():  # once every site is finite: a batch that fails counts for nothing
+            self.counts["dropped_norm"][name] += count
         self.counts["tokens"] += batch.tokens.numel()
         self.counts["dropped_special"] += int((~usable).sum())
         for name in ("kept", "served"):
@@ -233,6 +240,10 @@ class TokenStream:
             "dropped_special": self.counts["dropped_special"],
             **{f"dropped_norm.{site}": count for site, count in dropped.items()},
         }
+
+    def rows_at_most(self, enough: int) -> int | None:
+        """Count the rows that the whole stream can serve, as `ActivationStream.rows_at_most`."""
+        return usable_tokens(self.corpus, self.config.epochs, enough)
 
     def cancel(self) -> None:
         """Let the next batch raise KeyboardInterrupt instead: for signal handlers."""

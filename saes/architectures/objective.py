@@ -93,6 +93,8 @@ class Objective:
     """True if the objective can learn from a given gradient at x_hat in place of the residual."""
     threshold_in_bias = False
     """True if the activation threshold is stored in `b_enc`."""
+    steers = False
+    """True if the gradients of a batch change the objective itself."""
     extra_beta2: float | None = None
     """Adam's second decay for the extra parameters; None takes that of the weights."""
     fits_start = True
@@ -191,6 +193,7 @@ class PenalisedObjective(Objective):
     alone, and end within 3 % by both. A given coefficient switches both off.
     """
 
+    steers = True
     rise: Tensor | float = 0.0
     """Distance by which the bounds rise after this batch."""
 

@@ -160,7 +160,8 @@ def sweep(
         run: a new run, or one of the same sweep (`Run.create(folder, resume=True)`).
         at_once: the most members that are trained together; each further group is another pass over the stream.
         device: where dictionaries are.
-        **options: of `lab.loop.train`: log_every, checkpoint_minutes, progress, trackers.
+        **options: of `lab.loop.train`: allow_short, log_every, checkpoint_minutes, progress,
+            trackers.
 
     Raises:
         InputError: a member twice, a site that is not streamed, a run of another sweep, several passes over a stream
@@ -173,13 +174,14 @@ def sweep(
     _remember(run, members)
     for number, group in enumerate(groups, 1):
         part = run if len(groups) == 1 else _pass(run, number, group)
-        if part is run or part.manifest is None:
+        if part is run or part.manifest is None or part.manifest["status"] == "short":
             source = first if number == 1 or isinstance(stream, ActivationStream) else stream()
             trainers = [member_trainer(source, member, device) for member in group]
             longest = max(member.training.rows for member in group)
             train(source, trainers, part, steps=-(-longest // source.config.batch), **options)
         if part is not run:
-            run.finish(**{key: (part.manifest or {}).get(key) for key in ("steps", "rows", "counts")}, passes=number)
+            facts = ("status", "steps", "asked_rows", "rows", "counts")
+            run.finish(**{key: (part.manifest or {}).get(key) for key in facts}, passes=number)
     return SweepResult(tuple(members), run)
 
 

@@ -122,6 +122,10 @@ class EndToEnd:
         """True once the configured rows have been trained on."""
         return self.trainer.done
 
+    def shorten(self, rows: int) -> None:
+        """Let the schedules span `rows`, as `Trainer.shorten`."""
+        self.trainer.shorten(rows)
+
     def settings(self) -> dict[str, Any]:
         """Settings of the trainer and the loss: a run is continued with the same ones."""
         return {**self.trainer.settings(), "end_to_end": asdict(self.config)}

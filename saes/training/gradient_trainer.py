@@ -64,6 +64,8 @@ class GradientTrainer:
         self.dead = DeadLatents(self.objective, self.optimizer, config, self.final_config.k)
         self.units: Units | None = None
         self.steps = self.rows = 0
+        self.halfway = False
+        """True while a step has changed a part of what is trained: an error there leaves no state to go on from."""
         self.low_precision: LowPrecisionCopy | None = None
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         log.info("%s: %s step, %s", name, self.choice.step, self.choice.why)
@@ -77,6 +79,13 @@ class GradientTrainer:
     def done(self) -> bool:
         """True once the configured rows have been trained on."""
         return self.rows >= self.config.rows
+
+    def shorten(self, rows: int) -> None:
+        """Let the schedules span `rows`, where that is all there will be; called before the first step.
+
+        The dictionary's provenance then holds this number.
+        """
+        self.config = replace(self.config, rows=rows)
 
     def settings(self) -> dict[str, Any]:
         """Architecture and configs: a run is continued with the same ones."""

@@ -137,8 +137,10 @@ class Trainer(GradientTrainer):
             upstream: gradient at x_hat of any loss, in units of half the squared error of activations. The step learns
                 from it in place of the residual x_hat - x, and the dead-latent aid explains it.
         """
+        self.halfway = False
         acts = self._ready(batch)
         if self.replay is not None and upstream is None and not len(self.dead.idle):
+            self.halfway = True
             self.scalars.copy_(self.adam.scalars(), non_blocking=True)
             self.replay(acts)
         else:
@@ -146,6 +148,7 @@ class Trainer(GradientTrainer):
         self.advance(len(acts))
         if self.config.resample_every and not self.steps % self.config.resample_every:
             self.resample(acts)
+        self.halfway = False
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Float32[Tensor, "batch d_out"]:
@@ -203,6 +206,7 @@ class Trainer(GradientTrainer):
     def _start(self, acts: Float32[Tensor, "batch columns"]) -> None:
         """Set units from a first batch, and weights in them: fresh, or those the dictionary has."""
         sae, config = self.dictionary, self.config
+        self.halfway = True
         x, y = acts[:, : sae.d_in], acts[:, sae.d_in :] if sae.place.targets else None
         self.units = units = Units.measure(sae.config, x, y, self.sites)
         if self.trained:
@@ -216,12 +220,15 @@ class Trainer(GradientTrainer):
             initialise(sae, x * units.input - units.centre, rng, config.blend, goal, **kind)
             self.objective.start(self.training_rows(acts)[0])
         self.refresh_copies()
+        self.halfway = False
 
     def _learn(self, acts: Float32[Tensor, "batch columns"], upstream: Tensor | None = None) -> None:
         """The part of a step that runs on the device."""
         rows, variance = self.training_rows(acts)
         if upstream is not None and self.units is not None:
             rows = rows._replace(upstream=upstream * self.units.output)
+        self.halfway = self.objective.steers
         gradients = self.gradients(rows)
+        self.halfway = True
         self.dictionary.observe(gradients.code, self.steps)
         self.apply(gradients, rows, variance, 2 / variance)

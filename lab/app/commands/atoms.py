@@ -23,6 +23,7 @@ from ....saes.training.trainer import TrainConfig, Trainer
 from ...errors import InputError
 from ...models.hooked_model import HookedModel
 from ...models.sites import Site
+from ...runs.asked import require_rows
 from ...runs.loop import train
 from ...runs.run import Run
 from ...storage import write_json
@@ -66,6 +67,8 @@ class AtomsCommand(Command):
     Fresh rows still come from the held-out split."""
     atoms: Flat[AtomsConfig] = field(default_factory=AtomsConfig)
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(buffer=16_384))
+    allow_short: bool = False
+    """Accept a training side with fewer rows than the atoms SAEs ask for."""
     resume: bool = False
     """Continue the training of the atoms SAEs in `out`, then measure."""
 
@@ -88,6 +91,8 @@ class AtomsCommand(Command):
         model = source.open_model()
         site = self._site(model, given)
         side = self._training_side(model, site)
+        if self.rows:
+            require_rows(side, GROWTH * self.rows, self.allow_short)
         seen = read_seen(side, site, self.atoms, progress=True)
         options = {"train_rows": self.rows, "n_latents": self.n_latents, "k": self.k}
         run = Run.create(self.out, asdict(self.atoms) | options, side.fingerprint(), resume=self.resume)
@@ -151,10 +156,7 @@ class AtomsCommand(Command):
             )
             for rows in (self.rows, GROWTH * self.rows)
         ]  # fmt: skip
-        train(stream, trainers, run, steps=-(-GROWTH * self.rows // self.stream.batch))
-        for member in trainers:
-            if not member.done:
-                log.warning("%s: the training text ended after %d rows", member.name, member.trainer.rows)
+        train(stream, trainers, run, steps=-(-GROWTH * self.rows // self.stream.batch), allow_short=self.allow_short)
         return {member.name: member.folded() for member in trainers}
 
 

@@ -56,6 +56,8 @@ class DemoCommand(Command):
     training: TrainConfig = field(default_factory=lambda: TrainConfig(rows=327_680))
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(buffer=32_768, reuse=3))
     evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(tokens=16_384, ce_tokens=1_536))
+    allow_short: bool = False
+    """Accept a text that ends before --training.rows (with --stream.epochs)."""
     features: int = 64
     """How many features to show."""
     feature_tokens: int = 16_384
@@ -93,7 +95,8 @@ class DemoCommand(Command):
         stream = ActivationStream(model, corpus, [self.site], config=self.stream)
         training = TrainCommand(
             out=self.out, sites=(self.site,), reading=StreamOptions(self.source, stream=self.stream),
-            dictionary=self.dictionary, training=self.training, loop=LoopOptions(resume=True),
+            dictionary=self.dictionary, training=self.training,
+            loop=LoopOptions(resume=True, allow_short=self.allow_short),
         )  # fmt: skip
         return training.train(stream)
 

@@ -31,6 +31,8 @@ class HarvestCommand(Command):
     stream: StreamConfig = field(default_factory=StreamConfig)
     shard_rows: int = 65_536
     """Rows per file."""
+    allow_short: bool = False
+    """Accept a text that ends before --rows (with --stream.epochs)."""
 
     def run(self) -> Result:
         """Harvest and return what is on disk."""
@@ -41,9 +43,21 @@ class HarvestCommand(Command):
         corpus = self.source.open_corpus(model, split="train")
         stream = ActivationStream(model, corpus, self.sites, config=self.stream)
         store = ActivationStore.write(
-            stream, self.out, shard_rows=self.shard_rows, dtype=torch.bfloat16, limit_rows=self.rows
+            stream,
+            self.out,
+            shard_rows=self.shard_rows,
+            dtype=torch.bfloat16,
+            limit_rows=self.rows,
+            allow_short=self.allow_short,
         )
         size = sum(shard["bytes"] for shard in store.manifest["shards"])
         sites = {str(site): width for site, width in store.widths.items()}
-        written = {"store": str(self.out), "rows": store.rows, "sites": sites, "bytes": size, "counts": stream.counts}
+        written = {
+            "store": str(self.out),
+            "rows": store.rows,
+            "asked_rows": self.rows,
+            "sites": sites,
+            "bytes": size,
+            "counts": stream.counts,
+        }
         return self.result(written)

@@ -108,6 +108,7 @@ class SweepCommand(Command):
         longest = max(member.training.rows for member in members)
         place, first = device_named(source.device), self._stream(sites, model, longest)
         plan(first, members, self.at_once, device=place)
+        self.loop.require_rows(first, longest)
         first.norm_limit  # noqa: B018 (reads the first rows: what cannot be read or held leaves no run behind)
         opened = iter([first])
         run = Run.create(self.out, {"training": asdict(self.training)}, first.fingerprint(), resume=self.loop.resume)

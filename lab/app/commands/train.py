@@ -92,6 +92,7 @@ class TrainCommand(Command):
     def train(self, stream: ActivationStream) -> Run:
         """Run the loop; resumes where `resume` is set."""
         fingerprints, trainers = stream.fingerprint(), self._trainers(stream)
+        self.loop.require_rows(stream, self.training.rows)
         run = Run.create(self.out, self._config(), fingerprints, resume=self.loop.resume)
         return self.loop.train(stream, trainers, run, self.training.rows)
 

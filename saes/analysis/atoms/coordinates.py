@@ -66,6 +66,15 @@ class WhitenedTrainer:
         """True once the configured rows have been trained on."""
         return self.trainer.done
 
+    def shorten(self, rows: int) -> None:
+        """Let the schedules span `rows`, as `Trainer.shorten`."""
+        self.trainer.shorten(rows)
+
+    @property
+    def halfway(self) -> bool:
+        """True while a step of the trainer has changed a part of it."""
+        return self.trainer.halfway
+
     def step(self, batch: Batch) -> None:
         """Whiten the rows and train on them."""
         (site,) = self.sites

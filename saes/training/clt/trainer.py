@@ -125,6 +125,12 @@ class CrossLayerTrainer:
         """Rows of the whole training."""
         return self.layers[0].config.rows
 
+    def shorten(self, rows: int) -> None:
+        """Let the schedules of all layers span `rows`, as `Trainer.shorten`."""
+        self.config = replace(self.config, rows=rows)
+        for layer in self.layers:
+            layer.shorten(rows)
+
     def settings(self) -> dict[str, Any]:
         """Architecture and configs: a run is continued with the same ones."""
         dictionary = {"architecture": self.dictionary.architecture, **asdict(self.dictionary.config)}

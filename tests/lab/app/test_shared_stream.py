@@ -47,7 +47,7 @@ def test_one_forward_pass_a_token_batch(tiny: Tiny, model: HookedModel, trained:
     measure = Reconstruction(load(folder))
     consumers = [trainer(RESID), trainer(MLP), measure]
     before = model.forwards
-    train(shared, consumers, Run.create(tmp_path / "run"), progress=False)
+    train(shared, consumers, Run.create(tmp_path / "run"), allow_short=True, progress=False)
     batches: list[TokenBatch] = list(corpus(tiny, model))
     usable = sum(int(batch.usable.sum()) for batch in batches)
     assert model.forwards - before == len(batches) > 10
@@ -60,10 +60,11 @@ def test_sharing_changes_nothing(tiny: Tiny, model: HookedModel, trained: Path, 
     (folder,) = trained.glob("dictionaries/*")
     sites = (RESID, MLP, Site("resid_post", 1))
     together = [trainer(RESID), trainer(MLP), Reconstruction(load(folder))]
-    train(stream(tiny, model, *sites), together, Run.create(tmp_path / "together"), progress=False)
+    train(stream(tiny, model, *sites), together, Run.create(tmp_path / "together"), allow_short=True, progress=False)
     for number, site in enumerate((RESID, MLP)):
         alone = trainer(site)
-        train(stream(tiny, model, *sites), alone, Run.create(tmp_path / f"alone{number}"), progress=False)
+        run = Run.create(tmp_path / f"alone{number}")
+        train(stream(tiny, model, *sites), alone, run, allow_short=True, progress=False)
         mine, theirs = alone.folded().tensors(), together[number].folded().tensors()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
@@ -72,7 +73,8 @@ def test_the_measure_agrees_with_the_rows_themselves(tiny: Tiny, model: HookedMo
     (folder,) = trained.glob("dictionaries/*")
     dictionary, site = load(folder), Site("resid_post", 1)
     measure = Reconstruction(dictionary)
-    train(stream(tiny, model, RESID, site), [trainer(RESID), measure], Run.create(tmp_path / "run"), progress=False)
+    shared, run = stream(tiny, model, RESID, site), Run.create(tmp_path / "run")
+    train(shared, [trainer(RESID), measure], run, allow_short=True, progress=False)
     rows = torch.cat([model.capture(b.tokens, [site])[site][b.usable] for b in corpus(tiny, model)]).double()
     error = (dictionary(rows.float()).double() - rows).square().sum()
     expected = error / (rows - rows.mean(0)).square().sum()

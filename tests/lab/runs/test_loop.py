@@ -149,7 +149,7 @@ def test_nan_activations_refuse_the_step_and_leave_the_run_valid(whole: Path, tm
         train(broken, consumers, run, **options)
     assert run.manifest is None and all(torch.isfinite(consumers[0].weight).flatten())  # ty: ignore
     latest = run.latest()
-    assert latest is not None and latest["step"] % 7 == 0
+    assert latest is not None and latest["step"] == consumers[0].steps > 7  # ty: ignore
     assert all(line["step"] <= consumers[0].steps for line in run.metrics())  # ty: ignore
     train(tiny_stream(), [Autoencoder("first", A), Mean("mean", (A, B))], run, **options)  # the model is mended
     assert run.metrics("first") == Run.open(whole).metrics("first")
