@@ -56,7 +56,7 @@ class Evidence:
     """One measured number. A number without its null is not a result."""
 
     name: str
-    """Name of the quantity in the field's words: fvu, ce_recovered, ..."""
+    """Name of the quantity in the field's words: fvu, ce_recovered_zero, ..."""
     value: float
     """The score."""
     interval: tuple[float, float] | None = None

@@ -109,7 +109,7 @@ class DemoCommand(Command):
             "l0": scores["l0"].value,
             "dead_fraction": last["dead"],
             "dead_window_rows": self.training.dead_after,
-            "ce_recovered": scores["ce_recovered_zero"].value,
+            "ce_recovered_zero": scores["ce_recovered_zero"].value,
             "ce_recovered_mean": scores["ce_recovered_mean"].value,
             "nulls": {name: scores[name].nulls for name in ("fvu", "ce_recovered_zero", "ce_recovered_mean")},
             "intervals": {name: scores[name].interval for name in ("fvu", "ce_recovered_zero")},
