@@ -45,12 +45,59 @@ def test_links_lead_somewhere(page):
             assert fragment in map(anchor, headings), f"{page.name} links to {target}"
 
 
-def test_every_result_names_its_command():
-    tables = (ROOT / "docs/results.md").read_text().split("| what | result | command |")[1:]
-    assert tables
-    for table in tables:
-        for row in table.split("\n\n")[0].strip().splitlines()[1:]:
-            assert re.search(r"`(monosem|make|python) |the same", row.split("|")[-2]), row
+def sections(page: Path) -> list[str]:
+    """The parts of a page, each from its heading to the next."""
+    return re.split(r"^(?=#+ )", page.read_text(), flags=re.MULTILINE)[1:]
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Cells of every table, the heading first and without the line below it."""
+    blocks = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    lines = [[line for line in block.splitlines() if not line.startswith("| ---")] for block in blocks]
+    return [[[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block] for block in lines]
+
+
+COMMAND = r"`(monosem|make|python) |the same"
+DATE = r"20\d\d-\d\d-\d\d"
+
+
+def test_every_figure_of_the_results_has_a_command_a_date_and_a_machine() -> None:
+    checked = 0
+    for section in sections(ROOT / "docs/results.md"):
+        for heading, *rows in tables(section):
+            for row in map(lambda row: dict(zip(heading, row, strict=True)), rows):
+                if "command" in row:
+                    assert re.search(COMMAND, row["command"]), row
+                if "result" in row:
+                    assert re.fullmatch(rf"{DATE}, [A-Z]", row["measured"]), row
+                    checked += 1
+            if "command" not in heading and heading[0] != "machine":
+                assert re.search(COMMAND, section) and re.search(rf"{DATE},? (on )?[A-Z]\b", section), section[:200]
+                checked += 1
+    assert checked > 30
+
+
+def test_every_table_of_the_kernels_has_a_command_a_date_and_a_machine() -> None:
+    found = [section for section in sections(ROOT / "kernels/BENCHMARKS.md") if tables(section)]
+    assert len(found) > 3
+    for section in found:
+        assert re.search(COMMAND, section) and re.search(DATE, section), section[:200]
+        assert re.search(r"Xeon|EPYC|without a GPU|NVIDIA", section), section[:200]
+
+
+def test_the_results_of_the_readme_have_a_date_and_a_machine_and_lead_to_their_commands() -> None:
+    (section,) = [part for part in sections(README) if part.startswith("## Results")]
+    assert re.search(DATE, section) and "cores" in section and "(docs/results.md)" in section
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES, *NOTEBOOKS], ids=lambda page: page.name)
+def test_cross_entropy_recovered_names_its_ablation(page: Path) -> None:
+    for line in page.read_text().splitlines():
+        if re.search(r"cross-entropy recovered|CE recovered|\bce_recovered\b", line):
+            assert re.search(r"zero|mean", line), line
 
 
 def test_code_of_contributing_is_python():
