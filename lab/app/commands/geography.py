@@ -116,7 +116,12 @@ class GeographyCommand(Command):
         log.info("drawing maps")
         write_geography_page(run.folder / "geography.html", result, places, weights, names, self.spatial)
         run.finish(places=len(places))
-        return self.result(result, result["page"])
+        lacking = {
+            f"the null {null} of {reader} in {area} could not be measured: {reason}": None
+            for area, read in countries.items() for reader, record in read.items()
+            for score in record["scores"].values() for null, reason in score.get("missing", {}).items()
+        }  # fmt: skip
+        return self.result(result, result["page"], incomplete=lacking)
 
     def as_text(self, result: Mapping[str, Any]) -> str:
         """The result for people: the tables, and where the files are."""

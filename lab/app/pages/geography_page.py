@@ -50,15 +50,17 @@ def geography_cells(result: Data) -> dict[str, list[list[str]]]:
     tables = {}
     for score in ("spatial_share", "mean_i", "largest_i"):
         forms = [form for form in MEASURED if any(f"{score}_{form}" in record["scores"] for *_, record in rows)]
-        nulls = list(dict.fromkeys(null for *_, record in rows for null in record["scores"][f"{score}_name"]["nulls"]))
+        nulls = list(
+            dict.fromkeys(null for *_, record in rows for null in _controls(record["scores"][f"{score}_name"]))
+        )
         limit = ["best possible"] if score == "largest_i" else []
         table = [["country", "units", "live", *forms, *limit, *(null.replace("_", " ") for null in nulls)]]
         for country, reader, record in rows:
             evidence = {form: record["scores"].get(f"{score}_{form}") for form in forms}
-            null_values = evidence["name"]["nulls"]
+            null_values = _controls(evidence["name"])
             best = [f"{record['best_possible']:.3f}"] if limit else []
             table.append([country, reader, str(record["live"]["name"]), *map(_value, evidence.values()), *best,
-                          *(_number(null_values.get(null)) for null in nulls)])  # fmt: skip
+                          *(null_values.get(null, "") for null in nulls)])  # fmt: skip
         tables[score] = table
     tables["coordinates"] = _coordinates(rows)
     return tables
@@ -122,6 +124,12 @@ def _maps(
             figures[title] = value_map(here, column)
             figures[f"{title}, clusters"] = cluster_map(here, column, local.quadrant[:, 0], marked)
     return figures
+
+
+def _controls(evidence: Data) -> dict[str, str]:
+    """The nulls of a score as text, with those that could not be measured."""
+    known = {null: _number(value) for null, value in evidence["nulls"].items()}
+    return known | dict.fromkeys(evidence.get("missing", {}), "not measured")
 
 
 def _value(evidence: Data | None) -> str:

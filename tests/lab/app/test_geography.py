@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from monosem.lab.app.commands.outliers import OutliersCommand
+from monosem.lab.app.pages.geography_page import geography_cells
 from monosem.lab.models.loading import load_model
 from monosem.probes.geo.places import load_places
 from monosem.probes.geo.reading import columns_of, live_units, read_values, readers_of
@@ -62,7 +63,8 @@ def test_everything_is_written_and_read_again(
     tiny: Tiny, trained: Path, monosem: Command, tmp_path: Path, look: Callable[[Path], None]
 ) -> None:
     out = tmp_path / "geo"
-    result = monosem(*command(tiny, out, "--dictionary", trained)).result
+    ended = monosem(*command(tiny, out, "--dictionary", trained))
+    result = ended.result
     assert result == json.loads((out / "geography.json").read_text())
     assert result["places"] == {"GB": 30, "IT": 30} and list(result["countries"]) == ["GB", "IT", "all"]
     for country in ("GB", "IT"):
@@ -71,11 +73,19 @@ def test_everything_is_written_and_read_again(
             scores = found["scores"]
             assert {"spatial_share_name", "mean_i_region", "largest_i_residualised"} <= scores.keys()
             nulls = {"shuffled_region", "region_only", "shuffled_coordinates", "random_directions", "region_dummies"}
-            assert nulls >= scores["mean_i_name"]["nulls"].keys() and len(found["top"]) == 2
+            assert nulls == scores["mean_i_name"]["nulls"].keys() | scores["mean_i_name"]["missing"].keys()
+            assert len(found["top"]) == 2
             assert scores["coordinates_km_blocks"]["value"] > 10
             assert scores["coordinates_r2_random"]["nulls"].keys() >= {"region_mean", "shuffled_places"}
     latents = result["countries"]["IT"][f"latents of {SITE}"]
     assert "untrained" in latents["scores"]["coordinates_r2_blocks"]["nulls"] and latents["live"]["name"] > 3
+    read = [reader for country in result["countries"].values() for reader in country.values()]
+    missing = [null for reader in read for null in reader["scores"]["mean_i_name"]["missing"]]
+    assert ended.status == (3 if missing else 0) and ("could not be measured" in ended.err) == bool(missing)
+    read[0]["scores"]["mean_i_name"]["missing"] = {"region_only": "constant"}
+    del read[0]["scores"]["mean_i_name"]["nulls"]["region_only"]
+    heading, line, *_ = geography_cells(result)["mean_i"]
+    assert line[heading.index("region only")] == "not measured"
     look(out / "geography.html")
     page = (out / "geography.html").read_text()
     begin = page.index('id="data">') + len('id="data">')

@@ -64,6 +64,17 @@ def test_each_control_takes_its_share(found: Geography) -> None:
         assert low <= evidence.value <= high and evidence.n in (N, UNITS - 1)
 
 
+def test_a_control_whose_units_are_constant_is_told(
+    values: dict[str, np.ndarray], positions: np.ndarray, regions: np.ndarray
+) -> None:
+    constant = {**values, "region_only": np.ones_like(values["region_only"])}
+    score = measure_geography(
+        constant, regions, nearest_neighbours(positions), spatial_blocks(positions, 8), CONFIG
+    ).scores["spatial_share_region"]
+    assert "region_only" not in score.nulls
+    assert score.missing == {"region_only": "every unit is constant over the places"}
+
+
 def test_the_first_units_are_listed_with_every_statistic(found: Geography) -> None:
     told = found.to_json()
     first, second, _ = told["top"]

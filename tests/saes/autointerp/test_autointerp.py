@@ -23,7 +23,7 @@ from monosem.saes.autointerp.trials import draw_trials, nearest_by_words, spread
 from monosem.saes.autointerp.windows import Window, Windows, read_windows
 from monosem.saes.dictionary import Provenance
 from monosem.saes.features.feature_set import Example
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from tiny_commands import Tiny, write_model, write_text
 
 torch.set_num_threads(1)
@@ -67,6 +67,13 @@ def test_detection_of_planted_latents(windows: Windows) -> None:
     assert score.n == 3 and score.interval is not None and score.interval[0] < score.value <= score.interval[1]
     assert set(found.scores) == {"detection_rule", "detection_auc_rule", "detection_similar_rule"}
     assert detect(windows, {"rule": RuleJudge()}, CONFIG) == found
+
+
+def test_a_random_dictionary_that_never_fires_is_told_as_a_missing_null(windows: Windows) -> None:
+    silent = replace(windows, codes={**windows.codes, "random_dictionary": csr_array((2, W * T), dtype=np.float32)})
+    score = detect(silent, {"rule": RuleJudge()}, CONFIG).scores["detection_rule"]
+    assert set(score.nulls) == {"other_latent", "token_frequency"} and set(score.missing) == {"random_dictionary"}
+    assert "no latent fires in" in score.missing["random_dictionary"]
 
 
 def test_the_random_latent_is_at_chance_in_many_windows(windows: Windows) -> None:
