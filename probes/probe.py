@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ..lab.errors import InputError
 from ..lab.models.hooked_model import HookedModel
+from ..lab.models.same_model import require_same_model
 from ..lab.models.sites import Site
 from ..lab.storage import file_sha256, write_json, write_tensors
 from ..saes.dictionary import Dictionary
-from ..saes.place import require_model
 from .fitting.scaling import Scaling
 from .labels import Bags, PooledRows, Source
 
@@ -134,7 +134,7 @@ class Probe:
         """
         if not self.source.site:
             raise InputError("the probe names no site: give its source one, such as 'resid_post.12'")
-        require_model(self.source.model, model, "probe")
+        require_same_model(self.source.model, model, "probe")
         return model.site(self.source.site)
 
     def rows(self, x: Float[Tensor, "rows d"]) -> Float32[Tensor, "rows d"]:

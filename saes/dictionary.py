@@ -182,6 +182,25 @@ class Dictionary(nn.Module):
         """
         return self.place.check(model, self.provenance.model)
 
+    def set_model(self, model: HookedModel | ModelPair) -> Dictionary:
+        """State that a model is the one that the dictionary was trained on, whatever its files say.
+
+        The provenance names the model from then on, and under `training["model_of_files"]` the model of the files.
+
+        Returns:
+            The dictionary itself.
+
+        Raises:
+            InputError: the model lacks a site of the dictionary, or has another width there.
+        """
+        if any(port.site for port in self.place.ports):
+            self.place.in_model(model)
+        own = model.fingerprint()
+        if self.provenance.model not in ({}, own):
+            self.provenance.training.setdefault("model_of_files", self.provenance.model)
+        self.provenance.model = own
+        return self
+
     def rows(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "rows d"]:
         """Leading dimensions flattened, fp32.
 

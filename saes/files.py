@@ -13,7 +13,7 @@ import torch
 from ..lab.errors import InputError
 from ..lab.storage import file_sha256, read_json, read_tensors
 from .dictionary import DESCRIPTION, WEIGHTS, Dictionary, Provenance
-from .formats import located, read, recognise
+from .formats import RELEASED, located, read, recognise
 from .place_files import SCHEMA, read_origin
 from .registry import build
 
@@ -28,7 +28,7 @@ def load(folder: Path | str) -> Dictionary:
             that are not the ones described, or shapes that disagree with the config; the sentence names the file. From
             another library also what this one could not hold; `formats.read(..., lossy=True)` goes on.
     """
-    if str(folder).startswith("sae-lens:"):
+    if str(folder).startswith(RELEASED):
         return read(folder)
     folder = of_run(located(folder))
     if not (folder / DESCRIPTION).is_file():
@@ -87,12 +87,14 @@ def of_run(path: Path) -> Path:
 
 
 def find_dictionary(path: Path) -> tuple[Path, Dictionary]:
-    """A dictionary as `load` reads it, with its own folder.
+    """A dictionary as `load` reads it, with its own folder; a released name (`sae-lens:`) comes back as it is.
 
     Raises:
         InputError: there is none, or more than one; names them.
     """
-    folder = of_run(path)
+    if str(path).startswith(RELEASED):
+        return path, load(path)
+    folder = of_run(located(path))
     if not (folder / DESCRIPTION).is_file() and recognise(folder) is None:
         if (path / "config.json").is_file() and (path / "timing.jsonl").is_file():
             raise InputError(f"{path} is a run that has written no dictionary yet: continue it with --resume")

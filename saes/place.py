@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..lab.errors import InputError
+from ..lab.models.same_model import require_same_model
 from ..lab.models.sites import KINDS, PATH, Site
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 AUTOENCODER, TRANSCODER, CROSSCODER, CROSS_LAYER = "sae", "transcoder", "crosscoder", "clt"
 UNNAMED = "an unnamed site"
 
+OVERRIDE = " (or say that both are one: --model-is-the-same, dictionary.set_model(model))"
+"""Closes the error for another model than the dictionary's."""
+RESIDUAL = ("resid_pre", "resid_mid", "resid_post", "attn_out", "attn_add", "mlp_in", "mlp_out", "mlp_add")
+"""Kinds of sites that have the width of the residual."""
 _RANGE = re.compile(rf"({'|'.join(KINDS)})\.(\d+)-(\d+)")
 
 
@@ -304,8 +309,19 @@ class Place:
         Raises:
             InputError: a port has no site, the model is another one, lacks a site or has another width there.
         """
+        self.sites  # noqa: B018 (refuses a place without them before models are compared)
+        require_same_model(trained_on or {}, model, "dictionary", OVERRIDE)
+        return self.in_model(model)
+
+    def in_model(self, model: HookedModel | ModelPair) -> Place:
+        """The place with sites as the model writes them, once the widths there are known to be the dictionary's.
+
+        An outline of a model tells the width of its residual alone.
+
+        Raises:
+            InputError: a port has no site, or the model lacks a site or has another width there.
+        """
         sites = self.sites
-        require_model(trained_on or {}, model, "dictionary")
         names = ["d_in"] * len(self.sources) + ["d_out"] * len(self.targets)
         return self._with(
             replace(port, site=_of_width(model, site, port.width, name))
@@ -341,37 +357,22 @@ def output_width(d_in: int, d_out: int | None) -> int:
     return d_in if d_out is None else d_out
 
 
-def require_model(trained_on: Mapping[str, Any], model: HookedModel | ModelPair, kind: str) -> None:
-    """Refuse a model that is not the one of a fingerprint, as far as the fingerprint tells.
-
-    Raises:
-        InputError: names both models.
-    """
-    fingerprint = model.fingerprint()
-    if key := differing(trained_on, fingerprint):
-        raise InputError(
-            f"the {kind} was trained on {trained_on.get('name')!r} ({key} {trained_on[key]}) "
-            f"and the model is {model.name!r} ({key} {fingerprint[key]}): load the model it was trained on"
-        )
-
-
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The key in which fingerprints of two models differ, `parameters` or `name`; empty where they tell no difference.
-
-    A model's name may be a path, so names count only where one of the two does not know its parameters.
-    """
-    key = "parameters" if "parameters" in one and "parameters" in other else "name"
-    return key if key in one and key in other and one[key] != other[key] else ""
-
-
 def _of_width(model: HookedModel | ModelPair, text: Site, width: int, name: str) -> Site:
     site = model.site(text)
-    if width and model.width(site) != width:
+    own = _width(model, site)
+    if width and own not in (None, width):
         raise InputError(
-            f"{site} of {model.name!r} has width {model.width(site)}, the dictionary {name}={width}: "
+            f"{site} of {model.name!r} has width {own}, the dictionary {name}={width}: "
             "use it on the model and site it was trained on"
         )
     return site
+
+
+def _width(model: HookedModel | ModelPair, site: Site) -> int | None:
+    """Width of a site; of an outline, which cannot be run, that of the residual alone."""
+    if getattr(getattr(model, "device", None), "type", "") != "meta":
+        return model.width(site)
+    return getattr(model, "d_model", None) if site.kind in RESIDUAL else None
 
 
 def _sites(text: str) -> tuple[Site, ...]:

@@ -8,8 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ...saes.place import OVERRIDE
 from ..errors import InputError
 from ..models.hooked_model import HookedModel
+from ..models.same_model import SHAPE, refuse_differing
 from ..storage import read_json
 from ..text.conversations import DocsChats, GeneratedChats
 from ..text.docs import DocsSource
@@ -66,7 +68,7 @@ def check_text(corpus: str) -> None:
 
 
 def check_trained_on(trained_on: Mapping[str, Any], model: HookedModel) -> None:
-    """Refuse a dictionary of another model, as far as the shape of the model tells.
+    """Refuse a dictionary of another model, as far as the shape of the model and, without parameters, its name tell.
 
     Args:
         trained_on: fingerprint of the model that the dictionary was trained on.
@@ -74,12 +76,15 @@ def check_trained_on(trained_on: Mapping[str, Any], model: HookedModel) -> None:
     Raises:
         InputError: names both models.
     """
-    for key, value in (("family", model.family), ("n_layers", model.n_layers), ("d_model", model.d_model)):
+    shape = {key: getattr(model, key) for key in SHAPE}
+    for key, value in shape.items():
         if trained_on.get(key) is not None and trained_on[key] != value:
             raise InputError(
                 f"the dictionary was trained on {trained_on.get('name')!r} ({key} {trained_on[key]}) and the model is"
-                f" {model.name!r} ({key} {value}): load the model it was trained on"
+                f" {model.name!r} ({key} {value}): load the model it was trained on{OVERRIDE}"
             )
+    if "parameters" not in trained_on:
+        refuse_differing(trained_on, {"name": model.name, **shape}, "dictionary", OVERRIDE)
 
 
 def buffer_of(folder: Path) -> int | None:

@@ -27,8 +27,8 @@ class ModelOptions:
     """The model, and how it is loaded."""
 
     model: str = "smollm2-135m"
-    """Registry name, hub name, folder with a checkpoint, or .gguf file; by default the model that a given
-    dictionary was trained on."""
+    """Registry name, hub name, short name (`gpt2-small`), folder with a checkpoint, or .gguf file; by default the
+    model that a dictionary was trained on."""
     dtype: str | None = None
     """bf16, fp16 or fp32; by default bf16 where the hardware multiplies it."""
     device: str | None = None

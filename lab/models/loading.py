@@ -18,6 +18,7 @@ from ..storage import file_sha256
 from . import bridge
 from .gguf import Wheel, converted, is_converted
 from .hooked_model import HookedModel
+from .names import hub_name, is_path
 from .weights import check_files, check_tokenizer_json, read_weights
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ def load_model(
     """Load a model and name its sites.
 
     Args:
-        source: a registry name (`smollm2-135m`), a Hugging Face hub name, a folder with a checkpoint, a
-            `.gguf` file, a Hugging Face model or other module, or a TransformerLens model.
+        source: a registry name (`smollm2-135m`), a Hugging Face hub name or a short name of it (`gpt2-small`), a folder
+            with a checkpoint, a `.gguf` file, a Hugging Face model or other module, or a TransformerLens model.
         dtype: default bf16 where the hardware multiplies it (CUDA, CPUs with AVX512-BF16 or AMX), else fp32;
             a module that is passed in keeps its own.
         device: default CUDA if there is one, else CPU; a module that is passed in stays where it is.
@@ -133,6 +134,7 @@ def _find(name: str, revision: str | None, convert: bool = True) -> _Found:
         if (located := wheel.locate()) is not None:
             return _gguf(*located, convert)
         return _find(wheel.hub, revision)
+    name = _on_hub(name)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -145,6 +147,14 @@ def _find(name: str, revision: str | None, convert: bool = True) -> _Found:
     if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
         raise InputError(f"no such model: {name} is neither a folder nor a .gguf file")
     return _Found(name, None, {"revision": revision, "local_files_only": not _hub_answers()})
+
+
+def _on_hub(name: str) -> str:
+    """The hub name of a model under a short name of TransformerLens or SAELens; other names and paths as they are."""
+    from huggingface_hub import try_to_load_from_cache
+
+    full = None if is_path(name) or "/" in name else hub_name(name)
+    return name if full is None or isinstance(try_to_load_from_cache(name, "config.json"), str) else full
 
 
 def _gguf(path: Path, sha256: str, convert: bool) -> _Found:

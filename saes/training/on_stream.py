@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ...lab.errors import InputError, unknown
+from ...lab.models.same_model import differing
 from ...lab.streams.activation_stream import ActivationStream
 from ...lab.streams.token_stream import TokenStream
 from ..dictionary import Dictionary, Provenance
 from ..hints import KINDS, OPTIONS
-from ..place import CROSS_LAYER, Place, differing
+from ..place import CROSS_LAYER, Place
 from ..registry import architectures
 
 if TYPE_CHECKING:
@@ -157,10 +158,10 @@ def known_from(
     """
     model = stream.fingerprint().get("model") or {}
     if key := differing(provenance.model, model):
+        own, read = (f"{side.get('name')!r} ({key} {side.get(key)})" for side in (provenance.model, model))
         raise InputError(
-            f"{name} is a dictionary of {provenance.model.get('name')!r} ({key} {provenance.model[key]}) and the stream"
-            f" reads {model.get('name')!r} ({key} {model[key]}): give it a stream of its own model, or make the trainer"
-            " with Trainer.on(stream, ...)"
+            f"{name} is a dictionary of {own} and the stream reads {read}: give it a stream of its own model, or make"
+            " the trainer with Trainer.on(stream, ...)"
         )
     if not provenance.model:
         provenance = replace(provenance, model=model)

@@ -102,6 +102,30 @@ def test_another_model_another_width_and_several_sites_are_refused() -> None:
     assert torch.equal(both.decoder_of(1), both.W_dec[:, 32:])
 
 
+def test_a_model_that_files_name_alone_is_known_by_any_of_its_names(tmp_path: Path) -> None:
+    sae = TopK(SAEConfig(d_in=32, n_latents=40, k=2))
+    sae.place, sae.provenance.model = "resid_post.1", {"name": "gpt2-small"}
+    for name in ("gpt2-small", "gpt2", "openai-community/gpt2", str(tmp_path)):
+        assert sae.check(HookedModel(tiny("gpt2"), name=name)).site == Site.parse("resid_post.1")
+    for name in ("gpt2-medium", "someone/gpt2"):
+        with pytest.raises(InputError, match=rf"was trained on 'gpt2-small' .* is '{name}' .*--model-is-the-same"):
+            sae.check(HookedModel(tiny("gpt2"), name=name))
+    with pytest.raises(InputError, match=r"\(family gpt2\) and the model is .* \(family llama\)"):
+        sae.check(HookedModel(tiny("llama"), name=str(tmp_path)))
+
+
+def test_a_stated_model_is_the_dictionary_s_own_where_its_widths_fit() -> None:
+    sae = TopK(SAEConfig(d_in=32, n_latents=40, k=2))
+    sae.place, sae.provenance.model = "resid_post.1", {"name": "gpt2-small"}
+    model = HookedModel(tiny("llama"), name="other")
+    assert sae.set_model(model).check(model).site == Site.parse("resid_post.1")
+    assert sae.provenance.model == model.fingerprint()
+    assert sae.provenance.training["model_of_files"] == {"name": "gpt2-small"}
+    sae.place = "mlp_act.1"
+    with pytest.raises(InputError, match=r"mlp_act.1 of 'other' has width 56, the dictionary d_in=32"):
+        sae.set_model(model)
+
+
 def test_numbers_stay_with_their_sites() -> None:
     sae = build("topk", d_in=64, sources=(32, 32), n_latents=40, k=2)
     sae.place = Place.at(["resid_post.0", "resid_post.1"]).limited([5.0, None]).scaled([0.5, 2.0])

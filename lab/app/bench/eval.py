@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ....saes.dictionary import Dictionary
 from ....saes.evaluation.evaluate import EvaluationConfig, evaluate
-from ....saes.files import find_dictionary
 from ....saes.place import Place, Port
 from ....saes.registry import build_trainable
 from ....saes.training.initialise import initialise
@@ -29,6 +28,7 @@ from ...runs.first_rows import FirstRows
 from ...runs.read import read
 from ...streams.token_stream import TokenStream
 from ..options import Flat, ModelText
+from ..used_dictionaries import UsedDictionaries
 from .command import Bench
 from .timing import interleaved
 
@@ -57,6 +57,7 @@ class BenchEval(Bench):
     """Evaluations, and forward passes over all the tokens; medians are compared."""
     source: Flat[ModelText] = field(default_factory=ModelText)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    use: Flat[UsedDictionaries] = field(default_factory=UsedDictionaries)
 
     def race(self) -> dict[str, Any]:
         """JSON keys `seconds` and `cpu_seconds` by name, and `ratio` of the evaluation to each forward in both.
@@ -65,8 +66,9 @@ class BenchEval(Bench):
         """
         if self.rounds < 1:
             raise InputError(f"rounds must be at least 1, got {self.rounds}")
-        model = self.source.open_model()
-        dictionary = self._made(model) if self.dictionary is None else find_dictionary(self.dictionary)[1]
+        given = [] if self.dictionary is None else [self.use.read(self.dictionary)[1]]
+        model = self.use.open_model(self.source, given)
+        dictionary = given[0] if given else self._made(model)
         corpus = self.source.open_corpus(model, split="heldout")
         batches = self._tokens(model)
         sites = [str(site) for site in dictionary.place.sites]

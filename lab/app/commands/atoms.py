@@ -17,7 +17,6 @@ from ....saes.analysis.atoms.report import GROWTH, AtomsConfig, Seen, measure_at
 from ....saes.analysis.atoms.results import LEGEND, AtomsReport
 from ....saes.architectures.jumprelu import JumpReLU, JumpReLUConfig
 from ....saes.dictionary import Dictionary, Provenance
-from ....saes.files import find_dictionary
 from ....saes.place import Place
 from ....saes.training.trainer import TrainConfig, Trainer
 from ...errors import InputError
@@ -35,6 +34,7 @@ from ..checks import check_run
 from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..pages.figures_page import FigureSection, write_figures_page
+from ..used_dictionaries import UsedDictionaries
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class AtomsCommand(Command):
     """Accept a training side with fewer rows than the atoms SAEs ask for."""
     resume: bool = False
     """Continue the training of the atoms SAEs in `out`, then measure."""
+    use: Flat[UsedDictionaries] = field(default_factory=UsedDictionaries)
 
     def __post_init__(self) -> None:
         if self.rows < 0:
@@ -80,15 +81,15 @@ class AtomsCommand(Command):
 
     def run(self) -> Result:
         """Measure, train, measure again; the result is also written as `report.json`."""
-        given = {str(path): find_dictionary(path)[1] for path in self.dictionaries}
+        given = {str(path): self.use.read(path)[1] for path in self.dictionaries}
         for dictionary in given.values():
             require_atoms(dictionary)
         if self.store is not None:
             ActivationStore.open(self.store)
         check_run(self.out, self.resume)
         source = self.source.of(list(given.values()))
-        source.check([self.site] if self.site else [], list(given.values()))
-        model = source.open_model()
+        self.use.check(source, list(given.values()), [self.site] if self.site else [])
+        model = self.use.open_model(source, list(given.values()))
         site = self._site(model, given)
         side = self._training_side(model, site)
         if self.rows:

@@ -13,7 +13,6 @@ from ....probes.tasks.datasets import load_dataset
 from ....probes.tasks.texts import TextProbing
 from ....saes.evaluation.results import SCHEMA
 from ....saes.evaluation.shared import require_nulls
-from ....saes.files import find_dictionary
 from ...errors import InputError, unknown
 from ...models.fingerprint import parameter_hash
 from ...score_names import is_judged
@@ -22,6 +21,7 @@ from ..checks import check_folder
 from ..command import Command, Result, missing_nulls
 from ..options import Flat, ModelText
 from ..stoppable import KeptParts, check_stopped, stoppable
+from ..used_dictionaries import UsedDictionaries, folder_for_results
 from .suites import GROUPS, SUITES, Subject, SuiteOptions, measure
 
 STOPPED = "evaluation.stopped"
@@ -39,13 +39,17 @@ class EvalCommand(Command):
     example = "monosem eval runs/first --tokens 4096"
 
     dictionary: tyro.conf.Positional[Path]
-    """Folder of a dictionary, or of a run with exactly one."""
+    """Folder of a dictionary, of a run with exactly one, a dictionary of another library, `hf:ORG/REPO[/FOLDER]` or
+    `sae-lens:RELEASE/ID`."""
     suite: Literal["core", "full"] = "core"
     """`core`: reconstruction, sparsity, weights and spliced losses. `full`: every group of metrics."""
     only: tuple[str, ...] = ()
     """Measure these groups in place of a suite: core, probing, absorption, tpp, scr, ravel, detection, meta."""
     source: Flat[ModelText] = field(default_factory=ModelText)
     options: Flat[SuiteOptions] = field(default_factory=SuiteOptions)
+    use: Flat[UsedDictionaries] = field(default_factory=UsedDictionaries)
+    results: Path | None = None
+    """Folder for the results; by default the dictionary's own."""
 
     def __post_init__(self) -> None:
         for name in self.only:
@@ -54,7 +58,7 @@ class EvalCommand(Command):
         require_nulls(self.options.evaluation)
 
     def run(self) -> Result:
-        """Measure; the result is also written beside the dictionary as `evaluation.json`.
+        """Measure; the result is also written into `results` as `evaluation.json`.
 
         Its schema is that of `Evaluation.to_json`, with `groups` that were asked for, `skipped` ones with the reason,
         `unbeaten` and `missing` nulls by score, and `about`: the meaning of each score. Groups with more to say write a
@@ -64,7 +68,8 @@ class EvalCommand(Command):
         Raises:
             InputError: no group could be measured; nothing is written then.
         """
-        folder, dictionary = find_dictionary(self.dictionary)
+        found, dictionary = self.use.read(self.dictionary)
+        folder = folder_for_results(self.dictionary, found, self.results)
         source = self.source.of([dictionary])
         groups = [name for name in GROUPS if name in (self.only or SUITES[self.suite])]
         chosen = self.options.probing.datasets
@@ -74,10 +79,11 @@ class EvalCommand(Command):
         check_folder(folder)
         asked = {
             "source": asdict(source), "options": asdict(self.options), "dictionary": parameter_hash(dictionary),
+            **self.use.given(),
         }  # fmt: skip
         check_stopped(folder / STOPPED, asked)
-        source.check(dictionaries=[dictionary])
-        model = source.open_model()
+        self.use.check(source, [dictionary])
+        model = self.use.open_model(source, [dictionary])
         corpus = source.open_corpus(model, split="heldout")
         with stoppable(folder / STOPPED, asked) as run:
             measured = measure(Subject(model, dictionary, corpus, self.options), groups, KeptParts(run.folder))

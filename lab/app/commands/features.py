@@ -8,13 +8,13 @@ from pathlib import Path
 import tyro
 
 from ....saes.features.collect import collect
-from ....saes.files import find_dictionary
 from ...errors import InputError
 from ...models.fingerprint import parameter_hash
 from ..checks import check_folder
 from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..stoppable import check_stopped, stoppable
+from ..used_dictionaries import UsedDictionaries
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class FeaturesCommand(Command):
     example = "monosem features runs/first runs/first/features --tokens 20000"
 
     dictionary: tyro.conf.Positional[Path]
-    """Folder of a dictionary, or of a run with exactly one."""
+    """Folder of a dictionary, of a run with exactly one, a dictionary of another library, `hf:ORG/REPO[/FOLDER]` or
+    `sae-lens:RELEASE/ID`."""
     out: tyro.conf.Positional[Path]
     """Folder for the tables."""
     tokens: int = 100_000
@@ -37,10 +38,11 @@ class FeaturesCommand(Command):
     seed: int = 0
     """Seed of the draw."""
     source: Flat[ModelText] = field(default_factory=ModelText)
+    use: Flat[UsedDictionaries] = field(default_factory=UsedDictionaries)
 
     def run(self) -> Result:
         """Collect and save."""
-        _, dictionary = find_dictionary(self.dictionary)
+        _, dictionary = self.use.read(self.dictionary)
         source = self.source.of([dictionary])
         check_folder(self.out)
         if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / "features.json").is_file():
@@ -49,10 +51,11 @@ class FeaturesCommand(Command):
         asked = {
             "source": asdict(source), "tokens": self.tokens, "latents": self.latents, "seed": self.seed,
             "dictionary": parameter_hash(dictionary),
+            **self.use.given(),
         }  # fmt: skip
         check_stopped(stopped, asked)
-        source.check(dictionaries=[dictionary])
-        model = source.open_model()
+        self.use.check(source, [dictionary])
+        model = self.use.open_model(source, [dictionary])
         site = dictionary.check(model).site
         corpus = source.open_corpus(model)
         with stoppable(stopped, asked) as run:

@@ -15,7 +15,7 @@ import tyro
 from ....saes.architectures.sae import SparseAutoencoder
 from ....saes.dictionary import Dictionary
 from ....saes.evaluation.evaluate import EvaluationConfig, evaluate
-from ....saes.files import find_dictionary, load
+from ....saes.files import load
 from ....saes.place import CROSSCODER
 from ....saes.registry import build_trainable, trainable
 from ....saes.training.end_to_end import EndToEnd, EndToEndConfig, later_sites
@@ -31,6 +31,7 @@ from ..checks import check_run
 from ..command import Command, Result
 from ..options import Flat, ModelText
 from ..training_options import LoopOptions
+from ..used_dictionaries import UsedDictionaries
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ class FinetuneCommand(Command):
     example = "monosem finetune runs/first runs/tuned --rows 2000"
 
     dictionary: tyro.conf.Positional[Path]
-    """Folder of a dictionary, or of a run with exactly one."""
+    """Folder of a dictionary, of a run with exactly one, a dictionary of another library, `hf:ORG/REPO[/FOLDER]` or
+    `sae-lens:RELEASE/ID`."""
     out: tyro.conf.Positional[Path]
     """Folder of the run."""
     objective: Flat[EndToEndConfig] = field(default_factory=EndToEndConfig)
@@ -54,6 +56,7 @@ class FinetuneCommand(Command):
     source: Flat[ModelText] = field(default_factory=ModelText)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     loop: Flat[LoopOptions] = field(default_factory=LoopOptions)
+    use: Flat[UsedDictionaries] = field(default_factory=UsedDictionaries)
 
     def run(self) -> Result:
         """Train, measure and return the scores; also written into the run as `finetuning.json`.
@@ -61,11 +64,11 @@ class FinetuneCommand(Command):
         Every score is that of the fine-tuned dictionary; its nulls are the dictionary before and the one trained
         locally.
         """
-        folder, before = find_dictionary(self.dictionary)
+        folder, before = self.use.read(self.dictionary)
         check_run(self.out, self.loop.resume)
         source = self.source.of([before])
-        source.check(dictionaries=[before])
-        model = source.open_model()
+        self.use.check(source, [before])
+        model = self.use.open_model(source, [before])
         run = self.train(model, folder, before)
         tuned, local = (load(run.dictionaries[name]) for name in (self.objective.loss, LOCAL))
         evaluation = evaluate(

@@ -19,7 +19,6 @@ from ....probes.geo.places import FORMS, Places, PromptForm, load_places
 from ....probes.geo.reading import Pooling, Values, columns_of, live_units, read_values, readers_of
 from ....probes.geo.weights import Weights, joined, neighbours_by_country
 from ....saes.dictionary import Dictionary
-from ....saes.files import find_dictionary
 from ...errors import InputError
 from ...evidence import Evidence
 from ...models.fingerprint import parameter_hash
@@ -30,6 +29,7 @@ from ..checks import check_run
 from ..command import Command, Result
 from ..options import Flat, ModelOptions
 from ..pages.geography_page import geography_cells, write_geography_page
+from ..used_dictionaries import UsedDictionaries
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class GeographyCommand(Command):
     coordinates: CoordinateProbe = field(default_factory=CoordinateProbe)
     resume: bool = False
     """Go on with the run in `out`: what was read stays, and may be measured with other options."""
+    use: Flat[UsedDictionaries] = field(default_factory=UsedDictionaries)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -87,12 +88,12 @@ class GeographyCommand(Command):
         prompts = {form: places.prompts(form, self.spatial.seed) for form in forms}
         weights = neighbours_by_country(places, self.spatial.k)
         blocks = {country: self._blocks(places, country) for country in weights}
-        dictionary = None if self.dictionary is None else find_dictionary(self.dictionary)[1]
+        dictionary = None if self.dictionary is None else self.use.read(self.dictionary)[1]
         check_run(self.out, self.resume)
         given = [] if dictionary is None else [dictionary]
         source = self.source.of(given)
-        source.check(self.sites, given)
-        model = source.open_model()
+        self.use.check(source, given, self.sites)
+        model = self.use.open_model(source, given)
         if dictionary is not None:
             dictionary.to(model.device)
         log.info("preparing %s", " and ".join([*self.sites, *([repr(dictionary)] if dictionary is not None else [])]))

@@ -11,7 +11,6 @@ import tyro
 
 from ....probes.outliers.measure import OutlierConfig, ood_scores
 from ....probes.outliers.texts import outside_texts, passages, require_kind
-from ....saes.files import find_dictionary
 from ...errors import InputError
 from ...evidence import Evidence
 from ...storage import write_json
@@ -19,6 +18,7 @@ from ...table import aligned
 from ..checks import check_folder, check_text
 from ..command import Command, Result
 from ..options import Flat, ModelOptions
+from ..used_dictionaries import UsedDictionaries, folder_for_results
 
 SCHEMA = 1
 
@@ -33,7 +33,8 @@ class OutliersCommand(Command):
     example = "monosem outliers runs/first --texts 50"
 
     dictionary: tyro.conf.Positional[Path]
-    """Folder of a dictionary, or of a run with exactly one."""
+    """Folder of a dictionary, of a run with exactly one, a dictionary of another library, `hf:ORG/REPO[/FOLDER]` or
+    `sae-lens:RELEASE/ID`."""
     outside: tuple[str, ...] = ("cities", "code", "shuffled")
     """Other kinds: `cities`, `code`, `shuffled`, data sets such as 96_spam_is, or sources such as jsonl:PATH."""
     corpus: str = "docs:"
@@ -42,6 +43,9 @@ class OutliersCommand(Command):
     """Texts of each kind; of the usual one twice as many to fit on."""
     source: Flat[ModelOptions] = field(default_factory=ModelOptions)
     scoring: OutlierConfig = field(default_factory=OutlierConfig)
+    use: Flat[UsedDictionaries] = field(default_factory=UsedDictionaries)
+    results: Path | None = None
+    """Folder for the results; by default the dictionary's own."""
 
     def __post_init__(self) -> None:
         if self.texts < 1:
@@ -51,15 +55,16 @@ class OutliersCommand(Command):
 
     def run(self) -> Result:
         """Read, score, write the result, and return it."""
-        folder, dictionary = find_dictionary(self.dictionary)
+        found, dictionary = self.use.read(self.dictionary)
+        folder = folder_for_results(self.dictionary, found, self.results)
         check_folder(folder)
         for text in (self.corpus, *(name for name in self.outside if ":" in name)):
             check_text(text)
         for name in self.outside:
             require_kind(name)
         source = self.source.of([dictionary])
-        source.check(dictionaries=[dictionary])
-        model = source.open_model()
+        self.use.check(source, [dictionary])
+        model = self.use.open_model(source, [dictionary])
         dictionary.to(model.device)
         tokens, seed = self.scoring.tokens, self.scoring.seed
         outside = {name: outside_texts(model, name, self.texts, tokens, usual=self.corpus, seed=seed, progress=True)

@@ -18,7 +18,6 @@ from ....probes.labels import Labels
 from ....probes.layer_sweep import ProbeSweep, ReadConfig, expand_sites, probe_sweep, read_tokens
 from ....probes.measure import MeasureConfig, Measured
 from ....saes.dictionary import Dictionary
-from ....saes.files import find_dictionary
 from ...errors import InputError, unknown
 from ...models.hooked_model import HookedModel
 from ...runs.run import Run
@@ -28,6 +27,7 @@ from ..checks import check_run
 from ..command import Command, Result
 from ..options import Flat, ModelOptions
 from ..pages.probe_page import best_table, write_probe_page
+from ..used_dictionaries import UsedDictionaries
 
 SCHEMA = 1
 CALIBRATIONS = ("platt", "isotonic")
@@ -68,6 +68,7 @@ class ProbeCommand(Command):
     """Texts shown token by token, and worst errors."""
     resume: bool = False
     """Go on with the run in `out`: reading goes on where it stopped, fits are repeated."""
+    use: Flat[UsedDictionaries] = field(default_factory=UsedDictionaries)
 
     def __post_init__(self) -> None:
         require_kinds(self.kinds)
@@ -82,12 +83,12 @@ class ProbeCommand(Command):
         """Read, fit, measure, write the results, and return them as one object."""
         data = open_texts(self.data, self.numbers, self.texts, self.measure.seed, drop_missing=self.drop_missing)
         self.measure.splits(data.labels)
-        dictionary = None if self.dictionary is None else find_dictionary(self.dictionary)[1]
+        dictionary = None if self.dictionary is None else self.use.read(self.dictionary)[1]
         check_run(self.out, self.resume)
         given = [] if dictionary is None else [dictionary]
         source = self.source.of(given)
-        expand_sites(source.check(self.sites, given), self.sites)
-        model = source.open_model()
+        expand_sites(self.use.check(source, given, self.sites), self.sites)
+        model = self.use.open_model(source, given)
         sites = self.sites or (() if dictionary is not None else ("resid_post.*",))
         if dictionary is not None:
             sites = (*sites, str(dictionary.check(model).site))

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
 from monosem.lab.errors import InputError
 from monosem.lab.models import gguf, loading
-from monosem.lab.models.loading import load_model
+from monosem.lab.models.loading import load_model, outline
 from monosem.lab.models.sites import LENS_NAMES
 from tiny_models import build, inputs_for
 
@@ -250,3 +251,12 @@ def test_importing_is_light():
     code = f"import sys, monosem.lab.models.loading; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_short_name_is_loaded_from_its_place_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'openai-community/gpt2'"):
+        outline("gpt2-small")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2-small").mkdir()
+    with pytest.raises(InputError, match=r"gpt2-small is not a model folder"):
+        outline("gpt2-small")
