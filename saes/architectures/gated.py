@@ -30,6 +30,7 @@ class Gated(SparseAutoencoder):
     architecture = "gated"
     config_type = PenaltyConfig
     ragged = True
+    data_share = 0.0
     config: PenaltyConfig
     r_mag: Tensor
     b_mag: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -78,6 +78,8 @@ class SparseAutoencoder(Dictionary):
     """True if rows may hold different numbers of codes."""
     crosses = True
     """True if the architecture has transcoders and crosscoders."""
+    data_share: ClassVar[float] = 0.4
+    """Share of data in the rows that training starts on, by default; see `TrainConfig.blend`."""
     k_is_free = True
     """True if k can change in the course of training."""
     precision: Precision = "auto"

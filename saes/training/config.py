@@ -16,9 +16,24 @@ OPTIMIZERS = ("adam", "active_row", "muon", "signum", "adam8bit")
 DECAYS = ("linear", "cosine")
 STARTS, CENTRES = ("tied", "kaiming", "normal"), ("median", "mean", "zero")
 
-LR_AT_16K = 2.25e-3
-"""At n_latents 9216 this is 3e-3: 5e-4, 1e-3, 3e-3 and 6e-3 gave FVU 0.206, 0.176, 0.150 and 0.149 after 300k rows
-of SmolLM2 activations at batch 2048, starting with blend 0.8."""
+LR_SCALE, LR_MOST = 0.068, 0.01
+"""Constants of `default_lr`, fitted to the best rates of TopK at resid_post.12 of SmolLM2: n_latents 2,048 and 9,216,
+batch 512 and 2,048, 53k to 1.05M rows."""
+NARROW = 2**12
+"""Latents up to which the share of data in the starting rows is the whole of `data_share`."""
+
+
+def default_lr(n_latents: int, batch: int, rows: int) -> float:
+    """Peak learning rate: `LR_SCALE` * sqrt(batch) / (rows^(1/3) * n_latents^(1/4)), at most `LR_MOST`.
+
+    Args:
+        batch: rows a step.
+        rows: of the whole training, over which the schedule spans. 0 for `batch` is a run begun by an earlier version:
+            it keeps its rate, 2.25e-3 / sqrt(n_latents / 2^14).
+    """
+    if not batch:
+        return 2.25e-3 / (n_latents / 2**14) ** 0.5
+    return min(LR_MOST, LR_SCALE * batch**0.5 / (rows ** (1 / 3) * n_latents**0.25))
 
 
 @dataclass(frozen=True)
@@ -28,16 +43,16 @@ class TrainConfig:
     rows: int = 1_000_000
     """Activation rows to train on; the learning-rate schedule spans exactly these."""
     lr: float | None = None
-    """Peak learning rate; by default `LR_AT_16K` / sqrt(n_latents / 2^14)."""
+    """Peak learning rate; by default .068 * sqrt(batch) / (rows^(1/3) * n_latents^(1/4)), at most .01."""
     warmup: float = 0.02
     """Share of the rows over which the learning rate rises linearly."""
     decay: float = 0.3
     """Share of the rows, at the end, over which the learning rate falls to zero."""
     decay_shape: Literal["linear", "cosine"] = "linear"
     """Shape of the fall: linear, or cosine, slow at both ends (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
-    beta1: float = 0.9
+    beta1: float = 0.7
     """Adam's first decay. With 0 a latent that did not fire is left alone, which is exact, and state is halved."""
-    beta2: float = 0.999
+    beta2: float = 0.98
     """Adam's second decay."""
     aux_k: int | None = None
     """Dead latents that explain each row's residual; by default half of d_in where every row has k codes (Gao et al.
@@ -51,10 +66,11 @@ class TrainConfig:
     """Rows without firing after which a latent gets the aid. It keeps latents of relu and gated from becoming rarer."""
     dead_after: int = 250_000
     """Rows without firing after which a latent counts as dead in the metrics."""
-    blend: float = 0.0
-    """Share of a data row in each starting decoder row; 0 starts on random directions. Some data speeds the start
-    and kills latents: after 400k rows of SmolLM2, 0 / 0.4 / 0.8 gave FVU 0.137 / 0.132 / 0.136 and 0.2 / 2.9 /
-    13 % dead."""
+    blend: float | None = None
+    """Share of a data row in each starting decoder row; 0 starts on random directions, which is the published recipe.
+    By default the architecture's `data_share`, .4 but for gated, times 4096 / n_latents beyond 4,096 latents: data
+    speeds the start, and of many latents it kills some. 16,384 of TopK after 524k rows of SmolLM2: .2, .1 and 0 gave
+    4.5, 1.0 and .7 % dead."""
     start: Literal["tied", "kaiming", "normal"] = "tied"
     """Starting weights: encoder = decoder transposed and fitted to the first batch, or one of its own; see
     `initialise`."""
@@ -87,7 +103,7 @@ class TrainConfig:
         if self.rows != int(self.rows) or self.rows < 1:
             raise InputError(f"rows must be a whole number from 1, got {self.rows}")
         object.__setattr__(self, "rows", int(self.rows))
-        for name in ("warmup", "decay", "blend", "k_anneal"):
+        for name in ("warmup", "decay", "k_anneal", *(() if self.blend is None else ("blend",))):
             check_share(name, getattr(self, name))
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -120,10 +136,20 @@ class TrainConfig:
         if self.lr is not None and not 0 < self.lr < 1:
             raise InputError(f"lr must lie between 0 and 1, got {self.lr}")
 
-    def lr_after(self, rows: int, n_latents: int) -> float:
-        """Learning rate of the step after `rows` rows: linear warm-up, constant, then the decay to zero."""
-        peak = self.lr or LR_AT_16K / (n_latents / 2**14) ** 0.5
+    def lr_after(self, rows: int, n_latents: int, batch: int) -> float:
+        """Learning rate of the step after `rows` rows: linear warm-up, constant, then the decay to zero.
+
+        Args:
+            batch: rows a step, as `default_lr` takes them.
+        """
+        peak = self.lr or default_lr(n_latents, batch, self.rows)
         return peak * trapezoid(rows, self.rows, self.warmup, self.decay, cosine=self.decay_shape == "cosine")
+
+    def data_share(self, dictionary: SparseAutoencoder) -> float:
+        """Share of data in the starting decoder rows of a dictionary."""
+        if self.blend is not None:
+            return self.blend
+        return dictionary.data_share * min(1.0, NARROW / dictionary.n_latents)
 
     def aid(self, dictionary: SparseAutoencoder, k: int) -> tuple[int, float]:
         """Return how many idle latents explain a row's residual, and the weight of the aid.

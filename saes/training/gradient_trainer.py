@@ -63,7 +63,8 @@ class GradientTrainer:
         self.average = None if config.ema is None else WeightAverage(config.ema)
         self.dead = DeadLatents(self.objective, self.optimizer, config, self.final_config.k)
         self.units: Units | None = None
-        self.steps = self.rows = 0
+        self.steps = self.rows = self.batch = 0
+        """Steps and rows so far, and rows of the first step, by which the default learning rate goes."""
         self.halfway = False
         """True while a step has changed a part of what is trained: an error there leaves no state to go on from."""
         self.low_precision: LowPrecisionCopy | None = None
@@ -95,7 +96,7 @@ class GradientTrainer:
     @property
     def lr(self) -> float:
         """Learning rate of the next step: linear warm-up, constant, decay to zero."""
-        return self.config.lr_after(self.rows, self.dictionary.n_latents)
+        return self.config.lr_after(self.rows, self.dictionary.n_latents, self.batch)
 
     @property
     def adam(self) -> Adam:
@@ -121,8 +122,10 @@ class GradientTrainer:
         """Trained tensors by name."""
         return self.dictionary.tensors()
 
-    def prepare(self) -> None:
-        """Bring k, the idle latents and the objective's progress up to the step that comes."""
+    def prepare(self, rows: int) -> None:
+        """Bring k, the idle latents and the objective's progress up to the step that comes, on so many rows."""
+        if not self.steps:
+            self.batch = rows
         if self.config.k_start is not None:
             final = self.final_config
             self.dictionary.config = replace(final, k=self.config.k_after(self.rows, final.k))
@@ -175,7 +178,7 @@ class GradientTrainer:
             "units": {} if self.units is None else self.units.state_dict(),
             **self.dead.state_dict(),
             "sums": self.sums,
-            "counts": {"steps": self.steps, "rows": self.rows},
+            "counts": {"steps": self.steps, "rows": self.rows, "batch": self.batch},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -197,7 +200,8 @@ class GradientTrainer:
         if state["units"]:
             centre = state["units"]["centre"].to(device)
             self.units = Units.of(self.dictionary.config, state["units"]["scales"], centre)
-        self.steps, self.rows = state["counts"]["steps"], state["counts"]["rows"]
+        counts = state["counts"]
+        self.steps, self.rows, self.batch = counts["steps"], counts["rows"], counts.get("batch", 0)
         self.refresh_copies()
 
     def folded(self) -> SparseAutoencoder:

@@ -27,12 +27,12 @@ from ..dictionary import Dictionary, Provenance
 from ..place import Place
 from ..registry import build_trainable
 from .checks import check_config, check_graph, placed
-from .config import LR_AT_16K, TrainConfig
+from .config import TrainConfig
 from .gradient_trainer import GradientTrainer
 from .initialise import initialise
 from .on_stream import Asked, known_from, own_fields, trainer_on, warn_unknown, widths_of
 
-__all__ = ["LR_AT_16K", "TrainConfig", "Trainer"]
+__all__ = ["TrainConfig", "Trainer"]
 
 
 def total_variance(x: Float32[Tensor, "batch d"]) -> Float32[Tensor, ""]:
@@ -198,7 +198,7 @@ class Trainer(GradientTrainer):
         """The columns of all sites, with weights started and k where the schedule has it."""
         parts = [batch.acts[site].to(self.dictionary.W_dec.device, torch.float32) for site in self.sites]
         acts = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        self.prepare()
+        self.prepare(len(acts))
         if self.units is None:
             self._start(acts)
         return acts
@@ -217,7 +217,7 @@ class Trainer(GradientTrainer):
             rng = generator(config.seed, "init", self.name)
             goal = None if y is None else y * units.output
             kind = {"start": config.start, "centre": config.start_bias}
-            initialise(sae, x * units.input - units.centre, rng, config.blend, goal, **kind)
+            initialise(sae, x * units.input - units.centre, rng, config.data_share(sae), goal, **kind)
             self.objective.start(self.training_rows(acts)[0])
         self.refresh_copies()
         self.halfway = False

@@ -50,7 +50,9 @@ def train(backend: str, steps: int, size: int = 24, precision: str = "fp32", **c
     losses = []
     with using(backend):
         dictionary = build("topk", d_in=16, n_latents=2 * size, k=3)
-        trainer = Trainer(dictionary, SITE, TrainConfig(rows=10_000, precision=precision, aid_after=60, **config))
+        trainer = Trainer(
+            dictionary, SITE, TrainConfig(rows=10_000, precision=precision, aid_after=60, blend=0.0, **config)
+        )
         for _ in range(steps):
             codes = torch.rand(size, 40, generator=g) * (torch.rand(size, 40, generator=g) < 0.08)
             trainer.step(Batch({SITE: codes @ directions + 1}, torch.zeros(size, 2, dtype=torch.int64)))

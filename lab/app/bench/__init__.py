@@ -8,6 +8,7 @@ BENCHES: dict[str, str] = {
     "step": "step.BenchStep",
     "train": "train.BenchTrain",
     "architectures": "architectures.BenchArchitectures",
+    "recipe": "recipe.BenchRecipe",
     "pipeline": "pipeline.BenchPipeline",
     "recovery": "recovery.BenchRecovery",
     "harvest": "harvest.BenchHarvest",

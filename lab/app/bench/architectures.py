@@ -2,7 +2,7 @@
 
 Every peer is trained twice: as its documentation says, and matched to ours (`peers`). A matched peer gets the best
 of three learning rates (`contestant.matched_rates`), chosen with the first seed on held-out rows other than those
-reported.
+reported; where the best is the lowest or the highest, lower or higher ones are tried until it is neither.
 
 The peer goes first. Where a penalty decides the L0 that it comes to (relu, gated, jumprelu), it is trained with one
 coefficient after another until that is the asked L0 (`l0_search`). Ours is then asked for the L0 that the peer came to,
@@ -46,8 +46,8 @@ STEERED = ("relu", "gated", "jumprelu")
 """Where a penalty decides the L0 that a peer comes to."""
 EXACT = 0.005
 """Two L0 that differ by no more than this share are one."""
-WITHIN = 1.02
-"""Our FVU over theirs up to which ours is as good."""
+MOST_RATES = 6
+"""The most learning rates of a matched peer."""
 
 
 class Rows(NamedTuple):
@@ -92,7 +92,8 @@ class BenchArchitectures(Bench):
     columns: str = ",".join(COLUMNS)
     """Ways of training the peers, comma-separated."""
     matched_lr: tuple[float, ...] = ()
-    """Learning rates of matched peers, of which the best counts; by default 1e-3, 3e-3 and our rule."""
+    """Learning rates of matched peers. The best counts. By default half of our rule, the rule, twice, and on from there
+    while the best is at an end."""
     documented_lr: float | None = None
     """Learning rate of documented peers in place of the library's own."""
     trials: int = 6
@@ -206,11 +207,11 @@ class Match:
 
     def _column(self, peer: str, column: str) -> dict[str, Any]:
         bench, first = self.bench, self.bench.seeds[0]
-        rates: Sequence[float | None] = [bench.documented_lr]
         if column == "matched":
-            rates = bench.matched_lr or matched_rates(self.asked.n_latents)
-        tried = {rate: self._theirs(peer, column, rate, first, 1.0) for rate in rates}
-        best = min(rates, key=lambda rate: tried[rate]["validation"]["fvu"])
+            tried = self._rates_tried(peer, bench.matched_lr)
+        else:
+            tried = {bench.documented_lr: self._theirs(peer, column, bench.documented_lr, first, 1.0)}
+        best = _best(tried)
         start = tried[best]["coefficient"]
         theirs = [tried[best], *(self._theirs(peer, column, best, seed, start) for seed in bench.seeds[1:])]
         ours = [self._ours(one, seed) for one, seed in zip(theirs, bench.seeds, strict=True)]
@@ -225,8 +226,25 @@ class Match:
             "peer": {**_over_seeds(their_fvu), **_means([one["test"] for one in theirs])},
             "monosem": {**_over_seeds(our_fvu), **_means(ours), "k": [one["k"] for one in ours]},
             "ratio": ratio,
-            "as_good": ratio <= WITHIN if equal else None,
+            "as_good": ratio <= 1 if equal else None,
         }
+
+    def _rates_tried(self, peer: str, given: Sequence[float]) -> dict[float | None, dict[str, Any]]:
+        """A matched peer with each learning rate that is given, or with ours and on to where neither end is best."""
+        first = self.bench.seeds[0]
+        rates = given or matched_rates(self.asked.n_latents, self.batch, self.asked.steps * self.batch)
+        tried: dict[float | None, dict[str, Any]] = {}
+        start = 1.0
+        for rate in rates:
+            tried[rate] = self._theirs(peer, "matched", rate, first, start)
+            start = tried[rate]["coefficient"]
+        while not given and len(tried) < MOST_RATES:
+            lowest, highest = min(rates), max(rates)
+            if (best := _best(tried)) not in (lowest, highest):
+                break
+            rates = (*rates, lowest / 2 if best == lowest else highest * 2)
+            tried[rates[-1]] = self._theirs(peer, "matched", rates[-1], first, tried[best]["coefficient"])
+        return tried
 
     def _theirs(self, peer: str, column: str, rate: float | None, seed: int, start: float) -> dict[str, Any]:
         """A peer at an L0 of k, or as near as the trials come; a k that it is told needs no search."""
@@ -301,6 +319,11 @@ class Match:
         if self.asked.architecture == "groupmax":  # k equal groups: what the peer was told
             return self.asked.k
         return min(max(1, round(k)), self.asked.n_latents)
+
+
+def _best(tried: Mapping[float | None, Mapping[str, Any]]) -> float | None:
+    """The learning rate with the lowest FVU on the rows for choosing."""
+    return min(tried, key=lambda rate: tried[rate]["validation"]["fvu"])
 
 
 def _over_seeds(fvu: Sequence[float]) -> dict[str, Any]:

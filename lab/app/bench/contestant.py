@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ....saes.architectures.schedules import trapezoid
 from ....saes.architectures.units import Units, geometric_median
 from ....saes.dictionary import Dictionary
 from ....saes.registry import build_trainable
-from ....saes.training.trainer import LR_AT_16K, TrainConfig, Trainer
+from ....saes.training.config import default_lr
+from ....saes.training.trainer import TrainConfig, Trainer
 from ...errors import InputError
 from ...models.sites import Site
 from ...streams.activation_stream import Batch
@@ -46,15 +46,14 @@ class Asked:
     coefficient: float = 1.0
     """Factor of a peer's own penalty coefficient, for architectures whose L0 a penalty decides."""
 
-    @property
-    def matched_lr(self) -> float:
-        """Peak learning rate of a matched peer."""
-        return self.lr or our_lr(self.n_latents)
+    def peak(self, batch: int) -> float:
+        """Peak learning rate of a matched peer: the asked one, or our rule."""
+        return self.lr or default_lr(self.n_latents, batch, self.steps * batch)
 
     def rate(self, step: int, batch: int) -> float:
         """Learning rate of a matched peer after so many steps of `batch` rows: the schedule of `TrainConfig`."""
-        config = TrainConfig()
-        return self.matched_lr * trapezoid(step * batch, self.steps * batch, config.warmup, config.decay)
+        config = TrainConfig(rows=self.steps * batch, lr=self.lr)
+        return config.lr_after(step * batch, self.n_latents, batch)
 
     @property
     def prefixes(self) -> tuple[int, ...]:
@@ -84,12 +83,17 @@ class Trained(Contestant, Protocol):
 
 
 class Ours:
-    """This library's trainer as a contestant, on batches like `sample`, with the defaults of `TrainConfig`."""
+    """This library's trainer as a contestant, on batches like `sample`.
 
-    def __init__(self, sample: Tensor, asked: Asked, site: Site = SITE) -> None:
+    Args:
+        changes: fields of `TrainConfig` that are not at their defaults.
+    """
+
+    def __init__(self, sample: Tensor, asked: Asked, site: Site = SITE, **changes: Any) -> None:
         shape = {"d_in": sample.shape[1], "n_latents": asked.n_latents, "k": asked.k}
         dictionary = build_trainable(asked.architecture, **shape).to(sample.device)
-        config = TrainConfig(rows=asked.steps * len(sample), lr=asked.lr, seed=asked.seed)
+        own = {"rows": asked.steps * len(sample), "lr": asked.lr, "seed": asked.seed}
+        config = TrainConfig(**{**own, **changes})
         self.trainer = Trainer(dictionary, site, config)
 
     def step(self, x: Tensor) -> None:
@@ -122,15 +126,10 @@ class Start(NamedTuple):
         return cls(scale, geometric_median(sample * scale))
 
 
-def our_lr(n_latents: int) -> float:
-    """Peak learning rate of `TrainConfig` for that many latents."""
-    return LR_AT_16K / (n_latents / 2**14) ** 0.5
-
-
-def matched_rates(n_latents: int) -> tuple[float, ...]:
-    """The three learning rates of a matched peer: 1e-3, 3e-3 and our rule; twice the rule where that is near 3e-3."""
-    rule = our_lr(n_latents)
-    return (1e-3, 3e-3, rule if abs(rule / 3e-3 - 1) > 0.1 else 2 * rule)
+def matched_rates(n_latents: int, batch: int, rows: int) -> tuple[float, ...]:
+    """Learning rates that a matched peer begins with: half of our rule for this shape and run, the rule, and twice."""
+    rule = default_lr(n_latents, batch, rows)
+    return (rule / 2, rule, rule * 2)
 
 
 def imported(name: str, install: str) -> Any:

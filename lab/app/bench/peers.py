@@ -74,15 +74,16 @@ class DictionaryLearning(_Saved):
         torch.manual_seed(asked.seed)
         self.trainer = getattr(trainers, kind)(
             steps=max(asked.steps, 2), activation_dim=sample.shape[1], dict_size=asked.n_latents, layer=0,
-            lm_name="bench", seed=asked.seed, device=str(sample.device), **self._options(),
+            lm_name="bench", seed=asked.seed, device=str(sample.device),
+            **self._options(len(sample)),
         )  # fmt: skip
         self.factor = 1 / sample.square().sum(1).mean().sqrt().item()
         if asked.matched:
             self._start(Start.of(sample))
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, batch: int) -> dict[str, Any]:
         asked, warmup = self.asked, min(1000, int(TrainConfig().warmup * self.asked.steps))
-        rate = asked.matched_lr if asked.matched else asked.lr
+        rate = asked.peak(batch) if asked.matched else asked.lr
         options: dict[str, Any] = {"warmup_steps": 0 if asked.matched else warmup}
         if rate is not None:
             options["lr"] = rate
@@ -169,7 +170,7 @@ class SaeLens(_Saved):
                 normalize_activations="expected_average_only_in", **self._options(),
             )
         )  # fmt: skip
-        rate = asked.matched_lr if asked.matched else asked.lr or 3e-4
+        rate = asked.peak(len(sample)) if asked.matched else asked.lr or 3e-4
         options = config.SAETrainerConfig(
             total_training_samples=asked.steps * len(sample), train_batch_size_samples=len(sample),
             device=str(sample.device), lr=rate, lr_end=rate / 10, logger=config.LoggingConfig(log_to_wandb=False),
@@ -245,7 +246,7 @@ class Sparsify(_Saved):
         if asked.matched:
             start = Start.of(sample)
             self.scale, b_dec = start.scale, start.b_dec
-            self.optimizer: Any = torch.optim.Adam(self.coder.parameters(), lr=asked.matched_lr)
+            self.optimizer: Any = torch.optim.Adam(self.coder.parameters(), lr=asked.peak(len(sample)))
         else:
             self.scale, b_dec = 1.0, sample.mean(0)
             rate = asked.lr or 5e-3 / (asked.n_latents / 2**14) ** 0.5

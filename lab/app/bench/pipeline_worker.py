@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ....saes.training.config import TrainConfig
+from ....saes.training.config import TrainConfig, default_lr
 from ....saes.training.trainer import Trainer
 from ...errors import InputError
 from ...models.hooked_model import HookedModel
@@ -30,7 +30,7 @@ from ...streams.activation_stream import ActivationStream, Batch
 from ...text.corpus import Corpus, TextConfig
 from ...text.documents import is_heldout
 from ...text.sources import open_source
-from .contestant import imported, our_lr
+from .contestant import imported
 from .peers import SaeLens, Sparsify
 
 CHARACTERS = 8
@@ -116,7 +116,7 @@ def sae_lens(task: Task, model: HookedModel) -> Clock:
     own: dict[str, Any] = {"context_size": 512, "store_batch_size_prompts": 16, "lr": 3e-4}
     if task.matched:
         own = {"context_size": task.text["context"], "store_batch_size_prompts": task.text["batch_rows"],
-               "lr": our_lr(task.n_latents), "lr_warm_up_steps": int(schedule.warmup * steps),
+               "lr": default_lr(task.n_latents, batch, task.rows), "lr_warm_up_steps": int(schedule.warmup * steps),
                "lr_decay_steps": int(schedule.decay * steps), "exclude_special_tokens": True}  # fmt: skip
     own["n_batches_in_buffer"] = max(64, -(-2 * batch // own["context_size"]))
     width = model.width(model.site(task.site))
@@ -165,7 +165,8 @@ def sparsify(task: Task, model: HookedModel) -> Clock:
     if task.matched:
         steps = -(-task.rows // (sequences * context))
         tokenizer: Any = model.tokenizer
-        own = {"optimizer": "adam", "lr": our_lr(task.n_latents), "exclude_tokens": [tokenizer.bos_token_id],
+        rate = default_lr(task.n_latents, sequences * context, task.rows)
+        own = {"optimizer": "adam", "lr": rate, "exclude_tokens": [tokenizer.bos_token_id],
                "lr_warmup_steps": int(TrainConfig().warmup * steps)}  # fmt: skip
     asked = config.TrainConfig(
         config.SparseCoderConfig(num_latents=task.n_latents, k=task.k), batch_size=sequences,

@@ -49,7 +49,7 @@ class BenchTrain(Bench):
     peer_lr: float | None = None
     """Learning rate of documented peers in place of their own."""
     matched_lr: tuple[float, ...] = ()
-    """Learning rates of matched peers, of which the best counts; by default 1e-3, 3e-3 and our rule."""
+    """Learning rates of matched peers, of which the best counts; by default half of our rule, the rule and twice."""
     site: str = "resid_post.12"
     """Where the activations come from."""
     source: Flat[ModelText] = field(default_factory=ModelText)
@@ -96,7 +96,8 @@ class BenchTrain(Bench):
         racers: dict[str, Contestant] = {"monosem": Ours(sample, asked)}
         for name in peers:
             racers[name] = PEERS[name](sample, replace(asked, lr=self.peer_lr))
-            for rate in self.matched_lr or matched_rates(self.n_latents) if name in LIBRARIES else ():
+            rates = self.matched_lr or matched_rates(self.n_latents, self.batch, self.steps * self.batch)
+            for rate in rates if name in LIBRARIES else ():
                 racers[f"{name} matched {rate:g}"] = PEERS[name](sample, replace(asked, matched=True, lr=rate))
         return racers
 

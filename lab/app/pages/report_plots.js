@@ -66,7 +66,7 @@ function drawScale(cell, score) {
   let [low, high] = [Math.min(...all), Math.max(...all)];
   const logarithmic = low > 0 && high > 30 * low;
   const place = logarithmic ? Math.log : (v) => v;
-  if (high - low < 1e-3 * Math.abs(high)) [low, high] = [low - Math.abs(low || 1), high + Math.abs(high || 1)];
+  if (high - low <= 1e-3 * Math.abs(high)) [low, high] = [low - Math.abs(low || 1), high + Math.abs(high || 1)];
   const x = (v) => 8 + (144 * (place(v) - place(low))) / (place(high) - place(low));
   const text = marks.map(([name, v]) => `${name} ${number(v, 4)}`).join(", ") + (logarithmic ? " (logarithmic)" : "");
   const plot = svg("svg", { viewBox: "0 0 160 22", class: "scale", role: "img", "aria-label": text, "data-tip": text });

@@ -59,13 +59,13 @@ class LayerTrainer(GradientTrainer):
         All layers that reach an output start with equal parts of it, each with a bias of its own.
         """
         sae, rng = self.dictionary, generator(self.config.seed, "init", self.name)
-        self.prepare()
+        self.prepare(len(x))
         self.units = units = Units.measure(sae.config, x, goal, self.sites)
         writers = torch.arange(self.earlier + 1, self.earlier + len(self.sites), device=x.device)
         part = goal * (units.output / writers.repeat_interleave(sae.d_out // len(writers)))
         read = self.read(x)
         kind = {"start": self.config.start, "centre": self.config.start_bias}
-        initialise(sae, read, rng, self.config.blend, part, **kind)
+        initialise(sae, read, rng, self.config.data_share(sae), part, **kind)
         part = part - sae.b_dec
         self.objective.start(TrainingRows.of(read, part))
         self.refresh_copies()

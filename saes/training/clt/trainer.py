@@ -155,7 +155,7 @@ class CrossLayerTrainer:
         first = self.layers[0]
         assert first.units is not None, "units are set from the first batch"
         for layer in self.layers:
-            layer.prepare()
+            layer.prepare(len(goal))
         codes = self._select(read)
         residual = self.dictionary.b_dec - goal * first.units.output
         variances = [total_variance(part) for part in residual.chunk(len(self.layers), 1)]

@@ -58,7 +58,7 @@ def test_training_beside_a_peer(tiny: Tiny, monosem: Command) -> None:
     assert set(result["ratio"]) == {peer, f"{peer} matched"} and set(result["fvu"]) == {"monosem", peer}
     found = result["fvu"][peer]
     assert all(0 < fvu < 1.5 for fvu in (result["fvu"]["monosem"], found["documented"], found["matched"]))
-    assert found["lr"] in [pytest.approx(rate, rel=1e-5) for rate in matched_rates(64)]
+    assert found["lr"] in [pytest.approx(rate, rel=1e-5) for rate in matched_rates(64, 64, 768)]
 
 
 def test_the_buffer_mixes(monosem: Command) -> None:

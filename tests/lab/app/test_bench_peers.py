@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from operator import attrgetter
@@ -19,7 +20,7 @@ from monosem.lab.app.bench.score import fvu, score
 from monosem.lab.app.bench.shapes import Planted, Shape
 from monosem.lab.errors import InputError
 from monosem.saes.registry import build
-from monosem.saes.training.config import TrainConfig
+from monosem.saes.training.config import TrainConfig, default_lr
 from tiny_commands import Ended, Tiny
 
 Command = Callable[..., Ended]
@@ -70,7 +71,7 @@ def test_a_matched_peer_has_our_schedule_scale_and_first_b_dec(peer: str) -> Non
 
     optimizer.step = recorded
     for number in range(10):
-        expected.append(config.lr_after(number * SHAPE.batch, SHAPE.n))
+        expected.append(config.lr_after(number * SHAPE.batch, SHAPE.n, SHAPE.batch))
         racer.step(rows)
         ours.step(rows)
         if number == 0:  # one step of Adam at the lowest rate moves no entry by more than that rate
@@ -92,9 +93,25 @@ def test_documented_sae_lens_is_constant_from_zero() -> None:
         assert racer.trainer.optimizer.param_groups[0]["lr"] == 3e-4
 
 
-def test_three_different_rates_are_tried() -> None:
-    assert matched_rates(2048) == pytest.approx((1e-3, 3e-3, 6.364e-3), rel=1e-3)
-    assert matched_rates(9216) == pytest.approx((1e-3, 3e-3, 6e-3), rel=1e-3)
+def test_rates_are_tried_on_until_neither_end_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = default_lr(2048, 512, 102_400)
+    assert matched_rates(2048, 512, 102_400) == pytest.approx((rule / 2, rule, 2 * rule))
+    bench = architectures.BenchArchitectures(seeds=(0,))
+    match = architectures.Match(Asked(2048, 32, 200), 512, None, Cells(None, {}), bench)  # type: ignore[arg-type]
+    for best, tried in (
+        (1, (0.5, 1, 2)),
+        (0.5, (0.25, 0.5, 1, 2)),
+        (4, (0.5, 1, 2, 4, 8)),
+        (99, (0.5, 1, 2, 4, 8, 16)),
+    ):
+
+        def theirs(*found: Any, best: float = best) -> dict[str, Any]:
+            return {"validation": {"fvu": abs(math.log(found[3] / rule / best))}, "coefficient": 1.0}
+
+        monkeypatch.setattr(architectures.Match, "_theirs", theirs)
+        found = match._rates_tried("sae-lens", ())
+        assert sorted(rate / rule for rate in found if rate) == pytest.approx(tried)
+    assert list(match._rates_tried("sae-lens", (0.1, 0.2))) == [0.1, 0.2]
 
 
 def test_fvu_is_about_the_mean() -> None:
@@ -150,7 +167,7 @@ def test_every_contestant_of_a_race_gets_the_same_batches(monkeypatch: pytest.Mo
     monkeypatch.setattr(train, "split_rows", lambda *_: (rows, held))
     bench = train.BenchTrain(against="sae-lens", n_latents=8, k=2, batch=16, steps=6, warmup=2, held_out=300)
     result = bench.race()
-    assert len(made) == 5 and "sae-lensTrue0.003" in made
+    assert len(made) == 5 and f"sae-lensTrue{default_lr(8, 16, 96)}" in made
     for one in made.values():
         assert len(one.batches) == 6
         assert all(a is b for a, b in zip(one.batches, made["monosemFalseNone"].batches, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,14 +58,14 @@ def test_a_group_that_cannot_be_measured_is_skipped_with_its_reason(
     groups = ("--only", "detection", "meta")
     ended = monosem("eval", trained, *tiny.source, *DETECTION, "--detection.scored=400", *META, *groups, "--json")
     assert ended.status == 3 and set(ended.result["skipped"]) == {"detection"}
-    assert ended.err.splitlines()[-1].startswith("monosem: detection could not be measured: 0 latents fire in 400")
+    assert re.match(r"monosem: detection could not be measured: \d+ latents fire in 400", ended.err.splitlines()[-1])
     assert "latents fire in 400 windows of each half" in ended.result["skipped"]["detection"]
     assert "detection is skipped: " in caplog.text and "fvu" not in ended.result
     assert 0 < ended.result["meta_explained_variance"] <= 1
     (folder,) = trained.glob("dictionaries/*")
     before = (folder / "evaluation.json").read_text()
     ended = monosem("eval", trained, *tiny.source, *DETECTION, "--detection.scored=400", "--only", "detection")
-    assert ended.status == 2 and "nothing could be measured. detection: 0 latents fire in 400" in ended.err
+    assert ended.status == 2 and re.search(r"nothing could be measured. detection: \d+ latents fire in 400", ended.err)
     assert (folder / "evaluation.json").read_text() == before and not (folder / "evaluation.stopped").exists()
 
 

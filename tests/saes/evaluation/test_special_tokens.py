@@ -66,7 +66,12 @@ class Planted:
 
 def trained(planted: Planted, method: str, rows: int = 98_304, batch: int = 512) -> Dictionary:
     dictionary = build_trainable("topk", d_in=D, n_latents=64, k=4)
-    trainer = Trainer(dictionary, SITE, TrainConfig(rows=rows, lr=0.004, precision="fp32"), name="toy")
+    trainer = Trainer(
+        dictionary,
+        SITE,
+        TrainConfig(rows=rows, lr=0.004, beta1=0.9, beta2=0.999, blend=0.0, precision="fp32"),
+        name="toy",
+    )
     read = planted.rows(method, rows, seed=1)
     order = torch.randperm(rows, generator=generator(0, "order"))
     for part in order.split(batch):

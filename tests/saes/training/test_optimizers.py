@@ -10,7 +10,8 @@ from monosem.lab.errors import InputError
 from monosem.lab.models.sites import Site
 from monosem.lab.streams.activation_stream import Batch
 from monosem.saes.registry import build_trainable
-from monosem.saes.training.trainer import TrainConfig, Trainer
+from monosem.saes.training.config import TrainConfig, default_lr
+from monosem.saes.training.trainer import Trainer
 
 SITE, D, N, K = Site.parse("resid_post.3"), 24, 32, 3
 
@@ -160,7 +161,7 @@ def test_muon_is_torchs_muon_on_the_dense_gradient() -> None:
 def test_signum_follows_the_schedule_free_recursion() -> None:
     """Against z, x and y written out, with the gradient read off a twin that Adam trains with beta1 = 0."""
     x_rows = planted(512)[0].split(256)
-    trainer = trainer_of(optimizer="signum", aux_k=0, warmup=0.0, decay=0.0, lr=1e-3)
+    trainer = trainer_of(optimizer="signum", beta1=0.9, aux_k=0, warmup=0.0, decay=0.0, lr=1e-3)
     trainer._start(x_rows[0])
     y = z = mean = trainer.dictionary.b_enc.clone()
     for t, part in enumerate(x_rows):
@@ -204,9 +205,37 @@ def test_k_falls_along_a_line_and_stays() -> None:
 
 def test_a_cosine_falls_slowly_at_both_ends() -> None:
     line, curve = (TrainConfig(rows=1000, lr=0.01, decay=0.5, decay_shape=shape) for shape in ("linear", "cosine"))
-    assert [line.lr_after(rows, N) for rows in (500, 750)] == pytest.approx([curve.lr_after(r, N) for r in (500, 750)])
-    assert curve.lr_after(550, N) > line.lr_after(550, N) and curve.lr_after(950, N) < line.lr_after(950, N)
-    assert curve.lr_after(1000, N) == 0 and curve.lr_after(625, N) == pytest.approx(0.01 * (1 + 0.5**0.5) / 2)
+    at = (500, 550, 625, 750, 950, 1000)
+    linear, cosine = ([shape.lr_after(rows, N, 1) for rows in at] for shape in (line, curve))
+    assert (cosine[0], cosine[3]) == pytest.approx((linear[0], linear[3]))
+    assert cosine[1] > linear[1] and cosine[4] < linear[4]
+    assert cosine[5] == 0 and cosine[2] == pytest.approx(0.01 * (1 + 0.5**0.5) / 2)
+
+
+def test_the_rate_goes_by_the_first_batch_the_rows_and_the_width() -> None:
+    """Known: .068 * sqrt(512) / (106,496^(1/3) * 2,048^(1/4)) = .004826."""
+    assert default_lr(2048, 512, 106_496) == pytest.approx(0.004826, rel=1e-3)
+    assert default_lr(2048, 2048, 106_496) == pytest.approx(2 * default_lr(2048, 512, 106_496))
+    assert default_lr(2048, 512, 8 * 106_496) == pytest.approx(default_lr(2048, 512, 106_496) / 2)
+    assert default_lr(16 * 2048, 512, 106_496) == pytest.approx(default_lr(2048, 512, 106_496) / 2)
+    assert default_lr(64, 4096, 1000) == 0.01
+    trainer = trainer_of(rows=100_000, lr=None, warmup=0.0)
+    for rows in planted(640)[0].split((256, 384)):
+        feed(trainer, rows)
+        assert trainer.lr == default_lr(N, 256, 100_000)
+    other = trainer_of(rows=100_000, lr=None, warmup=0.0)
+    other.load_state_dict(trainer.state_dict())
+    assert other.lr == trainer.lr
+
+
+def test_a_run_begun_before_keeps_its_rate() -> None:
+    trainer = trainer_of(rows=100_000, lr=None, warmup=0.0)
+    feed(trainer, planted(256)[0])
+    state = trainer.state_dict()
+    del state["counts"]["batch"]
+    trainer.load_state_dict(state)
+    feed(trainer, planted(256)[0])
+    assert trainer.lr == pytest.approx(2.25e-3 / (N / 2**14) ** 0.5)
 
 
 @pytest.mark.parametrize(
