@@ -17,9 +17,30 @@ SITE = Site.parse("resid_post.0")
 def test_choice_is_obeyed_and_explained():
     asked = choose(CPU, "fp32")
     assert asked[:2] == ("compiled", "fp32") and "precision fp32 was asked for" in asked.why
-    assert choose(CPU).why and choose(CPU).step == "compiled"
+    assert choose(CPU, "bf16")[:2] == ("compiled", "bf16") and choose(CPU, "int8")[:2] == ("compiled", "int8")
     with pytest.raises(ValueError, match="int8 needs the compiled CPU step"):
         choose(torch.device("meta"), "int8")
+
+
+@pytest.mark.parametrize(
+    "features, encode, why",
+    [
+        ((), "fp32", "no fast low-precision products here"),
+        (("avx512_bf16",), "bf16", "cpu has fast bf16 products"),
+        (("amx_tile",), "bf16", "cpu has fast bf16 products"),
+        (("vnni",), "int8", "the CPU has VNNI: int8 screens, fp32 decides"),
+        (("vnni", "avx512_bf16", "amx_tile"), "int8", "the CPU has VNNI"),
+    ],
+)
+def test_the_instructions_of_a_cpu_choose_the_products(monkeypatch, features, encode, why):
+    monkeypatch.setattr(dispatch, "_installed", lambda name: True)
+    for feature in ("vnni", "avx512_bf16", "amx_tile"):
+        assert callable(getattr(torch.cpu, f"_is_{feature}_supported"))  # torch still answers under these names
+        monkeypatch.setattr(torch.cpu, f"_is_{feature}_supported", lambda has=feature in features: has)
+    choice = choose(CPU)
+    assert choice[:2] == ("compiled", encode) and why in choice.why
+    with using("reference"):  # plain PyTorch has no int8 step
+        assert choose(CPU).encode == ("fp32" if set(features) <= {"vnni"} else "bf16")
 
 
 @pytest.mark.parametrize(

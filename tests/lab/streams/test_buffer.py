@@ -103,6 +103,13 @@ def test_the_shuffle_spans_the_whole_buffer() -> None:
     assert age.mean() == pytest.approx(400, rel=0.1)
 
 
+def test_rows_meet_others_that_came_more_than_a_buffer_before() -> None:
+    """Only a part of the buffer is served before the rest is shuffled again: it is no shuffle of block after block."""
+    batches = serve(make(400, 20), 4000)
+    span = torch.stack([acts[SITE][:, 0].max() - acts[SITE][:, 0].min() for acts, _, _ in batches[40:150]])
+    assert span.median() > 600 and span.min() > 300
+
+
 def test_same_seed_same_order_other_seed_another() -> None:
     first, again, other = (values(serve(make(seed=seed), 700)) for seed in (0, 0, 1))
     assert torch.equal(first, again)

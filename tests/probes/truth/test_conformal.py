@@ -18,6 +18,14 @@ def test_p_values_worked_out_by_hand():
     assert conformal.answers(binary_strangeness(np.array([1.5, 0.0]))).tolist() == [1, -1]
 
 
+def test_ties_count_as_as_strange():
+    """Of 1, 1, 2, 3 four are at least 1, two at least 2 and one at least 3; a row itself is one more of five."""
+    conformal = Conformal(np.array([1.0, 1.0, 2.0, 3.0]), np.zeros(4, int), alpha=0.2)
+    found = conformal.p_values(np.array([[0.5], [1.0], [1.5], [2.0], [3.0], [4.0]]))
+    np.testing.assert_allclose(found[:, 0], [1, 1, 0.6, 0.6, 0.4, 0.2])
+    assert conformal.sets(np.array([[3.0], [4.0]])).tolist() == [[True], [False]]  # a label at alpha goes
+
+
 def test_multiclass_strangeness_worked_out_by_hand():
     found = multiclass_strangeness(np.array([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
     np.testing.assert_allclose(found, [[0.25, 0.75, 0.8], [0.5, 0.5, 0.75], [0.0, 1.0, 1.0]])

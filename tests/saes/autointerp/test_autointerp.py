@@ -16,10 +16,12 @@ from monosem.lab.text.corpus import Corpus, TextConfig
 from monosem.lab.text.sentence_encoder import SentenceEncoder
 from monosem.saes.architectures.basis import Neurons
 from monosem.saes.architectures.sae import SAEConfig
-from monosem.saes.autointerp.detection import DetectionConfig, FrequencyJudge, detect, measure_detection
+from monosem.saes.autointerp.detection import (
+    DetectionConfig, FrequencyJudge, Judged, detect, judged, measure_detection,
+)  # fmt: skip
 from monosem.saes.autointerp.explain import Explanation, LexicalExplainer
 from monosem.saes.autointerp.judges import PROMPT, EmbeddingJudge, ModelJudge, RuleJudge, balanced_accuracy, threshold
-from monosem.saes.autointerp.trials import draw_trials, nearest_by_words, spread
+from monosem.saes.autointerp.trials import Trial, draw_trials, nearest_by_words, spread
 from monosem.saes.autointerp.windows import Window, Windows, read_windows
 from monosem.saes.dictionary import Provenance
 from monosem.saes.features.feature_set import Example
@@ -138,6 +140,30 @@ def test_thresholds_and_accuracy_by_hand() -> None:
     assert by_frequency.tolist() == pytest.approx([math.log(4 / 4), (2 * math.log(2 / 4) + math.log(4 / 4)) / 3])
 
 
+def windows_scored(*scores: float) -> list[Window]:
+    """Windows whose one activation is what `Known` says of them; words are common where it is high."""
+    return [Window((" x",) * round(score) + (" y",), (score,) * (round(score) + 1), 0) for score in scores]
+
+
+class Known:
+    """A judge that says the activation of a window."""
+
+    def scores(self, explanation: Explanation, windows: list[Window]) -> np.ndarray:
+        """Of each."""
+        return np.array([window.acts[0] for window in windows])
+
+
+def test_thresholds_come_from_the_explaining_half() -> None:
+    """The scored windows lie below the threshold of the explaining ones, though any number between tells them."""
+    shown, quiet, firing, silent = (windows_scored(*pair) for pair in ((8, 7), (4, 3), (2, 2), (1, 1)))
+    trial = Trial(0, shown, quiet, firing, silent, silent)
+    assert judged(Known(), Explanation(0, ("x",)), trial) == Judged(0.5, 1.0, 0.5)
+    swapped = Trial(0, firing, silent, shown, quiet, quiet)
+    assert judged(Known(), Explanation(0, ("x",)), swapped) == Judged(0.5, 1.0, 0.5)  # 1.5: all of them are above
+    frequency = FrequencyJudge([*shown, *quiet])
+    assert frequency.judged(trial) == frequency.judged(swapped) == Judged(0.5, 1.0, 0.5)
+
+
 def test_what_cannot_be_measured_is_refused(windows: Windows) -> None:
     with pytest.raises(InputError, match="0 latents fire in 500 windows of each half"):
         detect(windows, {"rule": RuleJudge()}, replace(CONFIG, scored=500))
@@ -187,7 +213,8 @@ def test_windows_of_a_model_hold_its_codes(tiny: Tiny, model: HookedModel) -> No
     latent = int(codes.max(0).values.argmax())
     (window,) = found.read("dictionary", latent, np.array([place]))
     assert window.acts == pytest.approx(codes[:, latent].clamp_min(0).tolist(), abs=1e-4)
-    assert window.text.split() == model.tokenizer.decode(batch.tokens[row, 1:11]).split() or len(window.strings) == 10
+    assert window.text.split() == model.tokenizer.decode(batch.tokens[row, 1:11]).split()
+    assert len(window.strings) == 10 and window.doc == int(batch.doc[row, 1])
     with pytest.raises(InputError, match="no window of 40 usable tokens lies in one row of 32"):
         read_windows(model, corpus, {"dictionary": dictionary}, tokens=500, length=40)
 

@@ -232,23 +232,38 @@ def test_every_score_has_value_interval_nulls_and_n(evaluation: Any) -> None:
     assert evaluation["fvu"].nulls["pca"] < evaluation["fvu"].nulls["neurons"] < 1
     assert evaluation["l0"].nulls["pca"] == round(evaluation["l0"].value)
     assert "neurons" not in evaluation["kl"].nulls  # not spliced unless asked for
-    assert evaluation["ce_recovered_zero"].nulls["mean"] != 0
+
+
+def measured(model: HookedModel) -> tuple[list[TokenBatch], torch.Tensor, torch.Tensor]:
+    """The batches after those that nulls are fitted on, without the documents of these; 900 rows, their documents."""
+    fitted, batches, rows, docs, taken = torch.zeros(0, dtype=torch.int64), [], [], [], 0
+    for batch in heldout():
+        if taken < 400:
+            taken += int(batch.usable.sum())
+            fitted = torch.cat([fitted, batch.doc[batch.usable]])
+            continue
+        batch = batch._replace(usable=batch.usable & ~torch.isin(batch.doc, fitted))
+        batches.append(TokenBatch(*(field[batch.usable.any(1)] for field in batch)))
+        rows.append(model.capture(batch.tokens, [SITE])[SITE][batch.usable])
+        docs.append(batch.doc[batch.usable])
+    return batches, torch.cat(rows)[:900], torch.cat(docs)[:900]
+
+
+def test_the_mean_ablation_writes_the_mean_of_the_measured_rows(model: HookedModel, evaluation: Any) -> None:
+    batches, x, _ = measured(model)
+    by_hand = splice(model, batches, SITE, {"mine": random_dictionary(model)}, x.mean(0), tokens=300)
+    clean, zero, mean = (by_hand.cross_entropy(name) for name in ("clean", "zero", "mean"))
+    for name, value in {"clean": clean, "zero": zero, "mean": mean, "dictionary": by_hand.cross_entropy("mine")}.items():
+        assert evaluation.references[f"ce_{name}"] == pytest.approx(value, rel=1e-6)
+    nulls = evaluation["ce_recovered_zero"].nulls
+    assert nulls["mean"] == pytest.approx((zero - mean) / (zero - clean), rel=1e-3) and "zero" not in nulls
+    halved = splice(model, batches, SITE, {}, x.mean(0) / 2, tokens=300).cross_entropy("mean")
+    assert abs(halved / mean - 1) > 1e-4  # half the mean would be seen
 
 
 def test_reconstruction_scores_are_those_of_the_rows(model: HookedModel, evaluation: Any) -> None:
     """The rows after the fitted documents, captured by hand."""
-    dictionary, fitted, rows, docs, taken = random_dictionary(model), set(), [], [], 0
-    for batch in heldout():
-        x = model.capture(batch.tokens, [SITE])[SITE][batch.usable]
-        doc = batch.doc[batch.usable]
-        if taken < 400:
-            taken += len(x)
-            fitted |= set(doc.tolist())
-            continue
-        keep = torch.tensor([d not in fitted for d in doc.tolist()])
-        rows.append(x[keep])
-        docs.append(doc[keep])
-    x, doc = torch.cat(rows)[:900], torch.cat(docs)[:900]
+    dictionary, (_, x, doc) = random_dictionary(model), measured(model)
     by_hand = Reconstruction(dictionary, SITE)
     by_hand.add(x, doc)
     for name, value in by_hand.metrics().items():

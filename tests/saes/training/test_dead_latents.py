@@ -8,6 +8,7 @@ import pytest
 import torch
 from monosem.lab.models.sites import Site
 from monosem.lab.streams.activation_stream import Batch
+from monosem.saes.architectures.objective import TrainingRows
 from monosem.saes.registry import build_trainable
 from monosem.saes.training.trainer import TrainConfig, Trainer
 
@@ -118,6 +119,20 @@ def test_dead_latents_start_anew_on_rows_with_large_errors() -> None:
     second = trainer.optimizer.moments.second
     assert second.W_enc[dead].abs().sum() == 0 < second.W_enc[~dead].abs().sum()
     assert int(trainer.dead.since_fired[dead].max()) == 0
+
+
+def test_rows_are_drawn_by_the_square_of_their_squared_error() -> None:
+    """Squared errors of 1 and 2 and a dead latent: the second row is drawn four times as often."""
+    trainer = trainer_of("topk", aux_k=0, dead_after=500)
+    rows = TrainingRows.of(torch.eye(D), torch.eye(D))
+    squares, g = torch.zeros(D), torch.Generator().manual_seed(0)
+    squares[3], squares[5] = 1.0, 2.0
+    drawn = torch.zeros(D)
+    for _ in range(500):
+        trainer.dead.since_fired[7] = 1000
+        assert trainer.dead.resample(rows, squares, g) == 1
+        drawn += trainer.weights.W_dec[7]
+    assert drawn[3] + drawn[5] == 500 and float(drawn[5]) / 500 == pytest.approx(0.8, abs=0.06)
 
 
 @pytest.mark.parametrize("architecture", ["relu", "gated", "jumprelu"])
