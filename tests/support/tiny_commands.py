@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import tiny_models
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -106,3 +107,14 @@ def results(folder: Path) -> dict[str, bytes]:
     """The bytes of everything in a run that must not depend on when and how often it was stopped."""
     kept = [*folder.glob("dictionaries/*/*"), *folder.glob("checkpoints/*/*"), folder / "metrics.jsonl"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def clocked(monkeypatch: pytest.MonkeyPatch, bench: Any, *seconds: float) -> None:
+    """Let every turn of a benchmark take place, and last so many seconds, in the order of its contestants."""
+    interleaved = bench.interleaved
+
+    def told(contestants: Any, *args: Any, **options: Any) -> dict[str, float]:
+        interleaved(contestants, *args, **options)
+        return dict(zip(contestants, seconds, strict=True))
+
+    monkeypatch.setattr(bench, "interleaved", told)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,6 +173,21 @@ def test_every_contestant_of_a_race_gets_the_same_batches(monkeypatch: pytest.Mo
         assert len(one.batches) == 6
         assert all(a is b for a, b in zip(one.batches, made["monosemFalseNone"].batches, strict=True))
     assert result["fvu"]["monosem"] == pytest.approx(result["fvu"]["sae-lens"]["matched"]) == pytest.approx(1)
+
+
+def test_the_rate_of_a_racing_peer_is_chosen_on_other_rows_than_those_reported() -> None:
+    """Each of two rates is exact on one half of the held-out rows, and no better than the mean on the other."""
+    g = torch.Generator().manual_seed(0)
+    validation, test = torch.randn(64, 4, generator=g) + 9, torch.randn(64, 4, generator=g) - 9
+
+    def exact_on(sign: float) -> Any:
+        mean = (validation if sign < 0 else test).mean(0)
+        return SimpleNamespace(reconstruct=lambda x: x if float(x.mean()) * sign > 0 else mean.expand_as(x))
+
+    racers = {name: exact_on(1.0) for name in ("monosem", "sae-lens", "sae-lens matched 0.1")}
+    best, found = train._quality(racers | {"sae-lens matched 0.2": exact_on(-1.0)}, ["sae-lens"], validation, test)
+    assert best["sae-lens matched"] == "sae-lens matched 0.1" and found["sae-lens"]["lr"] == 0.1
+    assert found["sae-lens"]["matched"] == pytest.approx(1) == found["monosem"]
 
 
 SIZES = ("--n-latents=64", "--k=6", "--batch=64", "--rows=1024", "--held-out=512", "--site=resid_post.1")

@@ -86,7 +86,10 @@ def test_demo_is_the_whole_path(tiny: Tiny, monosem: Command, tmp_path: Path, lo
     assert summary["fvu"] < summary["nulls"]["fvu"]["untrained"] and summary["l0"] == 4
     assert summary["intervals"]["fvu"][0] < summary["fvu"] < summary["intervals"]["fvu"][1]
     assert isinstance(summary["ce_recovered_zero"], float) and summary["nulls"]["ce_recovered_zero"]
-    assert 0 <= summary["dead_fraction"] <= 1 and summary["tokens"] > 0 and summary["tokens_per_second"] > 0
+    (folder,) = (tmp_path / "demo").glob("dictionaries/*")
+    assert summary["dead_fraction"] == pytest.approx(load(folder).provenance.training["dead_fraction"])
+    assert summary["rows"] == 63 * 64 and summary["tokens"] == 2048  # each row is served several times
+    assert summary["tokens_per_second"] > summary["rows"] / summary["seconds"]  # training is a part of the whole
     look(Path(summary["report"]))
     page = Path(summary["report"]).read_text()
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")

@@ -13,6 +13,7 @@ from monosem.lab.errors import InputError
 from monosem.lab.models.sites import Site
 from monosem.lab.streams.activation_stream import Batch
 from monosem.lab.streams.store import ActivationStore
+from tiny_commands import Tiny
 
 SITE = Site.parse("resid_post.1")
 
@@ -49,3 +50,11 @@ def test_a_document_that_is_too_long_is_trained_on(tmp_path: Path) -> None:
     folder = store(tmp_path / "store", [400, 20])
     with pytest.raises(InputError, match=r"do not part into 300 rows to train on and 100 held-out rows.*at least 4496"):
         split_rows(ModelText(), folder, SITE, 300, 100, 32)
+
+
+def test_held_out_text_is_not_that_of_training(tiny: Tiny) -> None:
+    source = ModelText(str(tiny.model), corpus=f"text:{tiny.text}", dtype="fp32")
+    rows, held = split_rows(source, None, SITE, 600, 200, 32)
+    assert rows.shape == (600, 32) and held.shape == (200, 32)
+    again = (held[:, None] == rows).all(2).any(1)
+    assert float(again.float().mean()) < 0.2  # first words of a row alone may be the same

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from monosem.lab.app.bench import eval as bench_eval
 from monosem.lab.app.commands.suites import GROUPS, SUITES, described
 from monosem.lab.evidence import Evidence
-from tiny_commands import Tiny
+from tiny_commands import Tiny, clocked
 
 EVALUATION = ("--tokens=700", "--evaluation.ce-tokens=80", "--evaluation.fit-tokens=200")
 DETECTION = ("--detection.tokens=2500", "--detection.length=8", "--detection.shown=3", "--detection.scored=3",
@@ -84,12 +87,17 @@ def test_what_is_misspelt_is_refused_before_anything_is_measured(
     assert ended.status == 2 and said in ended.err
 
 
-def test_the_cost_beside_a_plain_forward(tiny: Tiny, monosem) -> None:
+def test_the_cost_beside_a_plain_forward(tiny: Tiny, monosem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock by which an evaluation takes 0.6 s, a forward 0.2 s and one as far as needed 0.3 s; on the processor
+    every look at the clock is a second later."""
+    clocked(monkeypatch, bench_eval, 0.6, 0.2, 0.3)
+    looks = itertools.count()
+    monkeypatch.setattr(bench_eval, "time", SimpleNamespace(process_time=lambda: float(next(looks))))
     made = ("--site=resid_post.1", "--n-latents=64", "--k=4", "--rounds=2")
     result = monosem("bench", "eval", *tiny.source, *EVALUATION, *made, "--json").result
     assert 700 <= result["tokens"] < 700 + 8 * 32
     assert 80 <= result["loss_tokens"] < 80 + 8 * 32 and result["layers"] == {"sites": ["resid_post.1"], "model": 3}
-    for kind in ("seconds", "cpu_seconds"):
-        assert set(result[kind]) == {"eval", "forward", "as_far"} and min(result[kind].values()) > 0
-        for plain in ("forward", "as_far"):
-            assert result["ratio"][kind][plain] == pytest.approx(result[kind]["eval"] / result[kind][plain])
+    assert result["seconds"] == {"eval": 0.6, "forward": 0.2, "as_far": 0.3}
+    assert result["cpu_seconds"] == {"eval": 1, "forward": 1, "as_far": 1}  # of two rounds each the mean
+    assert result["ratio"]["seconds"] == pytest.approx({"forward": 3, "as_far": 2})
+    assert result["ratio"]["cpu_seconds"] == {"forward": 1, "as_far": 1}

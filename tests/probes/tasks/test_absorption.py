@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,15 @@ def test_an_absorbing_dictionary_absorbs_the_share_of_the_children(task: LetterT
     np.testing.assert_array_equal(found.full[own], child)
     assert found.full[~own].max() == found.fraction[~own].max() == 0
     assert found.scores["fraction"] == pytest.approx(child.sum() / len(own))
+
+
+def test_probes_and_main_latents_come_from_training_words(task: LetterTask) -> None:
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(LETTERS * WORDS_EACH, 400, generator=rng)  # wide enough to learn any words by heart
+    with pytest.raises(InputError, match="only 0 of 3 letters have a probe"):
+        letter_task(noise, planted()[1], CONFIG)
+    dealt = replace(task, test_letters=(task.test_letters + 1) % LETTERS)  # the test words say another letter
+    assert absorption(dealt, clean(), CONFIG).main == [[0], [1], [2]]
 
 
 def test_a_clean_dictionary_absorbs_nothing_and_splits_nothing(task: LetterTask) -> None:

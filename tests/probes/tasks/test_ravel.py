@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -58,16 +59,21 @@ def answers(rows: Tensor) -> ReLU:
     return found
 
 
-def swapped(rows: Tensor) -> tuple[float, float]:
-    """Cause and isolation of a dictionary with these rows on the planted facts, read out linearly."""
-    questions, x = planted()
+def answering(questions: Questions, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Answers to the planted questions, read out linearly."""
 
     def respond(prompts: Tensor, change: Tensor) -> Tensor:
         allowed = questions.allowed[questions.attribute[prompts]]
         return (8 * (x[prompts] + change)).masked_fill(~allowed, -torch.inf)
 
+    return respond
+
+
+def swapped(rows: Tensor) -> tuple[float, float]:
+    """Cause and isolation of a dictionary with these rows on the planted facts."""
+    questions, x = planted()
     train, test = make_swaps(questions, SMALL)
-    right = swap_latents(x, train, test, answers(rows), respond, SMALL).double()
+    right = swap_latents(x, train, test, answers(rows), answering(questions, x), SMALL).double()
     return float(right[test.cause].mean()), float(right[~test.cause].mean())
 
 
@@ -76,14 +82,27 @@ def test_attributes_in_latents_of_their_own_are_swapped_alone() -> None:
 
 
 def test_entangled_attributes_cannot_be() -> None:
-    """Latents of a sum and a difference of both attributes: what moves one moves the other."""
-    mixed = torch.zeros(4 * VALUES, 2 * VALUES)
+    """One latent for every pair of values: what moves one attribute moves the other, as swapping all or nothing does.
+
+    Every mask then gives cause + isolation = 1 in expectation; attributes in latents of their own give 2.
+    """
+    mixed = torch.zeros(VALUES**2, 2 * VALUES)
     for i in range(VALUES):
-        for j in range(VALUES):  # one latent for every pair of values, none for a value
-            if i * VALUES + j < 4 * VALUES:
-                mixed[i * VALUES + j, [i, VALUES + j]] = 0.5
+        for j in range(VALUES):
+            mixed[i * VALUES + j, [i, VALUES + j]] = 0.5
     cause, isolation = swapped(mixed)
-    assert (cause + isolation) / 2 < 0.8
+    assert cause + isolation == pytest.approx(1, abs=0.1)
+
+
+def test_masks_are_trained_on_the_training_swaps() -> None:
+    """Training swaps that want the own answer always teach to swap nothing, whatever the test swaps want."""
+    questions, x = planted()
+    train, test = make_swaps(questions, SMALL)
+    own = questions.value[questions.entity[train.prompt], questions.attribute[train.prompt]]
+    right = swap_latents(
+        x, train._replace(wanted=own), test, answers(torch.eye(2 * VALUES)), answering(questions, x), SMALL
+    )
+    assert torch.equal(right, ~test.cause)
 
 
 def test_no_entity_is_on_both_sides_and_every_swap_changes_what_is_asked() -> None:

@@ -14,6 +14,7 @@ from monosem.lab.errors import InputError
 from monosem.lab.models.loading import load_model
 from monosem.probes.fitting.linear import LinearFit, fit_linear
 from monosem.probes.latents import check_rewrites, matched
+from monosem.probes.tasks import tpp as module
 from monosem.probes.tasks.concepts import families, load_classes, load_crossed
 from monosem.probes.tasks.datasets import load_dataset
 from monosem.probes.tasks.tpp import ErasureConfig, SCRConfig, TPPConfig, measure_tpp, scr, tpp
@@ -64,6 +65,22 @@ def test_independent_attributes_lose_their_own_probe_alone() -> None:
     assert found.rows == 8 * 4 and found.scores["accuracy"](ones) == 1
     assert found.scores["n1"](ones) == found.scores["n2"](ones) == 0.5
     assert found.nulls["random_latents"]["n1"](ones) < 0.1 and found.nulls["chance"]["accuracy"](ones) == 0.5
+
+
+def test_probes_and_nulls_see_training_texts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels that say nothing: a probe knows its own texts by heart, and the others at chance."""
+    rng = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(160, 200, generator=rng), torch.rand(160, 2, generator=rng) < 0.5
+    seen: dict[str, list[Tensor]] = {"probes": [], "nulls": []}
+    fit, fit_nulls = module.fit_linear, module.nulls_of
+    monkeypatch.setattr(module, "fit_linear", lambda x, *rest: seen["probes"].append(x) or fit(x, *rest))
+    monkeypatch.setattr(module, "nulls_of", lambda one, x, *rest: seen["nulls"].append(x) or fit_nulls(one, x, *rest))
+    config, mine = ErasureConfig((2,), fit=FIT), dictionary(torch.eye(200)[:40])
+    for found, name in ((tpp(x, labels, mine, config), "accuracy"), (scr(x, *labels.T, mine, config), "oracle")):
+        assert found.rows == pytest.approx(0.3 * 160, abs=2)
+        assert found.scores[name](np.ones(found.rows)) == pytest.approx(0.5, abs=0.2)
+    whole = [set(rows[:, 0].tolist()) for rows in (seen["probes"][0], seen["probes"][2], *seen["nulls"])]
+    assert all(len(rows) == 160 - found.rows for rows in whole) and whole[0] == whole[2] and whole[1] == whole[3]
 
 
 def test_a_latent_of_two_classes_harms_both() -> None:

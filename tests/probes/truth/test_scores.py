@@ -37,6 +37,16 @@ def test_weighted_mcc_is_that_of_accepted_rows_times_their_share():
     assert SCORES["coverage"](said, right, ones) == pytest.approx(said.sets[np.arange(100), right].mean())
 
 
+def test_coverage_of_classes_is_that_of_the_worst_covered_one():
+    said, right = reading(5)
+    held = said.class_sets[np.arange(100), right]
+    shares = [held[right == label].mean() for label in range(3)]
+    assert max(shares) > min(shares)
+    assert SCORES["coverage_class"](said, right, np.ones(100)) == pytest.approx(min(shares))
+    weights = np.where(right == 2, 0.0, 1.0)  # a draw without one of the classes
+    assert SCORES["coverage_class"](said, right, weights) == pytest.approx(min(shares[:2]))
+
+
 def test_a_probe_that_knows_what_is_real_but_not_what_is_true_is_not_selective():
     right = np.arange(90) % 3
     P = np.where((right == 2)[:, None], [0.05, 0.05, 0.9], [0.49, 0.46, 0.05])

@@ -17,7 +17,12 @@ from monosem.lab.text.sentence_encoder import SentenceEncoder
 from monosem.saes.architectures.basis import Neurons
 from monosem.saes.architectures.sae import SAEConfig
 from monosem.saes.autointerp.detection import (
-    DetectionConfig, FrequencyJudge, Judged, detect, judged, measure_detection,
+    DetectionConfig,
+    FrequencyJudge,
+    Judged,
+    detect,
+    judged,
+    measure_detection,
 )  # fmt: skip
 from monosem.saes.autointerp.explain import Explanation, LexicalExplainer
 from monosem.saes.autointerp.judges import PROMPT, EmbeddingJudge, ModelJudge, RuleJudge, balanced_accuracy, threshold
@@ -225,7 +230,16 @@ def test_detection_end_to_end_with_a_model_as_judge(tiny: Tiny, model: HookedMod
     judges = {"rule": RuleJudge(), "model": ModelJudge(answering)}
     found = measure_detection(model, corpus, signed_coordinates(model), config, judges=judges)
     assert len(found.latents) == 3 and found.scores["detection_model"].n == 3
-    assert all(0 <= score.value <= 1 for score in found.scores.values())
+    kinds = {"detection": "accuracy", "detection_auc": "auc", "detection_similar": "similar"}
+    assert set(found.scores) == {f"{kind}_{judge}" for kind in kinds for judge in judges}
+    for kind, field in kinds.items():
+        for judge in judges:
+            told, score = [entry[judge][field] for entry in found.latents], found.scores[f"{kind}_{judge}"]
+            assert score.value == pytest.approx(np.mean(told)) and score.interval is not None
+            assert set(score.nulls) == {"other_latent", "token_frequency", "random_dictionary"}
+            if field != "auc":  # the mean of shares of four windows
+                assert all((8 * share).is_integer() for share in told)
+    assert [entry["rule"] for entry in found.latents] != [entry["model"] for entry in found.latents]
     assert found.to_json()["latents"] == found.latents
 
 

@@ -253,7 +253,8 @@ def test_the_mean_ablation_writes_the_mean_of_the_measured_rows(model: HookedMod
     batches, x, _ = measured(model)
     by_hand = splice(model, batches, SITE, {"mine": random_dictionary(model)}, x.mean(0), tokens=300)
     clean, zero, mean = (by_hand.cross_entropy(name) for name in ("clean", "zero", "mean"))
-    for name, value in {"clean": clean, "zero": zero, "mean": mean, "dictionary": by_hand.cross_entropy("mine")}.items():
+    mine, names = by_hand.cross_entropy("mine"), ("clean", "zero", "mean", "dictionary")
+    for name, value in zip(names, (clean, zero, mean, mine), strict=True):
         assert evaluation.references[f"ce_{name}"] == pytest.approx(value, rel=1e-6)
     nulls = evaluation["ce_recovered_zero"].nulls
     assert nulls["mean"] == pytest.approx((zero - mean) / (zero - clean), rel=1e-3) and "zero" not in nulls

@@ -2,12 +2,14 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from monosem.lab.errors import InputError
 from monosem.lab.models.sites import Site
 from monosem.saes import formats, load
+from monosem.saes.formats.portable import Portable, unit_decoder
 from random_dictionaries import NEAR, D, K, N, fill, made, rows, same_tensors
 from safetensors.torch import load_file, save_file
 
@@ -153,6 +155,29 @@ def test_rescaling_by_decoder_norms(lens, tmp_path, architecture):
     torch.testing.assert_close(ours(rows()), theirs(rows()), **NEAR)
     formats.write(ours, tmp_path / "back", "sae-lens")
     same_tensors(load_file(tmp_path / "back/sae_weights.safetensors"), theirs.state_dict())
+
+
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "gated"])
+def test_a_decoder_of_unit_rows_is_the_same_function(architecture):
+    portable = Portable.of(made(architecture))
+    sizes = torch.linspace(0.5, 3, N)
+    long = replace(portable, tensors=portable.tensors | {"W_dec": portable.tensors["W_dec"] * sizes[:, None]})
+    before, after = long.build(), unit_decoder(long).build()
+    torch.testing.assert_close(after.W_dec.norm(dim=1), torch.ones(N))
+    torch.testing.assert_close(after(rows()), before(rows()), **NEAR)
+    norms = before.W_dec.norm(dim=1)
+    torch.testing.assert_close(after.encode(rows()).to_dense(), before.encode(rows()).to_dense() * norms, **NEAR)
+
+
+def test_logarithms_of_thresholds_and_a_scaling_factor_of_ones_are_read(lens, tmp_path):
+    theirs = lens_sae(lens, "jumprelu")
+    theirs.save_model(tmp_path)
+    file = tmp_path / "sae_weights.safetensors"
+    tensors = load_file(file)
+    threshold = tensors.pop("threshold").abs() + 0.1
+    save_file(tensors | {"log_threshold": threshold.log(), "scaling_factor": torch.ones(N)}, file)
+    theirs.threshold.data.copy_(threshold)
+    torch.testing.assert_close(load(tmp_path)(rows()), theirs(rows()), **NEAR)
 
 
 @pytest.mark.parametrize("kind", ["layer_norm", "constant_norm_rescale", "expected_average_only_in"])
