@@ -107,12 +107,16 @@ def test_dead_latents_start_anew_on_rows_with_large_errors() -> None:
     trainer.dead.since_fired[dead] = 10_000
     trainer.weights.W_enc[dead] = 0
     trainer.refresh_copies()
+    errors, resample = [], trainer.dead.resample
+    trainer.dead.resample = lambda rows, squares, g: (errors.append(squares.clone()), resample(rows, squares, g))[1]
     feed(trainer, x)
-    assert trainer.units is not None
+    assert trainer.units is not None and len(errors) == 1
     target = x * trainer.units.input - trainer.dictionary.b_dec
     cosines = torch.nn.functional.normalize(target, dim=1) @ trainer.weights.W_dec.T
     assert torch.allclose(cosines[:, dead].max(0).values, torch.ones(5), atol=1e-5)
-    assert len(set(cosines[:, dead].argmax(0).tolist())) == 5  # no row twice
+    drawn = cosines[:, dead].argmax(0)
+    assert len(set(drawn.tolist())) == 5  # no row twice
+    assert errors[0][drawn].mean() > errors[0].mean()
     assert not torch.allclose(cosines[:, ~dead].max(0).values, torch.ones(N - 5), atol=1e-3)
     norms = trainer.weights.W_enc.norm(dim=1)
     assert torch.allclose(norms[dead], 0.2 * norms[~dead].mean().expand(5), rtol=1e-4)
