@@ -30,7 +30,10 @@ PACKAGES = ("lab", "saes", "probes", "interventions", "kernels")
 COPIED = (*PACKAGES, "tests", "examples", "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md")
 LONGEST = 600
 """Seconds after which a run of tests is stopped."""
-LOADED = ("torch", "transformers", "sklearn.linear_model", "scipy.stats", "numba", "datasets", "tyro", "hypothesis")
+LOADED = (
+    *("torch._dynamo", "transformers.modeling_utils", "datasets", "numba.extending", "scipy.stats", "jaxtyping"),
+    *("sklearn.linear_model", "sklearn.model_selection", "tyro", "hypothesis.strategies", "pytest"),
+)
 """Libraries that are imported once, before the forks."""
 
 
@@ -541,6 +544,8 @@ def main(words: Sequence[str]) -> int:
         say("no fault has", " or ".join(words), "in its file or its description")
         return 1
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    if not Path("/dev/nvidia0").exists():
+        os.environ["TRITON_INTERPRET"] = "1"  # as `tests/conftest.py` has it, and before Triton is imported
     for name in LOADED:
         importlib.import_module(name)
     begin, lived, width = time.monotonic(), 0, max(len(fault.what) for fault in faults)
