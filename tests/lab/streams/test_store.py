@@ -73,6 +73,18 @@ def test_a_stream_from_a_store_serves_every_row_once_and_continues_exactly(tmp_p
     assert not torch.equal(other[0].origin, whole[0].origin)
 
 
+def test_shards_are_read_in_a_drawn_order(tmp_path: Path) -> None:
+    """Every shard once, in an order that is the seed's and not that of the harvest."""
+    store = write(tmp_path / "store", shard_rows=40)
+    orders = []
+    for seed in (0, 0, 1, 2):
+        chunks = store.source(None, mix=1, seed=seed, dtype=None).chunks(None, {})
+        orders.append([tuple(chunk.origin[0].tolist()) for chunk in chunks])
+    written = [tuple(batch.origin[0].tolist()) for batch in shard_batches(store)]
+    assert len(written) > 5 and all(sorted(order) == sorted(written) for order in orders)
+    assert orders[0] == orders[1] and len({*map(tuple, orders), tuple(written)}) == 4
+
+
 def test_a_part_of_the_sites_in_another_dtype(tmp_path: Path) -> None:
     store = write(tmp_path / "store")
     stream = ActivationStream.from_store(store, sites=[str(B)], batch=32, buffer=64, dtype="float32")

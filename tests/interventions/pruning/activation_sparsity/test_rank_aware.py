@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monosem.interventions.pruning.activation_sparsity import curves
 from monosem.interventions.pruning.activation_sparsity.curves import ORACLE, RANDOM, CurvesConfig, module_curves
 from monosem.interventions.pruning.activation_sparsity.effect import OutputErrors
 from monosem.interventions.pruning.activation_sparsity.masks import CRITERIA, Random, Threshold
@@ -45,6 +46,23 @@ def lost(module: LinearModule, x: Tensor, mask: Threshold) -> float:
     errors, passage = OutputErrors(module.weight), torch.arange(len(x)) // 50
     errors.add(x, passage, {"m": mask.keep(x, passage)}, {"m": residual_weight(module, mask)})
     return errors.relative_error("m").value
+
+
+def test_a_relative_error_is_a_ratio_of_norms() -> None:
+    """Of outputs (3, 4) and (0, 5) the first loses its 4: 4 of a norm of sqrt(50)."""
+    errors = OutputErrors(torch.eye(2))
+    x, kept = torch.tensor([[3.0, 4.0], [0.0, 5.0]]), torch.tensor([[True, False], [True, True]])
+    errors.add(x, torch.arange(2), {"m": kept})
+    assert errors.relative_error("m").value == pytest.approx(4 / 50**0.5) and errors.kept("m") == 0.75
+
+
+def test_the_share_is_chosen_on_calibration_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = toy()
+    seen, error = [], curves._error
+    monkeypatch.setattr(curves, "_error", lambda of, mask, rows: seen.append(rows) or error(of, mask, rows))
+    calibration, config = x[:300].clone(), CurvesConfig(sparsities=(0.5,), shares=(0.5,), oracle_tokens=8)
+    module_curves(module, calibration, x[300:], torch.arange(300) // 50, config)
+    assert len(seen) == 2 and all(rows is calibration for rows in seen)
 
 
 @settings(max_examples=200, deadline=None)

@@ -81,6 +81,15 @@ def test_warm_up_takes_the_most_frequent_rows_first() -> None:
     assert trainer.identities[:, 1].tolist() == [4, 1, 0, 2] and trainer.warmup_atoms == 4
 
 
+def test_where_room_is_short_the_rows_that_are_lost_most_enter() -> None:
+    """Rows at 10, 80 and 45 degrees from the one atom, each in a direction of its own; there is room for one or two."""
+    angles, axes = torch.tensor([10.0, 80.0, 45.0]).deg2rad()[:, None], torch.eye(4)
+    x = torch.cat([axes[:1], axes[:1], angles.cos() * axes[0] + angles.sin() * axes[1:]])
+    for room, entered in ((1, [0, 3]), (2, [0, 3, 4])):
+        trainer = grown(x, GrowthConfig(warmup=1, max_atoms=1 + room, k=1, tau=0.01), len(x))
+        assert trainer.identities[:, 1].tolist() == entered
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     (({"max_atoms": 40}, "max_atoms"), ({"rows": 500}, "rows"), ({"saturation": 0.5, "patience": 200}, "saturation")),
