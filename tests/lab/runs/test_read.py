@@ -65,6 +65,15 @@ class Texts(Mean):
         return {"batches": self.batches}
 
 
+def test_rows_above_the_norm_limit_are_not_served(model: HookedModel) -> None:
+    rows = torch.cat([batch.acts[model.site(SITE)] for batch in TokenStream.reading(model, corpus(), SITE)])
+    limit = float(rows.norm(dim=1).median())
+    stream = TokenStream.reading(model, corpus(), SITE, norm_limit={SITE: limit})
+    kept = torch.cat([batch.acts[model.site(SITE)] for batch in stream])
+    assert torch.equal(kept, rows[rows.norm(dim=1) <= limit]) and 0.4 < len(kept) / len(rows) < 0.6
+    assert stream.counts["dropped_norm"] == {SITE: len(rows) - len(kept)} and stream.counts["served"] == len(kept)
+
+
 def test_measures_share_one_pass_and_it_ends_when_all_are_done() -> None:
     model = toys.TinyModel(sink=7)
     stream = tiny_stream(model=model, epochs=None)

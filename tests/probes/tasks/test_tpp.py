@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from monosem.lab.errors import InputError
 from monosem.lab.models.loading import load_model
 from monosem.probes.fitting.linear import LinearFit, fit_linear
-from monosem.probes.latents import check_rewrites, matched
+from monosem.probes.latents import check_rewrites, dense_codes, matched, text_means
 from monosem.probes.tasks import tpp as module
 from monosem.probes.tasks.concepts import families, load_classes, load_crossed
 from monosem.probes.tasks.datasets import load_dataset
@@ -125,6 +125,13 @@ def test_rows_of_a_text_are_read_as_their_mean() -> None:
     whole, apart = tpp(x, labels, mine, config, {}), tpp(tokens, labels, mine, config, {}, text)
     for name, score in whole.scores.items():
         assert apart.scores[name](np.ones(apart.rows)) == pytest.approx(score(np.ones(whole.rows)))
+
+
+def test_means_over_texts_by_hand() -> None:
+    x, text = torch.tensor([[1.0, 0.0], [5.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 1, 0])
+    assert text_means(x, text).tolist() == [[2, 2], [5, 2]]
+    assert dense_codes(dictionary(torch.eye(2)), x, text).tolist() == [[2, 2], [5, 2]]
+    assert dense_codes(dictionary(torch.eye(2)), x).tolist() == x.tolist()
 
 
 def test_nothing_to_win_is_zero() -> None:

@@ -1,4 +1,4 @@
-"""The small parts of objectives: Adam on extra parameters."""
+"""The small parts of objectives: Adam on extra parameters, and the controller of a penalty's weight."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from monosem.kernels.tuples import Adam
 from monosem.saes.architectures.objective import adam_step
+from monosem.saes.architectures.schedules import L0Control
 from monosem.saes.registry import build_trainable
 
 
@@ -38,3 +39,16 @@ def test_extra_parameters_have_their_own_second_decay() -> None:
         expected.grad = gradient
         optimizer.step()
     torch.testing.assert_close(objective.dictionary.theta.data, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("start", "slope"), [(1.0, -0.7), (1e-3, -0.7), (20.0, -0.3)])
+def test_the_controller_comes_to_the_weight_of_the_asked_l0(start: float, slope: float) -> None:
+    """Where the L0 is a power of the weight, as it nearly is, it ends at the asked one from either side."""
+    control, weight = L0Control(32, None, 0.1), start
+    control.begin(start)
+    for _ in range(400):
+        l0 = 300 * weight**slope
+        weight = control.measure(l0, 0.5)
+    assert l0 == pytest.approx(32, rel=0.01)
+    given = L0Control(32, 2.0, 0.1)
+    assert [given.measure(500.0, progress) for progress in (0.05, 0.1, 1.0)] == pytest.approx([1, 2, 2])
