@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .identities import check_finite, check_identities
 from .inputs import check_inputs, tiny_inputs, valid_padding
 from .positions import Positions, fit_positions, is_by_token, output_of, part_to_check
 from .sites import PATH, Site
+from .split_head import SplitHead, split_head
 from .wiring import Wiring, wire
 
 log = logging.getLogger(__name__)
@@ -210,6 +212,47 @@ class HookedModel:
         if logits is None:
             raise InputError(f"{self.name} ({type(self.module).__name__}) has no head that gives logits")
         return logits
+
+    def before_head(
+        self,
+        inputs: Int[Tensor, "batch tokens"],
+        *,
+        attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """What the head reads, after a forward pass with the edits in force; `head` makes logits of it.
+
+        Logits of many positions can then be made a few at a time. InputError where `head` is None.
+        """
+        if self.head is None:
+            kind = type(self.module).__name__
+            raise InputError(f"the head of {self.name} ({kind}) does not run apart from its base: use `logits`")
+        if attention_mask is not None:
+            self._head.check(attention_mask, self.name)
+        with self._edits.all_running(), reading({"rows": self.head.end}) as found:
+            self.run(inputs, attention_mask)
+        return found["rows"]
+
+    @cached_property
+    def head(self) -> SplitHead | None:
+        """From rows [n, width] of `before_head` to logits [n, vocab]; None where the module has no such part.
+
+        Checked on one tiny forward pass: both parts together give what `logits` gives.
+        """
+        head, inputs = split_head(self.wiring), tiny_inputs(self.wiring).to(self.device)
+        if head is None:
+            return None
+        forwards = self.forwards
+        try:
+            with reading({"rows": head.end}) as found:
+                self.run(inputs)
+            logits = getattr(self.run(inputs), "logits", None)
+            made = head(found["rows"].flatten(0, 1))
+            same = logits is not None and torch.allclose(made, logits.flatten(0, 1), rtol=1e-3, atol=1e-3)
+        except Exception as error:  # the head of some module may want more than the rows
+            log.info("%s: the head does not run alone (%s)", self.name, error)
+            same = False
+        self.forwards = forwards
+        return head if same else None
 
     @contextlib.contextmanager
     def editing(

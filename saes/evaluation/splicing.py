@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ...lab.errors import InputError
 from ...lab.evidence import Evidence
 from ...lab.models.hooked_model import HookedModel
 from ...lab.models.sites import PATH, Site
+from ...lab.models.split_head import SplitHead
 from ...lab.runs.read import read
 from ...lab.storage import State, write_json
 from ...lab.streams.activation_stream import Batch
@@ -45,9 +46,9 @@ Edits = Mapping[Site, Hook]
 
 CLEAN, ABLATIONS = "clean", ("zero", "mean")
 LOGIT_BYTES = 256 << 20
-"""Logits of one forward pass in fp32; batches are cut into fewer rows to stay below. Up to three are held."""
-LOSS_ROWS = 64
-"""Positions whose distributions are compared at once: 12 MiB at a vocabulary of 49k, which stays in cache."""
+"""Logits that are made at once, in fp32; up to four of that size are held."""
+LOSS_BYTES = 12 << 20
+"""Logits that are compared at once: what stays in cache."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Splices:
     Args:
         measure: adds the losses of one block of rows to the sums, and counts its positions.
         tokens: measure this many next-token predictions, then be done.
-        vocab: size of the vocabulary; batches are cut into blocks whose logits fit `LOGIT_BYTES`.
+        vocab: size of the vocabulary, where logits come whole: batches are cut into blocks whose logits fit
+            `LOGIT_BYTES`. None leaves batches whole.
         name: of the consumer.
 
     Raises:
@@ -126,7 +128,7 @@ class Splices:
         self,
         measure: Callable[[TokenBatch, DocumentSums], Mapping[str, int]],
         tokens: int,
-        vocab: int,
+        vocab: int | None,
         *,
         name: str = "splice",
     ) -> None:
@@ -150,7 +152,8 @@ class Splices:
     def step(self, batch: Batch) -> None:
         """Measure a token batch, block by block, until there are enough predictions."""
         assert batch.source is not None, "served by a TokenStream"
-        for block in parts_of([batch.source.batch], self._vocab):
+        whole = [batch.source.batch]
+        for block in whole if self._vocab is None else parts_of(whole, self._vocab):
             if not self.done:
                 self._counts.update(self._measure(block, self._sums))
 
@@ -213,10 +216,12 @@ def splices(
             raise InputError(f"a transcoder that is spliced in at {site} must read an earlier site, not {source}")
     limits = {site: norm_limit, **(reads or {})}
 
-    def measure(block: TokenBatch, sums: DocumentSums) -> dict[str, int]:
-        return _measure(model, block, limits, dictionaries, mean, sums)
+    ends = Ends.of(model, limits)
 
-    return Splices(measure, tokens, model.vocab_size or 1, name=name)
+    def measure(block: TokenBatch, sums: DocumentSums) -> dict[str, int]:
+        return _measure(ends, block, limits, dictionaries, mean, sums)
+
+    return Splices(measure, tokens, ends.whole_vocab, name=name)
 
 
 def splice(
@@ -280,9 +285,46 @@ def parts_of(batches: Iterable[TokenBatch], vocab: int) -> Iterator[TokenBatch]:
         yield from (TokenBatch(*part) for part in zip(*(field.chunk(pieces) for field in batch), strict=True))
 
 
+class Ends:
+    """How forward passes end: before the head, which then makes logits of some positions at a time, or with logits.
+
+    Args:
+        head: of the model, None where its logits come whole.
+    """
+
+    def __init__(self, model: HookedModel, head: SplitHead | None) -> None:
+        self.model, self.head = model, head
+
+    @classmethod
+    def of(cls, model: HookedModel, sites: Iterable[Site]) -> Ends:
+        """The head apart, unless a site is a module's path, which may lie in the head itself."""
+        return cls(model, None if any(site.kind == PATH for site in sites) else model.head)
+
+    @property
+    def whole_vocab(self) -> int | None:
+        """Logits that a position has after a forward pass; None where the head comes apart."""
+        return None if self.head is not None else self.model.vocab_size or 1
+
+    def run(self, batch: TokenBatch, edits: Edits) -> Float[Tensor, "R T width"]:
+        """One forward pass with edits: what the head reads, or the logits."""
+        attention = None if bool(batch.attention.all()) else batch.attention
+        with self.model.editing(edits):
+            if self.head is None:
+                return self.model.logits(batch.tokens, attention_mask=attention)
+            return self.model.before_head(batch.tokens, attention_mask=attention)
+
+    def logits(self, rows: Float[Tensor, "n width"]) -> Float[Tensor, "n vocab"]:
+        """Logits in fp32 of some positions."""
+        return (rows if self.head is None else self.head(rows)).float()
+
+    def positions(self) -> int:
+        """Positions whose logits are made at once."""
+        return max(1, LOGIT_BYTES // (4 * (self.model.vocab_size or 1)))
+
+
 @torch.no_grad()
 def _measure(
-    model: HookedModel,
+    ends: Ends,
     batch: TokenBatch,
     limits: Mapping[Site, float | None],
     dictionaries: Mapping[str, Dictionary],
@@ -290,16 +332,9 @@ def _measure(
     sums: DocumentSums,
 ) -> dict[str, int]:
     """One part of a batch: replaced is the first site of `limits`, read by the dictionaries is the last."""
-    attention = None if bool(batch.attention.all()) else batch.attention
     site, source = next(iter(limits)), list(limits)[-1]
-
-    def logits(edits: Edits) -> Float[Tensor, "predictions vocab"]:
-        with model.editing(edits):
-            return model.logits(batch.tokens, attention_mask=attention)[predicts]
-
-    predicts = predicting(batch).to(model.device)
     editable = EditableRows(batch.usable, limits)
-    clean = log_softmax_(logits(editable.hooks()).float())
+    clean = ends.run(batch, editable.hooks())
     read_rows = editable.acts[source][editable.mask]  # before anything is replaced: the same in every variant
     variants: dict[str, Replace] = {
         "zero": torch.zeros_like,
@@ -307,54 +342,90 @@ def _measure(
         **{name: lambda _, spliced=spliced: spliced(read_rows) for name, spliced in dictionaries.items()},
     }
     edits = {name: Edit.replacing(site, replace).at(editable.mask) for name, replace in variants.items()}
-    score_edits(logits, edits, clean, batch, predicts, sums)
-    return counted(predicts, editable.counts)
+    return counted(score_edits(ends, edits, clean, batch, sums), editable.counts)
 
 
 def score_edits(
-    logits: Callable[[Edits], Float[Tensor, "predictions vocab"]],
+    ends: Ends,
     variants: Mapping[str, Edits],
-    clean: Float[Tensor, "predictions vocab"],
+    clean: Float[Tensor, "R T width"],
     batch: TokenBatch,
-    predicts: Bool[Tensor, "R T"],
     sums: DocumentSums,
-) -> None:
-    """Add a batch's losses to the sums: its own cross-entropy, and cross-entropy and KL under every variant's edits."""
+) -> int:
+    """Add a batch's losses to the sums: its own cross-entropy, and cross-entropy and KL under every variant's edits.
+
+    Args:
+        clean: end of the forward pass without edits.
+
+    Returns:
+        Positions that predict.
+    """
+    predicts = predicting(batch).to(clean.device)
     target = batch.tokens.to(clean.device).roll(-1, 1)[predicts]
-    columns = {"predictions": torch.ones(len(target)), "ce_clean": -clean.gather(1, target[:, None])[:, 0]}
-    for name, edits in variants.items():
-        loss, divergence = losses(logits(edits), clean, target)
-        columns |= {f"ce_{name}": loss, f"kl_{name}": divergence}
-    sums.add(batch.doc[predicts.cpu()], columns)
+    rows = {name: ends.run(batch, edits)[predicts] for name, edits in variants.items()}
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("ce_clean", *_columns(variants))}
+    clean = clean[predicts]
+    for start in range(0, len(target), ends.positions()):
+        some = slice(start, start + ends.positions())
+        reference = Reference(ends.logits(clean[some]), target[some])
+        parts["ce_clean"].append(reference.cross_entropy)
+        for name, ended in rows.items():
+            for column, part in zip(_columns([name]), reference.losses(ends.logits(ended[some])), strict=True):
+                parts[column].append(part)
+    nothing = [target.new_zeros(0, dtype=torch.float32)]
+    columns = {column: torch.cat([*nothing, *found]) for column, found in parts.items()}
+    sums.add(batch.doc[predicts.cpu()], {"predictions": torch.ones(len(target)), **columns})
+    return len(target)
 
 
-def counted(predicts: Bool[Tensor, "R T"], rows: EditCounts) -> dict[str, int]:
+def _columns(variants: Iterable[str]) -> list[str]:
+    """Columns of the sums that variants have."""
+    return [f"{loss}_{name}" for name in variants for loss in ("ce", "kl")]
+
+
+def counted(predictions: int, rows: EditCounts) -> dict[str, int]:
     """Positions of a batch: edited, left alone for what they are or for their norm, and those that predict."""
     return {
         "edited": rows.edited,
         "unedited_special": rows.outside_mask,
         "unedited_norm": rows.above_norm,
-        "predictions": int(predicts.sum()),
+        "predictions": predictions,
     }
 
 
-def log_softmax_(logits: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
-    """Log-probabilities, in place and a few rows at a time."""
-    for part in logits.split(LOSS_ROWS):
-        part.copy_(part.log_softmax(1))
-    return logits
+class Reference:
+    """The model's own distributions at some positions, and the losses of others against them.
 
+    Args:
+        logits: of the model itself [n, vocab].
+        target: the tokens that come next [n].
+    """
 
-def losses(
-    logits: Float[Tensor, "n vocab"], clean: Float[Tensor, "n vocab"], target: Int64[Tensor, " n"]
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Cross-entropy of `target` and KL(clean || these), in nats; `clean` holds log-probabilities."""
-    parts = []
-    for rows, reference, wanted in zip(*(t.split(LOSS_ROWS) for t in (logits, clean, target)), strict=True):
-        log_p = rows.float().log_softmax(1)
-        divergence = (reference.exp() * (reference - log_p)).sum(1)
-        parts.append((-log_p.gather(1, wanted[:, None])[:, 0], divergence))
-    if not parts:
-        return logits.new_zeros(0), logits.new_zeros(0)
-    entropy, divergence = zip(*parts, strict=True)
-    return torch.cat(entropy), torch.cat(divergence)
+    def __init__(self, logits: Float[Tensor, "n vocab"], target: Int64[Tensor, " n"]) -> None:
+        self.logits, self.target = logits, target
+        self.mass, self.probabilities = logits.logsumexp(1), torch.empty_like(logits)
+        for some in self._blocks():
+            torch.sub(logits[some], self.mass[some, None], out=self.probabilities[some]).exp_()
+
+    @property
+    def cross_entropy(self) -> Float[Tensor, " n"]:
+        """Of the model itself, in nats."""
+        return self.mass - self.logits.gather(1, self.target[:, None])[:, 0]
+
+    def losses(self, logits: Float[Tensor, "n vocab"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Cross-entropy, and KL(own || these) = sum of p (own - these) + log of the masses' ratio, in nats.
+
+        Args:
+            logits: overwritten.
+        """
+        mass, divergence = torch.empty_like(self.mass), torch.empty_like(self.mass)
+        entropy = -logits.gather(1, self.target[:, None])[:, 0]
+        for some in self._blocks():
+            mass[some] = logits[some].logsumexp(1)
+            gap = torch.sub(self.logits[some], logits[some], out=logits[some])
+            divergence[some] = torch.einsum("nv,nv->n", self.probabilities[some], gap)
+        return entropy.add_(mass), divergence.add_(mass - self.mass)
+
+    def _blocks(self) -> Iterator[slice]:
+        rows = max(1, LOSS_BYTES // (4 * max(1, self.logits.shape[1])))
+        return (slice(start, start + rows) for start in range(0, len(self.logits), rows))

@@ -14,6 +14,7 @@ BENCHES: dict[str, str] = {
     "harvest": "harvest.BenchHarvest",
     "buffer": "buffer.BenchBuffer",
     "eval": "eval.BenchEval",
+    "splice": "splice.BenchSplice",
     "itda": "itda.BenchItda",
     "probing": "probing.BenchProbing",
     "layer-sweep": "layer_sweep.BenchLayerSweep",

@@ -19,15 +19,15 @@ from ....lab.models.sites import Site
 from ....lab.text.corpus import Corpus
 from ....lab.text.packing import TokenBatch
 from ...architectures.clt.cross_layer import CrossLayer
-from ...edit import Edit, EditableRows, Stage, predicting
+from ...edit import Edit, EditableRows, Stage
 from ...place import Place
 from ..document_sums import DocumentSums
 from ..splicing import (
     Edits,
+    Ends,
     SpliceLosses,
     Splices,
     counted,
-    log_softmax_,
     read_splices,
     require_free_names,
     score_edits,
@@ -51,11 +51,12 @@ def replacements(
     place = _place(model, list(dictionaries.values()))
     sources, targets = place.reads, place.predicts
     limits = {site: limit for site, limit in place.norm_limits.items() if limit is not None}
+    ends = Ends.of(model, place.sites)
 
     def measure(block: TokenBatch, sums: DocumentSums) -> dict[str, int]:
-        return _measure(model, block, dictionaries, sources, targets, limits, mean, sums)
+        return _measure(ends, block, dictionaries, sources, targets, limits, mean, sums)
 
-    return Splices(measure, tokens, model.vocab_size or 1, name=name)
+    return Splices(measure, tokens, ends.whole_vocab, name=name)
 
 
 def replace_outputs(
@@ -131,7 +132,7 @@ def replacing(dictionary: CrossLayer, sources: Sequence[Site], targets: Sequence
 
 @torch.no_grad()
 def _measure(
-    model: HookedModel,
+    ends: Ends,
     batch: TokenBatch,
     dictionaries: Mapping[str, CrossLayer],
     sources: Sequence[Site],
@@ -141,16 +142,10 @@ def _measure(
     sums: DocumentSums,
 ) -> dict[str, int]:
     """One part of a batch, in every variant; special and first tokens, padding and long rows pass unchanged."""
-    attention = None if bool(batch.attention.all()) else batch.attention
-    predicts = predicting(batch).to(model.device)
     means = dict(zip(targets, mean.chunk(len(targets)), strict=True))
-    editable = EditableRows(batch.usable.to(model.device), limits)
+    editable = EditableRows(batch.usable.to(ends.model.device), limits)
 
-    def logits(edits: Edits) -> Float[Tensor, "predictions vocab"]:
-        with model.editing(edits):
-            return model.logits(batch.tokens, attention_mask=attention)[predicts]
-
-    clean = log_softmax_(logits(editable.hooks()).float())
+    clean = ends.run(batch, editable.hooks())
 
     def constants(values: Mapping[Site, Tensor]) -> Edits:
         edit = Edit(tuple(values), lambda site, rows, _: values[site].to(rows).expand_as(rows))
@@ -163,5 +158,4 @@ def _measure(
             name: replacing(dictionary, sources, targets).at(editable.mask) for name, dictionary in dictionaries.items()
         },
     }
-    score_edits(logits, variants, clean, batch, predicts, sums)
-    return counted(predicts, editable.counts)
+    return counted(score_edits(ends, variants, clean, batch, sums), editable.counts)

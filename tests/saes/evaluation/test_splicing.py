@@ -171,17 +171,39 @@ def test_rows_above_the_norm_limit_pass_through_and_are_counted(model: HookedMod
     assert len({each.cross_entropy("zero") for each in (found, none, every)}) == 3
 
 
-def test_no_score_depends_on_how_batches_are_cut(model: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("apart", [True, False])
+def test_no_score_depends_on_how_logits_are_cut(
+    model: HookedModel, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    """Where the head runs alone batches stay whole; else one row of at most 20 tokens goes into a forward pass."""
     dictionaries = {"mine": random_dictionary(model)}
+    before = model.forwards
     whole = spliced(model, dictionaries=dictionaries, tokens=10**6)
-    # one row of at most 20 tokens a forward pass
+    passes, before = model.forwards - before, model.forwards
+    assert model.head is not None
+    if not apart:
+        monkeypatch.setattr(model, "head", None)
     monkeypatch.setattr(splicing, "LOGIT_BYTES", 97 * 4 * 20)
-    monkeypatch.setattr(splicing, "LOSS_ROWS", 3)
+    monkeypatch.setattr(splicing, "LOSS_BYTES", 97 * 4 * 3)
     cut = spliced(model, dictionaries=dictionaries, tokens=10**6)
+    assert (model.forwards - before == passes) == apart
     assert cut.counts == whole.counts
     for name, evidence in whole.evidence("mine").items():
         assert cut.evidence("mine")[name].value == pytest.approx(evidence.value, rel=1e-4)
         assert cut.evidence("mine")[name].interval == pytest.approx(evidence.interval, rel=1e-3)
+
+
+def test_a_distribution_has_no_divergence_from_itself() -> None:
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * 5
+    reference = splicing.Reference(logits, torch.arange(5))
+    entropy, divergence = reference.losses(logits.clone())
+    assert torch.equal(divergence, torch.zeros(5)) and torch.allclose(entropy, reference.cross_entropy)
+    shifted = logits + torch.linspace(0, 1e-3, 40)
+    found = reference.losses(shifted.clone())[1].double()
+    expected = F.kl_div(
+        shifted.double().log_softmax(1), logits.double().log_softmax(1), log_target=True, reduction="none"
+    )
+    assert torch.allclose(found, expected.sum(1), rtol=0.2, atol=1e-6)
 
 
 def test_one_clean_forward_and_one_for_each_variant(model: HookedModel) -> None:
