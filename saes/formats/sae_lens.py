@@ -68,6 +68,10 @@ NORMALISED = {
     "constant_norm_rescale": "it rescales every row to norm sqrt(d_in): the dictionary will expect such rows",
     "covariance_whitening": "it expects whitened activations: the dictionary will too",
 }
+CENTRED_STREAM = (
+    "it was trained with center_writing_weights, on a residual stream whose rows have mean zero: subtract each row's "
+    "mean, or its FVU on the model as it is counts that mean as error"
+)
 UNIT = 1e-5
 """Decoder norms this near to one are one: rescaling by them then changes nothing but the last bit."""
 
@@ -87,6 +91,8 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     architecture, table = ARCHITECTURES[name]
     if (norm := config.get("normalize_activations") or "none") != "none":
         losses.lose(NORMALISED.get(norm, f"normalize_activations is {norm!r}, which is unknown here"))
+    if (config["metadata"].get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"):
+        losses.lose(CENTRED_STREAM)
     tensors = take(_tidy(raw), table, losses, sizes=_sizes(raw, config))
     fields: dict[str, Any] = {}
     across = name.endswith("transcoder")

@@ -195,7 +195,9 @@ def test_no_score_depends_on_how_logits_are_cut(
 
 def test_a_distribution_has_no_divergence_from_itself() -> None:
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * 5
-    reference = splicing.Reference(logits, torch.arange(5))
+    reference = splicing.Reference()
+    reference.take(torch.zeros(9, 40), torch.zeros(9, dtype=torch.int64))  # memory that is taken again
+    reference.take(logits, torch.arange(5))
     entropy, divergence = reference.losses(logits.clone())
     assert torch.equal(divergence, torch.zeros(5)) and torch.allclose(entropy, reference.cross_entropy)
     shifted = logits + torch.linspace(0, 1e-3, 40)

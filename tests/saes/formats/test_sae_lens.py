@@ -309,3 +309,14 @@ def test_a_bias_that_a_matching_pursuit_does_not_use(lens, tmp_path):
         load(tmp_path)
     ours = formats.read(tmp_path, lossy=True)
     torch.testing.assert_close(ours(rows()), theirs(rows()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_stream_without_its_mean_is_told(lens, tmp_path, caplog):
+    lens_sae(lens, "topk").save_model(tmp_path / "plain")
+    text = json.loads((tmp_path / "plain" / "cfg.json").read_text())
+    for centred in (False, True):
+        text.setdefault("metadata", {})["model_from_pretrained_kwargs"] = {"center_writing_weights": centred}
+        (tmp_path / "plain" / "cfg.json").write_text(json.dumps(text))
+        caplog.clear()
+        load(tmp_path / "plain")
+        assert ("rows have mean zero" in caplog.text) == centred
