@@ -215,8 +215,10 @@ FAULTS = (
           '"zero": lambda rows: rows / 2,',
           "saes/evaluation/test_splicing.py::test_scores_of_dictionaries_that_are_the_ablations"),
     Fault("KL is taken the other way round", "saes/evaluation/splicing.py",
-          "(reference.exp() * (reference - log_p)).sum(1)",
-          "(log_p.exp() * (log_p - reference)).sum(1)",
+          "gap.mul_(self.probabilities[some]).sum(1)\n"
+          "        return entropy.add_(mass), divergence.add_(mass - self.mass)",
+          "gap.mul_(-these.softmax(1)).sum(1)\n"
+          "        return entropy.add_(mass), divergence.add_(self.mass - mass)",
           "saes/evaluation/test_splicing.py::test_losses_by_hand"),
     Fault("FVU of an evaluation without the mean", "saes/evaluation/reconstruction.py",
           'return float(sums["square"] / sums["rows"] - mean @ mean)',
