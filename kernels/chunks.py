@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,6 +20,12 @@ def chunk_rows(n_latents: int, device: str = "cpu") -> int:
     """Rows per chunk of pre-activations: a multiple of 64 within `CHUNK_BYTES`, but no fewer than `LEAST_ROWS`."""
     kind = "cpu" if device == "cpu" else "cuda"
     return max(LEAST_ROWS[kind], CHUNK_BYTES[kind] // (4 * n_latents) // 64 * 64)
+
+
+def entry_slices(entries: int, d: int, device: str = "cpu") -> Iterator[slice]:
+    """Slices of the entries of codes, each few enough for an fp32 tensor [entries, d] within `CHUNK_BYTES`."""
+    most = max(1, CHUNK_BYTES["cpu" if device == "cpu" else "cuda"] // (4 * d))
+    return (slice(start, start + most) for start in range(0, entries, most))
 
 
 _kept = threading.local()

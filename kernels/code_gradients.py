@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from .chunks import entry_slices
 from .csr import row_of_entry
-from .dispatch import backend
+from .dispatch import kernel
 from .operators import operator
 
 
@@ -32,17 +33,14 @@ def code_gradients(
     fake=lambda indptr, indices, W_dec, residual: residual.new_empty(len(indices), dtype=torch.float32),
 )
 def _code_gradients(indptr, indices, W_dec, residual):
-    match backend(W_dec.device):
-        case "compiled":
-            from .cpu.code_gradients import code_gradients as run
-        case "triton":
-            from .gpu.code_gradients import code_gradients as run
-        case _:
-            run = reference
+    run = kernel("code_gradients", W_dec.device, reference)
     return run(indptr, indices, W_dec, residual)
 
 
 def reference(indptr: Tensor, indices: Tensor, W_dec: Tensor, residual: Tensor) -> Tensor:
-    """Both factors gathered to [nnz, d]: the specification of `code_gradients`."""
+    """Both factors gathered, a chunk of entries at a time: the specification of `code_gradients`."""
     rows = row_of_entry(indptr, len(indices))
-    return (W_dec[indices.long()].float() * residual[rows]).sum(1)
+    out = torch.empty(len(indices), device=W_dec.device)
+    for part in entry_slices(len(indices), W_dec.shape[1], W_dec.device.type):
+        out[part] = (W_dec[indices[part].long()].float() * residual[rows[part]]).sum(1)
+    return out

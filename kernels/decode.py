@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from .chunks import chunk_rows, entry_slices
 from .csr import row_of_entry
-from .dispatch import backend, dense_is_faster
+from .dispatch import dense_is_faster, kernel
 from .operators import operator
 from .tuples import Residual
 
@@ -32,13 +33,7 @@ def _decode(indptr, indices, values, W_dec, b_dec):
         from .dense import decode as run
 
         return run(indptr, indices, values, W_dec, b_dec)
-    match backend(W_dec.device):
-        case "compiled":
-            from .cpu.decode import decode as run
-        case "triton":
-            from .gpu.decode import decode as run
-        case _:
-            run = decode_reference
+    run = kernel("decode", W_dec.device, decode_reference)
     return run(indptr, indices, values, W_dec, b_dec)
 
 
@@ -55,8 +50,10 @@ def _decode_backward(ctx, grad):
     to_values = code_gradients(indptr, indices, W_dec, grad) if ctx.needs_input_grad[2] else None
     to_weight = None
     if ctx.needs_input_grad[3]:
-        entries = values[:, None] * grad[row_of_entry(indptr, len(indices))]
-        to_weight = torch.zeros_like(W_dec).index_add_(0, indices.long(), entries.to(W_dec.dtype))
+        to_weight, rows = torch.zeros_like(W_dec), row_of_entry(indptr, len(indices))
+        for part in entry_slices(len(indices), W_dec.shape[1], W_dec.device.type):
+            entries = values[part, None] * grad[rows[part]]
+            to_weight.index_add_(0, indices[part].long(), entries.to(W_dec.dtype))
     return None, None, to_values, to_weight, grad.sum(0) if ctx.needs_input_grad[4] else None
 
 
@@ -95,21 +92,23 @@ def _residual(indptr, indices, values, W_dec, b_dec, x, width):
         from .dense import decode_residual as run
 
         return tuple(run(indptr, indices, values, W_dec, b_dec, x, width))
-    match backend(W_dec.device):
-        case "compiled":
-            from .cpu.decode import decode_residual as run
-        case "triton":
-            from .gpu.decode import decode_residual as run
-        case _:
-            run = residual_reference
+    run = kernel("decode_residual", W_dec.device, residual_reference)
     return tuple(run(indptr, indices, values, W_dec, b_dec, x, width))
 
 
 def decode_reference(indptr: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
-    """Scatter to a dense [batch, n] matrix and multiply: the specification of `decode`."""
-    dense = torch.zeros(len(indptr) - 1, len(W_dec), device=W_dec.device)
-    dense.index_put_((row_of_entry(indptr, len(indices)), indices.long()), values, accumulate=True)
-    return dense @ W_dec.float() + b_dec
+    """Scatter to dense rows of n entries and multiply, a chunk of rows at a time: the specification of `decode`."""
+    batch, weight = len(indptr) - 1, W_dec.float()
+    rows, columns = row_of_entry(indptr, len(indices)), indices.long()
+    out = torch.empty(batch, W_dec.shape[1], device=W_dec.device)
+    chunk = chunk_rows(len(W_dec), W_dec.device.type)
+    for start in range(0, batch, chunk):
+        stop = min(batch, start + chunk)
+        part = slice(*indptr[[start, stop]].tolist()) if chunk < batch else slice(None)
+        dense = torch.zeros(stop - start, len(W_dec), device=W_dec.device)
+        dense.index_put_((rows[part] - start, columns[part]), values[part], accumulate=True)
+        out[start:stop] = dense @ weight + b_dec
+    return out
 
 
 def residual_reference(
@@ -118,5 +117,8 @@ def residual_reference(
     """The specification of `decode_residual`."""
     residual = decode_reference(indptr, indices, values, W_dec, b_dec) - x
     rows = row_of_entry(indptr, len(indices))
-    grads = (W_dec[indices.long()].float() * residual[rows]).sum(1) * (values != 0)
+    grads = torch.empty(len(indices), device=W_dec.device)
+    for part in entry_slices(len(indices), W_dec.shape[1], W_dec.device.type):
+        products = W_dec[indices[part].long()].float() * residual[rows[part]]
+        grads[part] = products.sum(1) * (values[part] != 0)
     return Residual(residual, residual.square().sum(1), grads)

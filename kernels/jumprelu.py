@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from .dispatch import backend
+from .dispatch import kernel
 from .threshold import encode_above
 from .tuples import JumpGradients, LowPrecisionCopy, Ragged
 
@@ -66,13 +66,7 @@ def jumprelu_gradients(
         ValueError: bandwidth is not positive.
     """
     _check(bandwidth)
-    match backend(theta.device):
-        case "compiled":
-            from .cpu.jumprelu import jumprelu_gradients as run
-        case "triton":
-            from .gpu.jumprelu import jumprelu_gradients as run
-        case _:
-            run = reference
+    run = kernel("jumprelu_gradients", theta.device, reference)
     return run(codes, grads, theta, bandwidth, l0_coefficient)
 
 

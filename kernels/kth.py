@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from .dispatch import backend
+from .dispatch import kernel
 from .tuples import Kth
 
 
@@ -18,13 +18,7 @@ def kth_largest(values: Float32[Tensor, " size"], m: int) -> Kth:
     """
     if not 1 <= m <= len(values):
         raise ValueError(f"m must be from 1 to the {len(values)} entries, got {m}")
-    match backend(values.device):
-        case "compiled":
-            from .cpu.kth import kth_largest as run
-        case "triton":
-            from .gpu.kth import kth_largest as run
-        case _:
-            run = reference
+    run = kernel("kth_largest", values.device, reference)
     return run(values, m)
 
 

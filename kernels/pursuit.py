@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .chunks import chunk_rows
 from .decode import decode_residual
-from .dispatch import backend
+from .dispatch import kernel
 from .operators import operator
 
 
@@ -76,13 +76,7 @@ def pursuit(
     ),
 )
 def _pursuit(x, atoms, k, gram, nonnegative, tolerance):
-    match backend(atoms.device):
-        case "compiled":
-            from .cpu.pursuit import pursue as run
-        case "triton":
-            from .gpu.pursuit import pursue as run
-        case _:
-            run = reference
+    run = kernel("pursue", atoms.device, reference)
     n = len(atoms)
     x, atoms = x.float().contiguous(), atoms.contiguous()
     out = Pursuit(x.new_empty(len(x), k), x.new_empty(len(x), k, dtype=torch.int32), x.new_empty(len(x)))

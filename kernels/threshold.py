@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .chunks import chunk_buffer, chunk_rows
 from .csr import concatenate
-from .dispatch import backend
+from .dispatch import kernel
 from .encode import product, quantise
 from .operators import operator
 from .tuples import LowPrecisionCopy, Ragged
@@ -76,13 +76,7 @@ def _some(pre: Tensor, bias: Tensor, bound: Tensor) -> tuple[Tensor, Tensor, Ten
 
 @operator("above(Tensor pre, Tensor bias, Tensor bound) -> (Tensor, Tensor, Tensor)", fake=_some)
 def _above(pre, bias, bound):
-    match backend(pre.device):
-        case "compiled":
-            from .cpu.threshold import above as run
-        case "triton":
-            from .gpu.threshold import above as run
-        case _:
-            run = reference
+    run = kernel("above", pre.device, reference)
     return tuple(run(pre.contiguous(), bias, bound))
 
 

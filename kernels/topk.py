@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from .dispatch import backend
+from .dispatch import kernel
 from .operators import operator
 from .tuples import Codes
 
@@ -42,13 +42,7 @@ def topk(
     ),
 )
 def _topk(pre, k, bias, mask):
-    match backend(pre.device):
-        case "compiled":
-            from .cpu.topk import topk as run
-        case "triton":
-            from .gpu.topk import topk as run
-        case _:
-            run = reference
+    run = kernel("topk", pre.device, reference)
     return tuple(run(pre, k, bias, mask))
 
 

@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from .chunks import entry_slices
 from .csr import row_of_entry
-from .dispatch import backend, dense_is_faster
+from .dispatch import dense_is_faster, kernel
 from .encode import low_precision_copy
 from .operators import operator
 from .tuples import Adam, LowPrecisionCopy, Moments, Residual, RowGradients, Updated, Weights
@@ -83,13 +84,7 @@ def _step(indptr, indices, values, residual, squares, grads, x, scale, W_enc, *r
     adam = Adam(*rest[9:15])
     low_precision = None if rest[15] is None else LowPrecisionCopy(*rest[15:19])
     extra = None if rest[19] is None else RowGradients(*rest[19:])
-    match backend(x.device):
-        case "compiled":
-            from .cpu.update import latent_step as run
-        case "triton":
-            from .gpu.update import latent_step as run
-        case _:
-            run = reference
+    run = kernel("latent_step", x.device, reference)
     codes, out, fired = (indptr, indices, values), Residual(residual, squares, grads), None
     if len(indices) and dense_is_faster(x.device, len(W_enc), len(indices) / len(x)):
         from .dense import latent_gradients as products
@@ -106,13 +101,7 @@ def latent_gradients(
     codes: tuple[Tensor, Tensor, Tensor], out: Residual, x: Tensor, scale: float | Tensor, n_latents: int
 ) -> RowGradients:
     """The gradients `latent_step` would apply, before projection: a row for each latent that fired, ascending."""
-    match backend(x.device):
-        case "compiled":
-            from .cpu.update import latent_gradients as run
-        case "triton":
-            from .gpu.update import latent_gradients as run
-        case _:
-            run = gradients_reference
+    run = kernel("latent_gradients", x.device, gradients_reference)
     return run(codes, out, x, scale, n_latents)
 
 
@@ -143,8 +132,10 @@ def _dense_gradients(
     active = (values != 0).float()
     zeros = [torch.zeros(n, summed.shape[1], device=x.device) for summed in (x, out.residual)]
     grads = Weights(zeros[0], zeros[1], torch.zeros(n, device=x.device))
-    grads.W_enc.index_add_(0, columns, scale * (out.grads * active)[:, None] * x[rows])
-    grads.W_dec.index_add_(0, columns, scale * (values * active)[:, None] * out.residual[rows])
+    to_encoder, to_decoder = out.grads * active, values * active
+    for part in entry_slices(len(indices), max(x.shape[1], out.residual.shape[1]), x.device.type):
+        grads.W_enc.index_add_(0, columns[part], scale * to_encoder[part, None] * x[rows[part]])
+        grads.W_dec.index_add_(0, columns[part], scale * to_decoder[part, None] * out.residual[rows[part]])
     grads.b_enc.index_add_(0, columns, scale * out.grads * active)
     return grads, torch.zeros(n, dtype=torch.int64, device=x.device).index_add_(0, columns, active.long())
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ...kernels.dispatch import has_bf16
 from ..errors import InputError, nearest, unknown
 from ..memory import keep_freed_memory
 from ..storage import file_sha256
@@ -59,7 +60,8 @@ def load_model(
     Args:
         source: a registry name (`smollm2-135m`), a Hugging Face hub name or a short name of it (`gpt2-small`), a folder
             with a checkpoint, a `.gguf` file, a Hugging Face model or other module, or a TransformerLens model.
-        dtype: default bf16 where the hardware multiplies it (CUDA, CPUs with AVX512-BF16 or AMX), else fp32;
+        dtype: default bf16 where the hardware multiplies it (GPUs from compute capability 8.0 on, CPUs with
+            AVX512-BF16 or AMX), else fp32;
             a module that is passed in keeps its own.
         device: default CUDA if there is one, else CPU; a module that is passed in stays where it is.
         revision: hub branch, tag or commit.
@@ -292,12 +294,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> torc
 
 def default_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the device multiplies it in hardware, else fp32."""
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        fast = device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if has_bf16(device) else torch.float32
 
 
 @contextlib.contextmanager

@@ -225,13 +225,16 @@ def refuse_non_finite(model: Any, site: Site, rows: Tensor, batch: Any, keep: Te
 
 
 def _hand_over(rows: Tensor, device: torch.device) -> Tensor:
-    """Move rows to the buffer's device and wait for them, so that any stream may read them next."""
+    """Move rows to the buffer's device and wait for them there and where they come from: any stream may read them."""
     if not rows.is_cuda:
         return rows.to(device)
+    source = rows.device
     if device.type == "cpu":
         rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
     else:
         rows = rows.to(device)
-        rows.record_stream(torch.cuda.default_stream(device))
-    torch.cuda.current_stream().synchronize()
+        rows.record_stream(torch.cuda.default_stream(rows.device))
+    for place in dict.fromkeys([source, rows.device]):
+        if place.type == "cuda":
+            torch.cuda.current_stream(place).synchronize()
     return rows

@@ -1,0 +1,26 @@
+"""The smallest Triton kernel: what it needs (driver, C compiler, assembler) every other kernel needs too."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def add_one(x, LENGTH: tl.constexpr):
+    """x += 1."""
+    places = x + tl.arange(0, LENGTH)
+    tl.store(places, tl.load(places) + 1.0)
+
+
+def probe(device: torch.device) -> None:
+    """Build and run one kernel on `device`.
+
+    Raises:
+        RuntimeError: it ran and its result is wrong; whatever Triton raises where it cannot be built.
+    """
+    x = torch.arange(16, dtype=torch.float32, device=device)
+    add_one[(1,)](x, LENGTH=16)  # pyright: ignore[reportArgumentType]
+    if x.tolist() != list(range(1, 17)):
+        raise RuntimeError("a kernel that adds 1 gave another result")
