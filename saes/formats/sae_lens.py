@@ -6,6 +6,7 @@ of ours was before it was written, so that a BatchTopK (a jumprelu there) comes 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from .losses import Losses
 from .portable import IMPORTED, Portable, file_place, recast, unit_decoder
 from .table import Key, Raw, dtypes, put, take
 from .untrusted import known_site, number, read_config
+
+log = logging.getLogger(__name__)
 
 NAME, CONFIG, WEIGHTS = "sae-lens", "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.12"
@@ -92,7 +95,7 @@ def parse(raw: Raw, losses: Losses) -> Portable:
     if (norm := config.get("normalize_activations") or "none") != "none":
         losses.lose(NORMALISED.get(norm, f"normalize_activations is {norm!r}, which is unknown here"))
     if (config["metadata"].get("model_from_pretrained_kwargs") or {}).get("center_writing_weights"):
-        losses.lose(CENTRED_STREAM)
+        log.warning("%s: %s", raw.path.parent, CENTRED_STREAM)
     tensors = take(_tidy(raw), table, losses, sizes=_sizes(raw, config))
     fields: dict[str, Any] = {}
     across = name.endswith("transcoder")
