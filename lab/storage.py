@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,18 +58,44 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LONGEST_NAME = 200
+"""Bytes of a file's name: file systems take 255 (eCryptfs 143), and a file is written under a longer one first."""
 
 
 def _disk_error(path: Path, error: Exception) -> Exception:
-    # safetensors passes the system's message on, without its number
-    if getattr(error, "errno", None) in FULL or any(os.strerror(code) in str(error) for code in FULL):
+    number = _system_error(error)
+    if number is None:
+        return error
+    if number in FULL:
         return InputError(
             f"no space left to write {path}: free some disk and run again with --resume; "
             "what was there before is unchanged"
         )
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
-        return InputError(f"cannot write {path}: {error.strerror}")
-    return error
+    return InputError(
+        f"cannot write {path}: {os.strerror(number)}; what was there before is unchanged, so mend that and run again"
+    )
+
+
+def _system_error(error: Exception) -> int | None:
+    """The number of a system's error; safetensors passes only its message on, sometimes with the number."""
+    if isinstance(error, OSError):
+        return error.errno
+    if found := re.search(r"os error (\d+)", str(error)):
+        return int(found[1])
+    return next((code for code in (*FULL, errno.EIO, errno.EROFS) if os.strerror(code) in str(error)), None)
+
+
+def _cannot_read(path: Path, kind: str, error: OSError) -> InputError:
+    return InputError(f"cannot read the {kind} {path}: {error.strerror or error}")
+
+
+def short_name(name: str) -> str:
+    """A name of at most `LONGEST_NAME` bytes: a longer one is cut, and ends in a hash of the whole."""
+    data = name.encode("utf-8", "surrogateescape")
+    if len(data) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    return data[: LONGEST_NAME - 17].decode("utf-8", "ignore") + "-" + digest
 
 
 def append_line(path: Path, text: str) -> None:
@@ -109,6 +136,8 @@ def read_json(path: Path | str, kind: str = "file", *, finite: bool = False) -> 
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"no such {kind}: {path}") from None
+    except OSError as error:
+        raise _cannot_read(path, kind, error) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a {kind}: not valid JSON ({error})") from None
     return parse_json(text, f"{path} is not a {kind}:", finite=finite)
@@ -160,6 +189,8 @@ def read_tensors(path: Path | str, kind: str = "safetensors file") -> dict[str, 
         raise InputError(f"no such {kind}: {path}")
     try:
         return load_file(path)
+    except OSError as error:
+        raise _cannot_read(path, kind, error) from None
     except SafetensorError as error:
         raise InputError(f"{path} is not a {kind}: {error}") from None
 

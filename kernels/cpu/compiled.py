@@ -8,6 +8,7 @@ from the cache ran another, whose last bits differed. A helper is inlined into e
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -16,15 +17,37 @@ from typing import Any
 from numba import njit, types
 from numba.extending import intrinsic
 
+log = logging.getLogger(__name__)
+
 _njit = partial(njit, nogil=True, error_model="numpy")
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """A loop that Python calls: compiled on its first call, and kept in numba's cache on disk."""
-    loop: Any = _njit(cache=True)(function)
+    try:
+        loop: Any = _njit(cache=True)(function)
+    except RuntimeError as error:  # no folder for the cache can be written: numba looks for one when it decorates
+        _told(str(error))
+        return _njit()(function)
     # numba compares one file's time stamp; a loop also holds the helpers of the other files
     loop._cache._cache_file._source_stamp = _source_digest()
+    save = loop._cache.save_overload
+
+    def saved(*given: Any) -> None:
+        try:
+            save(*given)
+        except OSError as error:  # such as a full disk: the loop is compiled, and runs
+            _told(str(error))
+
+    loop._cache.save_overload = saved
     return loop
+
+
+@cache
+def _told(reason: str) -> None:
+    """Say once that compiled loops are not kept."""
+    log.warning("compiled loops cannot be kept (%s) and are compiled again in every process: set NUMBA_CACHE_DIR to a "
+                "folder that can be written", reason.partition("\n")[0])  # fmt: skip
 
 
 def inlined(function: Callable[..., Any] | None = None, *, fastmath: bool | set[str] = False) -> Any:

@@ -105,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     as_json = "--json" in argv
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         if text := help_asked(argv):

@@ -7,8 +7,10 @@ uses what the first wrote.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -60,13 +62,39 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "monosem"
 
 
+@functools.cache
+def writable_cache() -> Path:
+    """`cache_dir()`, or where that cannot be written a folder that ends with this process; said once."""
+    try:
+        kept = cache_dir()
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept):
+            return kept
+    except (OSError, RuntimeError) as error:  # expanduser: no home is known
+        made = Path(tempfile.mkdtemp(prefix="monosem-cache-"))
+        atexit.register(shutil.rmtree, made, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        logger.warning("the cache cannot be written (%s): %s serves until this process ends; set MONOSEM_CACHE to a "
+                       "folder that can be written", reason, made)  # fmt: skip
+        return made
+
+
+def _kept_or_new(name: str) -> Path:
+    """A folder of the cache: as it is there, or where it can be written."""
+    try:
+        kept = cache_dir() / name
+    except RuntimeError:
+        return writable_cache() / name
+    return kept if kept.is_dir() else writable_cache() / name
+
+
 def is_converted(path: Path, sha256: str) -> bool:
     """True if the cache holds the file's weights."""
     return _folder(path, sha256).is_dir()
 
 
 def _folder(path: Path, sha256: str) -> Path:
-    return cache_dir() / "models" / f"{path.stem}-{sha256[:16]}"
+    return _kept_or_new(f"models/{path.stem}-{sha256[:16]}")
 
 
 def converted(path: Path, sha256: str | None = None) -> Path:

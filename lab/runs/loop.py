@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints import require_same
 from ..errors import InputError
-from ..storage import State
+from ..storage import LONGEST_NAME, State, short_name
 from ..streams.activation_stream import ActivationStream, Batch
 from ..streams.held_rows import HeldRows
 from ..streams.token_stream import TokenStream
@@ -472,6 +472,11 @@ def require_consumers(stream: Stream, consumers: Sequence[Consumer], who: str) -
             raise InputError(
                 f"consumer name {consumer.name!r} cannot be used: names must be plain, different from "
                 f"each other and not {STREAM!r}, so set name= on it"
+            )
+        if short_name(consumer.name) != consumer.name:
+            raise InputError(
+                f"consumer name {consumer.name[:40]}... has {len(consumer.name.encode())} bytes and names a folder: "
+                f"file systems take {LONGEST_NAME}, so set a shorter name= on it"
             )
         names.append(consumer.name)
         for site in consumer.sites:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..errors import InputError
-from ..models.gguf import cache_dir
+from ..models.gguf import writable_cache
 from ..rng import derive_seed, generator
 from ..sequences import by_position
 from ..storage import read_json, write_json
@@ -222,7 +222,7 @@ class GeneratedChats:
     @cached_property
     def folder(self) -> Path:
         """Folder that keeps the answers: a folder for all that decides them."""
-        return cache_dir() / "conversations" / self._hash[:16]
+        return writable_cache() / "conversations" / self._hash[:16]
 
     @cached_property
     def _hash(self) -> str:

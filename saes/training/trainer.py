@@ -18,6 +18,7 @@ from ...kernels.graph import Replay
 from ...kernels.tuples import Adam
 from ...lab.models.sites import Site
 from ...lab.rng import generator
+from ...lab.storage import short_name
 from ...lab.streams.activation_stream import ActivationStream, Batch
 from ...lab.streams.token_stream import TokenStream
 from ..architectures.objective import TrainingRows
@@ -83,7 +84,9 @@ class Trainer(GradientTrainer):
         check_config(dictionary, config, trained)
         self.place = dictionary.place = placed(dictionary, site, target)
         check_graph(dictionary, config)
-        super().__init__(dictionary, config, self.place.sites, name or _named(dictionary.architecture, self.place))
+        super().__init__(
+            dictionary, config, self.place.sites, short_name(name or _named(dictionary.architecture, self.place))
+        )
         self.provenance = provenance or Provenance()
         self.replay = Replay(self._learn) if config.cuda_graph else None
         self.scalars = torch.zeros(7, dtype=torch.float64, device=dictionary.W_dec.device)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ....lab.errors import InputError
 from ....lab.models.sites import Site
+from ....lab.storage import short_name
 from ....lab.streams.activation_stream import ActivationStream, Batch
 from ....lab.streams.token_stream import TokenStream
 from ...architectures.clt.cross_layer import CrossLayer, CrossLayerConfig
@@ -68,7 +69,7 @@ class CrossLayerTrainer:
             dictionary.place = place
         self.place, self.sites = dictionary.place, place.sites
         self.sources, self.targets = place.reads, place.predicts
-        self.name = name or f"clt-{sites[0]}-to-{targets[-1]}"
+        self.name = short_name(name or f"clt-{sites[0]}-to-{targets[-1]}")
         self.provenance = provenance or Provenance()
         skips = [None] * layers if dictionary.W_skip is None else dictionary.W_skip.data.unbind()
         self.layers = [
