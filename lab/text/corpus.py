@@ -86,6 +86,8 @@ class TextConfig:
     dedup: int | None = None
     """Leave out a document if any so many words in a row of it stood in an earlier one (FAST: 20). Comes before the
     chat template, the limit and the split."""
+    skip_unreadable: bool = False
+    """Leave out documents that cannot be read (a broken line, no text where text should be), and count them."""
     sort_by_length: bool = True
     """With pack=False, batch rows of similar length together, to waste less on padding."""
     lookahead: int = 16
@@ -107,6 +109,11 @@ class TextConfig:
         block holds a document's own token, so `keep_first` means the same as in `sequential`.
         """
         return replace(self, pack=True, bos=False, separator=False, keep_special=True)
+
+    def settings(self) -> dict[str, Any]:
+        """JSON values of all fields; `skip_unreadable` only where it is on, since runs of before know nothing of it."""
+        values = asdict(self)
+        return values if self.skip_unreadable else {k: v for k, v in values.items() if k != "skip_unreadable"}
 
     def __post_init__(self) -> None:
         optional = ("limit", "document_tokens", "dedup")
@@ -154,6 +161,11 @@ class Corpus:
                 raise unknown("text option", name, allowed)
         self.config = replace(config or TextConfig(), **fields)
         found = open_source(source)
+        self._unreadable: dict[int, str] = {}
+        if self.config.skip_unreadable:
+            if not hasattr(found, "unreadable"):
+                raise InputError(f"skip_unreadable is for documents in files or in memory, not for {found.name}")
+            found.unreadable = self._unreadable  # pyright: ignore[reportAttributeAccessIssue]
         self.source = found if self.config.dedup is None else Deduplicated(found, self.config.dedup)
         self.tokenizer = TextTokenizer(tokenizer)
         if self.config.bos and self.tokenizer.bos is None:
@@ -295,7 +307,7 @@ class Corpus:
     @cached_property
     def _identity(self) -> str:
         """A short hash of what decides the batches, apart from the documents' content."""
-        parts = [self.source.name, asdict(self.config), self.tokenizer.fingerprint()["hash"]]
+        parts = [self.source.name, self.config.settings(), self.tokenizer.fingerprint()["hash"]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def check(self) -> None:
@@ -316,6 +328,10 @@ class Corpus:
             if roles not in known and (self.config.chat or not isinstance(content, str)):
                 self._text(document)
                 known.add(roles)
+        if self._unreadable:
+            first = next(iter(self._unreadable.values()))
+            log.warning("%d documents of %s cannot be read and are left out. The first: %s",
+                        len(self._unreadable), self.source.name, first)  # fmt: skip
 
     @cached_property
     def _source_fingerprint(self) -> dict[str, Any]:
@@ -329,12 +345,19 @@ class Corpus:
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON values for a run's manifest: source and its hash, settings, tokenizer and its hash."""
+        known = self._source_fingerprint
         return {
             "source": self.source.name,
-            **self._source_fingerprint,
-            "settings": asdict(self.config),
+            **known,
+            **({"unreadable": self.unreadable} if self.config.skip_unreadable else {}),
+            "settings": self.config.settings(),
             "tokenizer": self.tokenizer.fingerprint(),
         }
+
+    @property
+    def unreadable(self) -> int:
+        """Documents left out so far because they cannot be read (`skip_unreadable`)."""
+        return len(self._unreadable)
 
     @property
     def repeats(self) -> int:
@@ -390,9 +413,11 @@ class Corpus:
         return f"Corpus({self.source.name!r}, {form}, context={config.context}, split={config.split!r})"
 
     def _repr_html_(self) -> str:
-        facts = {"source": self.source.name, "tokenizer": self.tokenizer.label, **asdict(self.config)}
+        facts = {"source": self.source.name, "tokenizer": self.tokenizer.label, **self.config.settings()}
         if self.repeats:
             facts["repeats left out so far"] = self.repeats
+        if self.unreadable:
+            facts["unreadable, left out so far"] = self.unreadable
         if self.dropped:
             facts["dropped so far"] = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
         return facts_table(facts, "Corpus")

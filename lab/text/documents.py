@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ..errors import InputError
@@ -46,6 +46,27 @@ class Source(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """JSON values that change when the documents change; `hash` is one of the keys."""
         ...
+
+
+def readable(number: int, make: Callable[[], Document | None], unreadable: dict[int, str] | None) -> Document | None:
+    """A document; None where it cannot be read and such documents are left out, which is noted.
+
+    Args:
+        number: of the document.
+        make: reads it.
+        unreadable: reasons by number; None refuses a document that cannot be read.
+
+    Raises:
+        InputError: as `make`, with the option that leaves such documents out.
+    """
+    try:
+        return make()
+    except InputError as error:
+        if unreadable is None:
+            error.add_note("skip_unreadable=True (--text.skip-unreadable) leaves such documents out")
+            raise
+        unreadable[number] = str(error)
+        return None
 
 
 def content_of(row: object, field: str | None, where: str) -> str | Conversation:

@@ -18,12 +18,12 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError, unknown
-from .documents import Document, content_of
+from .documents import Document, content_of, readable
 
 SUFFIXES = (".txt", ".md")
 LINES = ("jsonl", "ndjson", "json")
@@ -153,10 +153,16 @@ def _decoded(raw: bytes, where: str) -> str:
     return text
 
 
+def _text_of(number: int, path: Path) -> Document:
+    return Document(number, _decoded(_bytes(path), str(path)), str(path))
+
+
 class TextFiles:
     """One document per file: the file itself, or every .txt and .md below a folder, ordered by path."""
 
     at_hand = True
+    unreadable: dict[int, str] | None = None
+    """Documents left out because they cannot be read, by number, with the reason; None refuses them."""
 
     def __init__(self, path: str) -> None:
         self.name = f"text:{path}"
@@ -176,7 +182,8 @@ class TextFiles:
         """The files from the `start`-th on; one that is not UTF-8 text is an `InputError`."""
         for number in range(start, len(self._files)):
             path = self._files[number]
-            yield Document(number, _decoded(_bytes(path), str(path)), str(path))
+            if (document := readable(number, partial(_text_of, number, path), self.unreadable)) is not None:
+                yield document
 
     def fingerprint(self) -> dict[str, Any]:
         """The hash of every file's bytes and relative path."""
@@ -192,6 +199,8 @@ class JsonLines:
     """One document per line of a JSON-lines file; blank lines count as numbers but hold no document."""
 
     at_hand = True
+    unreadable: dict[int, str] | None = None
+    """As in `TextFiles`."""
 
     def __init__(self, path: str, field: str | None = None) -> None:
         self.name = f"jsonl:{path}" + (f"#{field}" if field else "")
@@ -207,10 +216,15 @@ class JsonLines:
             InputError: a line is not JSON or lacks the field; names the line, counted from 1 as editors do.
         """
         for number, raw in self._lines(start):
-            record = json_record(raw, f"line {number + 1} of {self._path}")
-            if record is not None:
-                content = content_of(record.value, self._field, record.where)
-                yield Document(number, content, f"{self._path}:{number + 1}")
+            document = readable(number, partial(self._document, number, raw), self.unreadable)
+            if document is not None:
+                yield document
+
+    def _document(self, number: int, raw: bytes) -> Document | None:
+        record = json_record(raw, f"line {number + 1} of {self._path}")
+        if record is None:
+            return None
+        return Document(number, content_of(record.value, self._field, record.where), f"{self._path}:{number + 1}")
 
     def _lines(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Numbered raw lines from `start` on, sought from the nearest line whose byte position is known."""

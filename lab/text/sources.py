@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..errors import InputError, unknown
 from ..sequences import by_position
 from .conversations import open_chats
 from .docs import DocsSource
-from .documents import Document, Source, content_key, content_of
+from .documents import Document, Source, content_key, content_of, readable
 from .files import JsonLines, TextFiles, path_and_field
 from .hub import HubSource
 
@@ -36,6 +37,8 @@ class Rows:
     """
 
     name, at_hand = "rows:", True
+    unreadable: dict[int, str] | None = None
+    """As in `TextFiles`."""
 
     def __init__(self, rows: Iterable[object]) -> None:
         self._rows: Any = _indexed(rows)
@@ -43,8 +46,12 @@ class Rows:
     def read(self, start: int = 0) -> Iterator[Document]:
         """The rows from the `start`-th on."""
         for number in range(start, len(self._rows)):
-            where = f"document {number}"
-            yield Document(number, content_of(self._rows[number], None, where), where)
+            if (document := readable(number, partial(self._document, number), self.unreadable)) is not None:
+                yield document
+
+    def _document(self, number: int) -> Document:
+        where = f"document {number}"
+        return Document(number, content_of(self._rows[number], None, where), where)
 
     def fingerprint(self) -> dict[str, Any]:
         """The hash of every row's content."""
