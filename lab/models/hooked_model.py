@@ -219,7 +219,7 @@ class HookedModel:
         *,
         attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """What the head reads, after a forward pass with the edits in force; `head` makes logits of it.
+        """Run a forward pass with the edits in force up to the head, and return what `head` makes logits of.
 
         Logits of many positions can then be made a few at a time. InputError where `head` is None.
         """

@@ -200,7 +200,7 @@ class JsonLines:
 
     at_hand = True
     unreadable: dict[int, str] | None = None
-    """As in `TextFiles`."""
+    """Documents left out because they cannot be read, by line; None refuses them."""
 
     def __init__(self, path: str, field: str | None = None) -> None:
         self.name = f"jsonl:{path}" + (f"#{field}" if field else "")

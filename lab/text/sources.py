@@ -38,7 +38,7 @@ class Rows:
 
     name, at_hand = "rows:", True
     unreadable: dict[int, str] | None = None
-    """As in `TextFiles`."""
+    """Documents left out because they cannot be read, by position; None refuses them."""
 
     def __init__(self, rows: Iterable[object]) -> None:
         self._rows: Any = _indexed(rows)

@@ -36,7 +36,7 @@ def test_on_request_they_are_left_out_counted_and_told(file: Path, caplog: pytes
     assert texts(corpus) == ["abc", "bca"] and corpus.unreadable == told["unreadable"] == 3
     assert "3 documents of jsonl:" in caplog.text and "line 2 of" in caplog.text.partition("The first: ")[2]
     assert [document.id for document in corpus.source.read(1)] == [4]
-    assert "unreadable, left out so far" in repr(corpus)
+    assert "unreadable, left out so far" in corpus._repr_html_()
 
 
 def test_files_and_values_too(tmp_path: Path) -> None:
