@@ -101,19 +101,31 @@ def kernel(operation: str, device: torch.device, reference: Callable) -> Callabl
     chosen = backend(device, operation)
     if chosen == "reference":
         return reference
-    home = f".{'cpu' if chosen == 'compiled' else 'gpu'}.{HOMES[operation]}"
+    served = implementation(operation, device, chosen)
     if chosen == "compiled":
-        return getattr(import_module(home, __package__), operation)
+        return served
 
     def run(*arguments):
         try:
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                return getattr(import_module(home, __package__), operation)(*arguments)
+            return served(*arguments)
         except Exception as error:
             if _forced.get() or not _failed_to_build(error):
                 raise
             refuse(device, operation, f"{type(error).__name__}: {error}", error)
         return reference(*arguments)
+
+    return run
+
+
+def implementation(operation: str, device: torch.device, backend: Backend) -> Callable:
+    """The kernel of an operation in a backend that has kernels, refused or not; Triton's with `device` as current."""
+    home = f".{'cpu' if backend == 'compiled' else 'gpu'}.{HOMES[operation]}"
+    if backend == "compiled":
+        return getattr(import_module(home, __package__), operation)
+
+    def run(*arguments):
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return getattr(import_module(home, __package__), operation)(*arguments)
 
     return run
 

@@ -24,6 +24,7 @@ from ..environment import hardware, versions
 from ..errors import InputError
 from ..markup import facts_table
 from ..storage import State, append_line, atomic_path, read_json, write_json
+from .first_run import kernel_record
 
 SCHEMA = 1
 
@@ -185,6 +186,7 @@ class Run:
             "fingerprints": self.fingerprints,
             "versions": versions(),
             "hardware": hardware(),
+            **kernel_record(),
         }
         write_json(self.folder / "manifest.json", record)
 

@@ -24,6 +24,7 @@ from ...kernels.dispatch import choose
 from ...kernels.encode import low_precision_copy
 from ...kernels.tuples import Adam, LowPrecisionCopy
 from ...lab.models.sites import Site
+from ...lab.runs.first_run import check_first
 from ..architectures.objective import Gradients, TrainingRows
 from ..architectures.sae import SparseAutoencoder
 from ..architectures.units import Units
@@ -55,6 +56,7 @@ class GradientTrainer:
         """Config of the dictionary as it is saved; while k falls, `dictionary.config` has another k."""
         device = dictionary.W_dec.device
         dictionary.precision = config.precision
+        check_first(device)
         self.choice = choose(device, config.precision)
         self.objective = dictionary.objective()
         self.objective.fits_start = config.start == "tied"

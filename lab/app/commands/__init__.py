@@ -26,4 +26,5 @@ COMMANDS: dict[str, dict[str, str]] = {
         "sparsity": "sparsity.SparsityCommand",
     },
     "exchange": {"harvest": "harvest.HarvestCommand", "export": "export.ExportCommand"},
+    "machine": {"doctor": "doctor.DoctorCommand"},
 }

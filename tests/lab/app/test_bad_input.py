@@ -52,6 +52,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "sparsity": ("sparsity", "{out}", "--layers=1", "--corpus={corpus}"),
     "harvest": ("harvest", "{out}", "--sites={site}", "--corpus={corpus}"),
     "export": ("export", "{dictionary}", "{out}"),
+    "doctor": ("doctor",),
 }  # fmt: skip
 """A command line of every command, with a name in braces for all that can be wrong."""
 NO_MODEL = ("compare", "compare, dictionaries", "export")

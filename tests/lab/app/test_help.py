@@ -36,7 +36,7 @@ assert not loaded, loaded
 def test_commands_stand_in_groups() -> None:
     text = overview()
     places = [text.index(f"\n{group}:\n") for group in (*COMMANDS, "bench")]
-    assert places == sorted(places) and list(COMMANDS) == ["train", "measure", "analyse", "exchange"]
+    assert places == sorted(places) and list(COMMANDS) == ["train", "measure", "analyse", "exchange", "machine"]
     assert all(f"\n  {name} " in text for name in homes())
 
 
