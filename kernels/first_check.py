@@ -69,7 +69,7 @@ def _failure(case: Case, run: Callable, device: torch.device) -> str | None:
     runs = []
     try:
         for busy in (False, True):
-            on_device = _moved(case.arguments(), device)
+            on_device = moved(case.arguments(), device)
             _poison(device)
             with _busy(device) if busy else torch.no_grad():
                 runs.append(tuple(part.cpu() for part in case.results(on_device, _several(run(*on_device)))))
@@ -98,11 +98,12 @@ def _bits(values: Tensor) -> Tensor:
     return values.contiguous().view(torch.int32) if values.dtype == torch.float32 else values
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or a tuple that holds some at any depth, on `device`."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, tuple):
-        parts = [_moved(part, device) for part in value]
+        parts = [moved(part, device) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value
 

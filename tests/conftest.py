@@ -9,14 +9,19 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 # the workers share the cores: more threads than one each would spin while they wait for one another
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-if not os.path.exists("/dev/nvidia0"):
-    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on CPU tensors
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # said before Triton is imported, which reads it then
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on CPU tensors
 torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    """Say where the kernels run."""
+    return "Triton kernels: " + ("on the GPU" if torch.cuda.is_available() else "interpreted, torch has no GPU here")
 
 
 @pytest.fixture(scope="session")

@@ -26,15 +26,21 @@ class _Jaxtyping(ModuleType):
         return _Annotation
 
 
-def prepare(wheels: Path | None) -> None:
+def prepare(wheels: Path | None) -> str:
     """Make this checkout importable as `monosem`.
 
     Args:
         wheels: a folder of pure Python wheels to import from (jaxtyping, pytest); without jaxtyping its annotations
             are stood in for.
+
+    Returns:
+        A sentence that says where the kernels run.
     """
+    import torch  # does not import triton, which reads its environment when it is imported
+
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    if not Path("/dev/nvidia0").exists():
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
         os.environ["TRITON_INTERPRET"] = "1"  # kernels run on CPU tensors
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent]
     for wheel in sorted(wheels.glob("*.whl")) if wheels else ():
@@ -45,3 +51,4 @@ def prepare(wheels: Path | None) -> None:
         sys.modules["monosem"] = package
     if find_spec("jaxtyping") is None:
         sys.modules["jaxtyping"] = _Jaxtyping("jaxtyping")
+    return "Triton kernels run on the GPU" if on_gpu else "no GPU that torch can use: Triton kernels run interpreted"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import math
 import os
 import platform
 import time
@@ -86,7 +88,7 @@ class Session:
     def section(self, title: str, budget: float, parts: Iterable[tuple[str, Callable[[], None]]]) -> None:
         """Run the parts of a section until its budget of seconds, or the whole run's, is spent.
 
-        What is skipped, and what fails, is a line of the result; the rest goes on.
+        What is skipped is a line of the result, what fails a line and a row of the table; the rest goes on.
         """
         start = time.monotonic()
         for name, part in parts:
@@ -96,13 +98,34 @@ class Session:
                 continue
             try:
                 part()
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
             except Exception as error:
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 reason = (str(error).splitlines() or [""])[0][:200]
-                self.say(f"failed: {title}, {name}: {type(error).__name__}: {reason} ({last.name}:{last.lineno})")
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+                self.failed(title, name, f"{type(error).__name__}: {reason} ({last.name}:{last.lineno})")
         self.say(f"{title}: {time.monotonic() - start:.0f} s, {self.elapsed:.0f} s in all")
+
+    def failed(self, title: str, name: str, reason: str) -> None:
+        """Keep a failure: a row that says so, and a line with the reason."""
+        self.rows.append(Row(f"{title}, {name}", "", math.nan, 0, 0, 0, 0, "FAILED"))
+        self.say(f"failed: {title}, {name}: {reason}")
+
+    @property
+    def wrong(self) -> bool:
+        """True if something failed or gave other values than it must."""
+        return any(row.note == "FAILED" or "DIFFER" in row.note for row in self.rows)
+
+    def save(self, path: Path) -> None:
+        """Keep rows, lines and ceilings for the next process."""
+        path.write_text(json.dumps({"rows": self.rows, "lines": self.lines, "rates": self.rates}))
+
+    def load(self, path: Path) -> None:
+        """Go on from what another process kept."""
+        if path.is_file():
+            kept = json.loads(path.read_text())
+            self.rows = [Row(*row) for row in kept["rows"]]
+            self.lines, self.rates = kept["lines"], kept["rates"]
 
     def say(self, line: str) -> None:
         """Keep a line of text, and write everything to disk."""
@@ -155,6 +178,7 @@ class Session:
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
                 held = torch.cuda.memory_allocated()
+            torch.cuda._sleep(2_000_000)  # the host runs ahead, so that no launch is waited for between the events
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
             events[0].record()
             call(number)
@@ -181,6 +205,8 @@ class Session:
 
 
 def _line(row: Row) -> str:
+    if row.note == "FAILED":
+        return f"| {row.what} | {row.shape} | failed |" + " |" * 5 + " FAILED |"
     seconds = row.milliseconds / 1e3
     ratio = f"{row.milliseconds / row.floor:.2f}" if row.floor else ""
     rates = [f"{amount / seconds / 1e12:.3f}T" if amount else "" for amount in (row.bytes, row.flops)]

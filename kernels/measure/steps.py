@@ -84,6 +84,7 @@ def our_step(session: Session, shape: Shape, name: str, beta1: float, active_row
         return
     held = batches[0].clone()
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step(held)
     torch.cuda.synchronize()

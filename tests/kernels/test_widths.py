@@ -12,6 +12,7 @@ from monosem.kernels.cpu import update as cpu_update
 from monosem.kernels.decode import decode_residual, residual_reference
 from monosem.kernels.dense import latent_gradients as dense_gradients
 from monosem.kernels.encode import quantise
+from monosem.kernels.first_check import moved
 from monosem.kernels.tuples import Residual
 
 torch.set_num_threads(1)
@@ -45,7 +46,28 @@ def triton() -> tuple[Callable, Callable]:
     pytest.importorskip("triton")
     from monosem.kernels.gpu import update as gpu_update
 
-    return gpu_update.latent_step, gpu_update.latent_gradients
+    return on_the_gpu(gpu_update.latent_step), on_the_gpu(gpu_update.latent_gradients)
+
+
+def on_the_gpu(function: Callable) -> Callable:
+    """The function on a GPU, if there is one: arguments are carried there, and with the results back again."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def run(*arguments):
+        there = moved(arguments, device)
+        returned = function(*there)
+        copy_back(arguments, there)
+        return moved(returned, torch.device("cpu"))
+
+    return run
+
+
+def copy_back(here: object, there: object) -> None:
+    if isinstance(here, torch.Tensor):
+        here.copy_(there)
+    elif isinstance(here, tuple):
+        for one, other in zip(here, there, strict=True):
+            copy_back(one, other)
 
 
 IMPLEMENTATIONS = {
