@@ -73,7 +73,7 @@ class HookedModel:
         self.forwards = 0
         """Forward passes run so far, early-stopped ones included."""
         self.wiring = wiring or wire(module)
-        self._edits = Edits(self.wiring.tap, rejoin=self.wiring.residual == "sequential")
+        self._edits = Edits(self.module, self.wiring.tap, rejoin=self.wiring.residual == "sequential")
         self._widths: dict[Site, int] = {}
         self._running = threading.RLock()
         self.positions = Positions(self.wiring.first_position if self.wiring.positions else None)
@@ -263,6 +263,10 @@ class HookedModel:
         Each function gets the tensor `capture` would give and returns its replacement, of the same shape; it
         must not change its argument in place. Contexts nest: an inner edit sees what outer ones wrote. Edits
         end with the context, whatever ends it, and act in this thread only.
+
+        `module.generate` keeps earlier tokens in a cache and runs one new token a step, so an edit that indexes
+        positions would miss them. An edit with a second argument is also given the columns of the sequence that
+        the tensor holds [tokens], from 0 and padding counted.
 
         Raises:
             InputError: a site the model has not, or one that cannot be written.

@@ -8,6 +8,7 @@ on the same model. They are removed when their context ends, whatever ended it.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -19,8 +20,12 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import InputError
 from .sites import Site
 
-Hook = Callable[[Tensor], Tensor]
-"""Takes the tensor at a site and returns what stands there instead, of the same shape."""
+Hook = Callable[..., Tensor]
+"""Takes the tensor at a site and returns what stands there instead, of the same shape.
+
+With a second argument it is also given the columns of the sequence that the tensor holds [tokens], padding counted:
+from 0 in a whole forward pass, and the one new column in a step of `generate`, which keeps earlier ones in its cache.
+"""
 Key = TypeVar("Key")
 
 
@@ -109,8 +114,9 @@ def reading(taps: Mapping[Key, Tap], stop: bool = True) -> Iterator[dict[Key, Te
 class Edits(threading.local):
     """The edits in force on one model in one thread; contexts nest."""
 
-    def __init__(self, tap_of: Callable[[Site], Tap], rejoin: bool) -> None:
-        self._tap_of, self._rejoin = tap_of, rejoin
+    def __init__(self, module: nn.Module, tap_of: Callable[[Site], Tap], rejoin: bool) -> None:
+        self._module, self._tap_of, self._rejoin = module, tap_of, rejoin
+        self._cached = 0  # columns of the sequence that lie in the cache of the pass that runs
         self._steps: list[_Step] = []
         self._handles: list[RemovableHandle] = []
 
@@ -137,7 +143,24 @@ class Edits(threading.local):
         for handle in self._handles:
             handle.remove()
         self._steps = steps
-        self._handles = [tap.attach(_compose(chain)) for tap, chain in self._chains().items()]
+        self._cached = 0
+        self._handles = [] if not any(step.takes_columns for step in steps) else [self._counting()]
+        self._handles += [tap.attach(_compose(chain)) for tap, chain in self._chains().items()]
+
+    def _counting(self) -> RemovableHandle:
+        """Note at the start of every pass of this thread how many columns lie in its cache."""
+        owner = threading.get_ident()
+
+        def count(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if threading.get_ident() == owner:
+                length = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
+                self._cached = 0 if length is None else int(length())
+
+        return self._module.register_forward_pre_hook(count, with_kwargs=True)
+
+    def _columns(self, tensor: Tensor) -> Tensor:
+        """Columns of the sequence that a tensor [batch, tokens, ...] holds."""
+        return torch.arange(self._cached, self._cached + tensor.shape[1], device=tensor.device)
 
     def _chains(self) -> dict[Tap, list[Callable[[Tensor], Tensor]]]:
         """Functions to apply at each tap, in order, so that each edit sees the values that earlier edits wrote.
@@ -156,7 +179,7 @@ class Edits(threading.local):
             at("resid_mid", layer).append(skip.before)
             at("resid_post", layer).append(skip.join)
         for step in self._steps:
-            chains.setdefault(self._tap_of(step.site), []).append(step)
+            chains.setdefault(self._tap_of(step.site), []).append(step.bound(self._columns))
         for layer, skip in skips.items():
             at("resid_mid", layer).append(skip.after)
             at("mlp_add", layer).append(skip.added)
@@ -168,14 +191,30 @@ class _Step:
 
     def __init__(self, site: Site, edit: Hook) -> None:
         self.site, self.edit, self.ran = site, edit, False
+        self.takes_columns = _required(edit) == 2
 
-    def __call__(self, tensor: Tensor) -> Tensor:
+    def bound(self, columns: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The edit as a function of the tensor alone."""
+        return lambda tensor: self(tensor, columns)
+
+    def __call__(self, tensor: Tensor, columns: Callable[[Tensor], Tensor]) -> Tensor:
         self.ran = True
-        new = self.edit(tensor)
+        edit: Any = self.edit
+        new = edit(tensor, columns(tensor)) if self.takes_columns else edit(tensor)
         if not isinstance(new, Tensor) or new.shape != tensor.shape:
             got = f"shape {list(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
             raise InputError(f"the edit at {self.site} must return a tensor of shape {list(tensor.shape)}, not {got}")
         return new if new is tensor else new.to(device=tensor.device, dtype=tensor.dtype)
+
+
+def _required(edit: Callable[..., Any]) -> int:
+    """Positional arguments that a function must be given; 1 where it does not say."""
+    try:
+        given = inspect.signature(edit).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(one.kind in positional and one.default is inspect.Parameter.empty for one in given)
 
 
 class _SkipConnection:
