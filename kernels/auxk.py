@@ -27,7 +27,7 @@ def auxk_gradients(
 
     Args:
         residual: x_hat - x of the main reconstruction; the target is its negative, held constant.
-        latents: ids of those that have not fired for the configured number of rows.
+        latents: ids of those that have not fired for the configured number of rows; ids from n on are nobody's.
         k: how many dead latents explain each row; all of them if fewer are dead. 0 turns the aid off.
 
     Returns:
@@ -35,8 +35,10 @@ def auxk_gradients(
     """
     if not (k and len(latents)):
         return None, residual.new_zeros(())
-    W_enc, W_dec, b_enc = weights.W_enc[latents], weights.W_dec[latents], weights.b_enc[latents]
-    grads = RowGradients(latents, torch.zeros_like(W_enc), torch.zeros_like(W_dec), torch.zeros_like(b_enc)[:, None])
+    nobody = latents >= len(weights.b_enc)
+    W_enc, W_dec, b_enc = (part[latents.clamp_max(len(weights.b_enc) - 1)] for part in weights)
+    b_enc = b_enc.masked_fill(nobody, -torch.inf)  # never among a row's codes
+    grads = RowGradients(latents, torch.zeros_like(W_enc), torch.zeros_like(W_dec), torch.zeros_like(W_enc[:, :1]))
     variance = (residual.square().sum() - len(residual) * residual.mean(0).square().sum()).clamp_min(1e-12)
     squares = residual.new_zeros(())
     chunk = chunk_rows(len(latents), residual.device.type)
@@ -49,7 +51,7 @@ def auxk_gradients(
         to_codes = (error @ W_dec.T).mul_(codes > 0)
         grads.W_enc.addmm_(to_codes.T, x)
         grads.b_enc[:, 0] += to_codes.sum(0)
-    return grads, squares / variance
+    return grads, squares / variance * ~nobody.all()
 
 
 def _codes(pre: Float32[Tensor, "rows dead"], k: int) -> Float32[Tensor, "rows dead"]:

@@ -32,18 +32,21 @@ def decode_residual(
     matrix, rows, columns = scattered(indptr, indices, values, len(W_dec))
     residual = torch.addmm(b_dec, matrix, W_dec.float()).sub_(x)
     grads = torch.mm(residual, W_dec.float().T, out=matrix)[rows, columns]
-    return Residual(residual, residual.square().sum(1), grads * (values != 0))
+    return Residual(residual.to(x.dtype), residual.square().sum(1), grads * (values != 0))
 
 
 def latent_gradients(
     codes: tuple[Tensor, Tensor, Tensor], out: Residual, x: Tensor, scale: float | Tensor, n_latents: int
 ) -> tuple[RowGradients, Tensor]:
-    """Gradients of all latents by two matrix products, and how often each fired [n] int64."""
+    """Gradients of all latents by two matrix products, and how often each fired [n] int64; rows may be bf16.
+
+    Products are of fp32: the codes' gradients stay exact, and rows in bf16 are widened.
+    """
     values, active = codes[2], codes[2] != 0
     z, _, columns = scattered(*codes[:2], values * active, n_latents)
-    W_dec = torch.mm(z.T, out.residual).mul_(scale)
+    W_dec = torch.mm(z.T, out.residual.float()).mul_(scale)
     dz = scattered(*codes[:2], out.grads * active, n_latents)[0]
     rows = torch.arange(n_latents, device=x.device)
     bias = dz.sum(0).mul_(scale)
     fired = torch.zeros(n_latents, dtype=torch.int64, device=x.device).index_add_(0, columns, active.long())
-    return RowGradients(rows, torch.mm(dz.T, x).mul_(scale), W_dec, bias[:, None]), fired
+    return RowGradients(rows, torch.mm(dz.T, x.float()).mul_(scale), W_dec, bias[:, None]), fired

@@ -197,6 +197,11 @@ def _unusable(device: str) -> str | None:
     return None
 
 
+def fixed_sizes(device: torch.device) -> bool:
+    """True if no size in a step may depend on data, because the host would wait for the device to know it."""
+    return backend(device) == "triton"
+
+
 def _cpu_has(feature: str) -> bool:
     probe = getattr(torch.cpu, f"_is_{feature}_supported", None)
     return bool(probe and probe())

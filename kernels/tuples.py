@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -62,7 +62,11 @@ class Weights(NamedTuple):
 
 
 class RowGradients(NamedTuple):
-    """Gradient rows of some latents: their distinct ids [r] int64, then [r, d], [r, d_out] and [r, 1]."""
+    """Gradient rows of some latents: their distinct ids [r] int64, then [r, d], [r, d_out] and [r, 1].
+
+    Ids from n_latents on are nobody's, and their rows count for nothing: the number of rows can then be fixed where the
+    number of latents is known to the device alone.
+    """
 
     latents: Tensor
     W_enc: Tensor
@@ -77,6 +81,26 @@ class RowGradients(NamedTuple):
             for ours, theirs in zip(self[1:], other[1:], strict=True)
         )
         return RowGradients(latents, *parts)
+
+    def places(self, n: int) -> Tensor:
+        """Where each of n latents stands in `latents` [n] int32, -1 where it does not."""
+        places = torch.arange(len(self.latents), dtype=torch.int32, device=self.latents.device)
+        nowhere = torch.full((n + 1,), -1, dtype=torch.int32, device=self.latents.device)
+        return nowhere.scatter_(0, self.latents.long().clamp_max(n), places)[:n]
+
+    def owned(self, n: int) -> RowGradients:
+        """The rows of n latents, without those of nobody; their number is read back to the host."""
+        return RowGradients(*(part[self.latents < n] for part in self))
+
+    def onto(self, other: RowGradients) -> RowGradients:
+        """The sum with `other`, which has a row for each latent in order; nothing is read back to the host."""
+        n = len(other.latents)
+        place = self.latents.long().clamp_max(n)
+        parts = (
+            torch.cat([theirs, theirs.new_zeros(1, theirs.shape[1])]).index_add_(0, place, ours)[:n]
+            for ours, theirs in zip(self[1:], other[1:], strict=True)
+        )
+        return RowGradients(other.latents, *parts)
 
     def times(self, factor: float | Tensor) -> RowGradients:
         """Every row multiplied by `factor`."""
@@ -117,6 +141,12 @@ class Adam:
     def corrections(self) -> tuple[float, float]:
         """1 - beta^t for both moments."""
         return 1 - self.beta1**self.t, 1 - self.beta2**self.t
+
+    def on(self, device: torch.device) -> Adam:
+        """With `scalars()` on a GPU, copied while the host goes on; the same on a CPU, or where they are there."""
+        if device.type != "cuda" or self.device is not None:
+            return self
+        return replace(self, device=self.scalars().pin_memory().to(device, non_blocking=True))
 
     def scalars(self) -> Tensor:
         """[lr, beta1, beta2, 1 - beta1^t, 1 - beta2^t, eps, t] in fp64: 1 - 0.999 loses five digits in fp32."""

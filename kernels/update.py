@@ -90,7 +90,7 @@ def _step(indptr, indices, values, residual, squares, grads, x, scale, W_enc, *r
         from .dense import latent_gradients as products
 
         rows, fired = products(codes, out, x, scale, len(W_enc))
-        extra = rows if extra is None else rows.plus(extra)
+        extra = rows if extra is None else extra.onto(rows)
         codes = (torch.zeros_like(indptr), indices[:0], values[:0])
         out = Residual(residual, squares, grads[:0])
     updated = run(codes, out, x, scale, weights, moments, adam, low_precision, extra)
@@ -155,9 +155,11 @@ def reference(
     grads, fired = _dense_gradients(codes, out, x, scale, len(weights.b_enc))
     touched = fired > 0
     if extra is not None:
-        touched = touched.index_fill(0, extra.latents.long(), True)
-        for grad, rows_extra in zip(grads, extra[1:], strict=True):
-            grad[extra.latents.long()] += rows_extra.reshape(len(extra.latents), *grad.shape[1:])
+        latents = torch.arange(len(fired), device=fired.device)
+        whole = (grad.reshape(len(fired), -1) for grad in grads)
+        added = extra.onto(RowGradients(latents, *whole))
+        grads = Weights(*(part.reshape(grad.shape) for part, grad in zip(added[1:], grads, strict=True)))
+        touched = touched | (extra.places(len(fired)) >= 0)
     to_input = grads.b_enc @ weights.W_enc
     grads.W_dec.sub_((grads.W_dec * weights.W_dec).sum(1, keepdim=True) * weights.W_dec)
     c1, c2 = adam.corrections

@@ -96,7 +96,7 @@ def test_a_stopped_run_continues_to_the_same_weights(here: Path, expected: dict[
     assert stopped.manifest is None and not stopped.dictionaries
     options = ("--stream.batch=32", "--stream.buffer=128", "--n-latents=40", "--k=3", "--rows=1280",
                "--log-every=10", "--sites", "resid_post.1", "--training.beta1=0.9", "--training.beta2=0.999",
-               "--training.blend=0", "--resume")  # fmt: skip
+               "--training.blend=0", "--training.aid-after=25000", "--resume")  # fmt: skip
     assert main(["train", "stopped", *SOURCE, *options]) == 0
     (folder,) = Path("stopped/dictionaries").iterdir()
     torch.testing.assert_close(load(folder).W_dec, expected["run.W_dec"], rtol=1e-4, atol=1e-5)

@@ -21,6 +21,6 @@ def gradient_rows(start, stop, indptr, indices, weight, residual, grads):
 def code_gradients(indptr: Tensor, indices: Tensor, W_dec: Tensor, residual: Tensor) -> Tensor:
     """`kernels.code_gradients.code_gradients` on a CPU."""
     grads = torch.empty(len(indices))
-    inputs = (part.detach().contiguous().numpy() for part in (indptr, indices, W_dec.float(), residual))
+    inputs = (part.detach().contiguous().numpy() for part in (indptr, indices, W_dec.float(), residual.float()))
     run_rows(gradient_rows, len(residual), *inputs, grads.numpy())
     return grads

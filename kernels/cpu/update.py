@@ -199,6 +199,7 @@ def latent_step(
     extra_row, extra_rows = np.full(n, -1, np.int32), arrays(weights.W_enc[:0], weights.W_dec[:0])
     bias_grads, fired = torch.zeros(n), torch.empty(n, dtype=torch.int64)
     if extra is not None:
+        extra = extra.owned(n)
         extra_row[extra.latents.numpy()] = np.arange(len(extra.latents), dtype=np.int32)
         extra_rows = arrays(*extra[1:3])
         bias_grads[extra.latents] = extra.b_enc[:, 0]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,7 +27,7 @@ def _gradient_rows(indptr, indices, weight, residual, grads, d, CODES: tl.conste
         for start in range(0, d, WIDTH):
             columns = start + tl.arange(0, WIDTH)
             within = columns < d
-            right = tl.load(residual + row * d + columns, mask=within, other=0.0)
+            right = tl.load(residual + row * d + columns, mask=within, other=0.0).to(tl.float32)
             place = weight + latents[:, None] * d + columns[None, :]
             left = tl.load(place, mask=inside[:, None] & within[None, :], other=0.0).to(tl.float32)
             sums += tl.sum(left * right[None, :], axis=1)
@@ -35,7 +36,7 @@ def _gradient_rows(indptr, indices, weight, residual, grads, d, CODES: tl.conste
 
 def code_gradients(indptr: Tensor, indices: Tensor, W_dec: Tensor, residual: Tensor) -> Tensor:
     """`kernels.code_gradients.code_gradients` on a GPU."""
-    grads = residual.new_empty(len(indices))
+    grads = torch.empty(len(indices), device=residual.device)
     if len(indices):
         rows, d = residual.shape
         tile: dict[str, Any] = {"CODES": CODES, "WIDTH": WIDTH}

@@ -168,10 +168,12 @@ def latent_step(
     active = lists.fired > 0
     extra_rows: tuple[Tensor | None, ...] = (None,) * 4
     if extra is not None:
-        place = place_of_latent(extra.latents, n)
+        place = extra.places(n)
         active |= place >= 0
         extra_rows = (place, *(rows.contiguous() for rows in extra[1:]))
-    scalars = adam.scalars().to(x.device) if adam.device is None else adam.device
+    scalars = adam.on(x.device).device
+    if scalars is None:  # in the interpreter
+        scalars = adam.scalars()
     some = (None, None)
     if moments.touched is not None:
         most = min(n, len(codes[1]) + (0 if extra is None else len(extra.latents)))
@@ -206,12 +208,6 @@ def latent_gradients(
 def layouts(d: int, d_out: int) -> dict[str, int]:
     """The layout of encoder rows, and that of decoder rows under names ending in _OUT."""
     return layout(d) | {f"{name}_OUT": size for name, size in layout(d_out).items()}
-
-
-def place_of_latent(latents: Tensor, n: int) -> Tensor:
-    """Where each of n latents stands in `latents` [n] int32, -1 where it does not."""
-    places = torch.arange(len(latents), dtype=torch.int32, device=latents.device)
-    return torch.full((n,), -1, dtype=torch.int32, device=latents.device).scatter_(0, latents.long(), places)
 
 
 def on_device(scale: float | Tensor, x: Tensor) -> Tensor:

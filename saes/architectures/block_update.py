@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.dispatch import fixed_sizes
 from ...kernels.tuples import Adam, LowPrecisionCopy, Moments, Residual, RowGradients, Updated, Weights
 from ...kernels.update import latent_gradients, latent_step
 
@@ -78,11 +79,12 @@ def gradient_rows(
         gradients = latent_gradients(codes, out, x, scale, len(counts))
         blocks.append(gradients._replace(latents=gradients.latents + (latents.start or 0)))
     rows = blocks[0] if len(blocks) == 1 else RowGradients(*(torch.cat(kind) for kind in zip(*blocks, strict=True)))
-    return rows if extra is None else rows.plus(extra), fired
+    return rows if extra is None else rows.plus(extra.owned(n_latents)), fired
 
 
-def _within(rows: RowGradients, latents: slice) -> RowGradients | None:
-    """The gradient rows of a block's latents, counted from its start."""
+def _within(rows: RowGradients, latents: slice) -> RowGradients:
+    """The gradient rows of a block's latents, counted from its start; where sizes are fixed the others are nobody's."""
     inside = (rows.latents >= latents.start) & (rows.latents < latents.stop)
-    kept = RowGradients(*(part[inside] for part in rows))
-    return kept._replace(latents=kept.latents - latents.start) if len(kept.latents) else None
+    size = latents.stop - latents.start
+    rows = rows._replace(latents=torch.where(inside, rows.latents - latents.start, size))
+    return rows if fixed_sizes(rows.latents.device) else rows.owned(size)

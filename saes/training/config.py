@@ -19,6 +19,8 @@ STARTS, CENTRES = ("tied", "kaiming", "normal"), ("median", "mean", "zero")
 LR_SCALE, LR_MOST = 0.068, 0.01
 """Constants of `default_lr`, fitted to the best rates of TopK at resid_post.12 of SmolLM2: n_latents 2,048 and 9,216,
 batch 512 and 2,048, 53k to 1.05M rows."""
+IDLE_ROWS = 25_000
+"""Rows after which a latent is idle, at least."""
 NARROW = 2**12
 """Latents up to which the share of data in the starting rows is the whole of `data_share`."""
 
@@ -62,8 +64,10 @@ class TrainConfig:
     """Weight of the aid against the normalised reconstruction loss; by default 1/32, or 1/2 where there is a bound.
     BatchTopK of 16,384 latents after 410k rows of SmolLM2: 288 latents at 1/32 leave 10 % dead at FVU 0.150, k at 1/2
     leave 3 % at 0.147; of TopK none is dead either way, but 0.6 and 2.8 % are idle for 100k rows, at FVU 0.138."""
-    aid_after: int = 25_000
-    """Rows without firing after which a latent gets the aid. It keeps latents of relu and gated from becoming rarer."""
+    aid_after: int | None = None
+    """Rows without firing after which a latent gets the aid; by default 25,000, or 8 * n_latents / k if that is more: a
+    latent that fires as often as the mean is then idle by chance in one case of 3,000. It keeps latents of relu and
+    gated from becoming rarer."""
     dead_after: int = 250_000
     """Rows without firing after which a latent counts as dead in the metrics."""
     blend: float | None = None
@@ -113,8 +117,8 @@ class TrainConfig:
         if self.aux_coefficient is not None and not 0 <= self.aux_coefficient < float("inf"):
             raise InputError(f"aux_coefficient must be a number from 0, got {self.aux_coefficient}")
         for name in ("aid_after", "dead_after"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1 row, got {getattr(self, name)}")
+            if (rows := getattr(self, name)) is not None and rows < 1:
+                raise InputError(f"{name} must be at least 1 row, got {rows}")
         if self.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.resample_every is not None and self.resample_every < 1:
@@ -150,6 +154,10 @@ class TrainConfig:
         if self.blend is not None:
             return self.blend
         return dictionary.data_share * min(1.0, NARROW / dictionary.n_latents)
+
+    def idle_after(self, n_latents: int, k: int) -> int:
+        """Rows without firing after which a latent is idle, with `k` codes a row at the end of training."""
+        return self.aid_after or max(IDLE_ROWS, 8 * n_latents // k)
 
     def aid(self, dictionary: SparseAutoencoder, k: int) -> tuple[int, float]:
         """Return how many idle latents explain a row's residual, and the weight of the aid.

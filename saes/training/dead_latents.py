@@ -4,7 +4,7 @@
     wake       biases that silence idle latents rise until each fires, where the threshold is in the biases
     resample   dead latents start anew on rows that are reconstructed badly (Bricken et al. 2023, neuron resampling)
 
-A latent is idle after `TrainConfig.aid_after` rows without firing, and dead after `dead_after`.
+A latent is idle after `TrainConfig.idle_after` rows without firing, and dead after `dead_after`.
 
 Resampling draws each row at most once, with probability proportional to its squared error squared; where more latents
 are dead than there are rows, the longest dead come first. The latent's decoder row becomes the direction of the row's
@@ -22,13 +22,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ...kernels.auxk import auxk_gradients
+from ...kernels.dispatch import fixed_sizes
 from ...kernels.tuples import RowGradients
 from ..architectures.objective import Gradients, Objective, TrainingRows
 from .config import TrainConfig
 from .optimizers import Optimizer
 
 IDLE_EVERY = 16
-"""Steps between two looks for idle latents: a look makes the host wait for the device."""
+"""Steps between two looks for idle latents."""
+
+AIDED = 2048
+"""The least number of latents that the aid serves where sizes are fixed; twice the codes a row of the aid if more."""
 
 WAKE_UNTIL = 0.9
 """Share of a run after which no latent is woken: a woken latent needs the rest of the run to learn something."""
@@ -56,21 +60,37 @@ class DeadLatents:
         dictionary = objective.dictionary
         self.objective, self.optimizer, self.config = objective, optimizer, config
         self.aid_size, self.aid_weight = config.aid(dictionary, k)
+        self.idle_after = config.idle_after(dictionary.n_latents, k)
         device = dictionary.W_dec.device
         self.since_fired = torch.zeros(dictionary.n_latents, dtype=torch.int64, device=device)
         """Rows since each latent fired [n_latents]."""
         self.idle = torch.zeros(0, dtype=torch.int64, device=device)
-        """Latents that get help in this step, in ascending order."""
+        """Latents that get help in this step, in ascending order; ids from n_latents on are nobody's."""
 
     @property
     def fraction(self) -> float:
         """Share of latents that are dead now; reading it makes the host wait for the device."""
         return float((self.since_fired >= self.config.dead_after).float().mean())
 
+    @property
+    def fixed(self) -> bool:
+        """True if `idle` has a fixed number of entries, those of the longest idle latents: the host then waits never.
+
+        Objectives with the threshold in the bias are left out: their steps make the host wait anyway.
+        """
+        return fixed_sizes(self.since_fired.device) and not self.objective.threshold_in_bias
+
     def refresh_idle(self, step: int) -> None:
         """Look for idle latents, every `IDLE_EVERY` steps."""
-        if step % IDLE_EVERY == 0:
-            self.idle = (self.since_fired >= self.config.aid_after).nonzero()[:, 0]
+        if step % IDLE_EVERY:
+            return
+        n = len(self.since_fired)
+        if not self.fixed:
+            self.idle = (self.since_fired >= self.idle_after).nonzero()[:, 0]
+            return
+        since, latents = self.since_fired.sort(descending=True, stable=True)
+        most = min(n, max(AIDED, 2 * self.aid_size))
+        self.idle = torch.where(since[:most] >= self.idle_after, latents[:most], n).sort().values
 
     def aid(self, gradients: Gradients, rows: TrainingRows) -> tuple[RowGradients | None, Float32[Tensor, ""]]:
         """Gradients that make idle latents explain the residual of a batch, and the loss they leave.
@@ -139,4 +159,5 @@ class DeadLatents:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.since_fired.copy_(state["since_fired"])
-        self.idle = state["idle"].to(self.since_fired.device)
+        idle = state["idle"].to(self.since_fired.device)
+        self.idle = idle if self.fixed else idle[idle < len(self.since_fired)]

@@ -145,3 +145,18 @@ def test_dense_products_equal_the_references(monkeypatch):
         states.append((*weights, *moments.first, *moments.second, *updated))
     for a, b in zip(*states, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_dense_products_take_rows_in_bf16():
+    """As a GPU gives them: codes' gradients stay fp32, the residual has the dtype of the rows."""
+    codes, W, x = many_codes()
+    rows = x.bfloat16()
+    got, expected = decode_residual(*codes, W, torch.zeros(10), rows), residual_reference(*codes, W, 0.0, rows.float())
+    assert got.residual.dtype == torch.bfloat16 and got.grads.dtype == got.squares.dtype == torch.float32
+    assert torch.allclose(got.squares, expected.squares, rtol=1e-5)
+    assert torch.allclose(got.grads, expected.grads, atol=1e-4)
+    gradients, fired = dense.latent_gradients(codes, got, rows, 0.1, 24)
+    wide = got._replace(residual=got.residual.float())
+    for mine, theirs in zip(gradients, dense.latent_gradients(codes, wide, rows.float(), 0.1, 24)[0], strict=True):
+        assert torch.equal(mine, theirs)
+    assert gradients.W_enc.dtype == torch.float32 and int(fired.sum()) == int((codes[2] != 0).sum())

@@ -78,9 +78,10 @@ def test_jumprelu_gradients_equal_the_reference(l0_coefficient):
 def test_code_gradients_equal_the_reference(d, dtype):
     codes = ragged([0, 3, 40, 0, 1], 50)
     W_dec, residual = random(50, d, seed=1).to(dtype), random(5, d, seed=2)
-    got = gpu_sampled.code_gradients(codes.indptr, codes.indices, W_dec, residual)
-    expected = sampled.reference(codes.indptr, codes.indices, W_dec, residual)
-    assert (got - expected).norm() < 1e-6 * expected.norm()
+    for given in (residual, residual.bfloat16()):  # a rounded residual's gradients are not rounded again
+        got = gpu_sampled.code_gradients(codes.indptr, codes.indices, W_dec, given)
+        expected = sampled.reference(codes.indptr, codes.indices, W_dec, given.float())
+        assert got.dtype == torch.float32 and (got - expected).norm() < 1e-6 * expected.norm()
 
 
 def test_code_gradients_of_no_codes():
