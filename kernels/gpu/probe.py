@@ -6,6 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .compile import Shape, Spec
+
+LENGTH = 16
+
 
 @triton.jit
 def add_one(x, LENGTH: tl.constexpr):
@@ -20,7 +24,12 @@ def probe(device: torch.device) -> None:
     Raises:
         RuntimeError: it ran and its result is wrong; whatever Triton raises where it cannot be built.
     """
-    x = torch.arange(16, dtype=torch.float32, device=device)
-    add_one[(1,)](x, LENGTH=16)  # pyright: ignore[reportArgumentType]
-    if x.tolist() != list(range(1, 17)):
+    x = torch.arange(LENGTH, dtype=torch.float32, device=device)
+    add_one[(1,)](x, LENGTH=LENGTH)  # pyright: ignore[reportArgumentType]
+    if x.tolist() != list(range(1, LENGTH + 1)):
         raise RuntimeError("a kernel that adds 1 gave another result")
+
+
+def specs(shape: Shape) -> list[Spec]:
+    """The kernel; nothing in it depends on the shape."""
+    return [Spec("probe", add_one, {"x": "*fp32", "LENGTH": "constexpr"}, {"LENGTH": LENGTH})]
