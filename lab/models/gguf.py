@@ -62,21 +62,32 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "monosem"
 
 
-@functools.cache
 def writable_cache() -> Path:
     """`cache_dir()`, or where that cannot be written a folder that ends with this process; said once."""
     try:
-        kept = cache_dir()
+        return _writable(cache_dir())
+    except RuntimeError as error:  # expanduser: no home is known
+        return _instead(str(error))
+
+
+@functools.cache
+def _writable(kept: Path) -> Path:
+    try:
         kept.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=kept):
             return kept
-    except (OSError, RuntimeError) as error:  # expanduser: no home is known
-        made = Path(tempfile.mkdtemp(prefix="monosem-cache-"))
-        atexit.register(shutil.rmtree, made, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
-        logger.warning("the cache cannot be written (%s): %s serves until this process ends; set MONOSEM_CACHE to a "
-                       "folder that can be written", reason, made)  # fmt: skip
-        return made
+    except OSError as error:
+        return _instead(error.strerror or str(error))
+
+
+@functools.cache
+def _instead(reason: str) -> Path:
+    """A folder that ends with this process."""
+    made = Path(tempfile.mkdtemp(prefix="monosem-cache-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    logger.warning("the cache cannot be written (%s): %s serves until this process ends; set MONOSEM_CACHE to a "
+                   "folder that can be written", reason, made)  # fmt: skip
+    return made
 
 
 def _kept_or_new(name: str) -> Path:

@@ -32,7 +32,8 @@ def test_a_record_that_cannot_be_read_is_refused_with_the_option(file: Path) -> 
 
 def test_on_request_they_are_left_out_counted_and_told(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     corpus = Corpus(f"jsonl:{file}", Letters(), skip_unreadable=True)
-    told = corpus.fingerprint()
+    with caplog.at_level("WARNING"):
+        told = corpus.fingerprint()
     assert texts(corpus) == ["abc", "bca"] and corpus.unreadable == told["unreadable"] == 3
     assert "3 documents of jsonl:" in caplog.text and "line 2 of" in caplog.text.partition("The first: ")[2]
     assert [document.id for document in corpus.source.read(1)] == [4]

@@ -7,7 +7,6 @@ the activations that are captured here at the place that we state: the FVU is th
 from __future__ import annotations
 
 import json
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ Cache = dict[str, torch.Tensor]
 def bridged(tmp_path_factory: pytest.TempPathFactory) -> tuple[HookedModel, Cache]:
     """A tiny model here, and what TransformerLens' bridge caches of an equal one."""
     pytest.importorskip("sae_lens")
-    logging.getLogger().setLevel(logging.ERROR)
     from tokenizers import Tokenizer, models
     from transformer_lens.model_bridge import TransformerBridge
 
